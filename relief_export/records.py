@@ -1,0 +1,162 @@
+"""Atomic writes, hashes, and the record that a stage leaves.
+
+A file is either absent or whole: it is written under a temporary name in the same folder, flushed to the disk and renamed.
+Make's targets are the records, so a record is always the last thing a stage writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relief_export.errors import InputError, IntegrityError
+from relief_export.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PACKAGES = ("torch", "torchvision", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "numpy", "scipy")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success flush it to the disk and rename it to ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept because some writers (np.savez, SciPy) append their own where it is missing.
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; on success it replaces ``path`` as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write ``content`` as readable JSON, keys in the order given, atomically."""
+    write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: The file is absent.
+        IntegrityError: The file is not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run the stage that writes it first") from None
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} is not valid JSON ({error}): remove it and run its stage again") from None
+    if not isinstance(content, dict):
+        raise IntegrityError(f"{path} holds a JSON {type(content).__name__}, not an object")
+    return content
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python, this package and the libraries that can change a result."""
+    found = {"python": platform.python_version(), "relief-export": VERSION}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str | int]:
+    """Return what a timing depends on: processor, cores, operating system."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        cpu = models[0] if models else cpu
+    return {"cpu": cpu, "cores": os.cpu_count() or 1, "system": f"{platform.system()} {platform.machine()}"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a stage leaves behind, and all that later stages and the report know of it.
+
+    Attributes:
+        stage: train, relieve, export, validate, audit or report.
+        recipe: The resolved recipe as plain data.
+        inputs: Relative path of each file read -> its SHA-256.
+        seconds: Wall time of the stage.
+        outcome: The stage's own figures.
+    """
+
+    stage: str
+    recipe: dict[str, Any]
+    inputs: dict[str, str]
+    seconds: float
+    outcome: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=versions)
+    machine: dict[str, str | int] = field(default_factory=machine)
+
+    def write(self, path: Path) -> None:
+        """Write the record to ``path``, atomically."""
+        write_json(path, asdict(self))
+
+
+def read_record(path: Path, stage: str) -> Record:
+    """Read the record of ``stage`` from ``path``.
+
+    Raises:
+        InputError: There is no record.
+        IntegrityError: It is damaged, or of another stage.
+    """
+    content = read_json(path)
+    try:
+        record = Record(**content)
+    except TypeError:
+        raise IntegrityError(f"{path} is not a record of stage {stage!r}: remove it and run the stage again") from None
+    if record.stage != stage:
+        raise IntegrityError(f"{path} is a record of stage {record.stage!r}, not of {stage!r}")
+    return record
