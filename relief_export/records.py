@@ -1,7 +1,7 @@
 """Atomic writes, hashes, and the record that a stage leaves.
 
-A file is either absent or whole: it is written under a temporary name in the same folder, flushed to the disk and renamed.
-Make's targets are the records, so a record is always the last thing a stage writes.
+A file is either absent or whole: it is written under a temporary name in the same folder, flushed to the disk and
+renamed. Make's targets are the records, so a record is always the last thing a stage writes.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def machine() -> dict[str, str | int]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = models[0] if models else cpu
+        lines = (line.split(":", 1) for line in info.read_text().splitlines() if line.startswith("model name"))
+        cpu = next((value.strip() for _, value in lines), cpu)
     return {"cpu": cpu, "cores": os.cpu_count() or 1, "system": f"{platform.system()} {platform.machine()}"}
 
 
