@@ -1,0 +1,132 @@
+"""The harness that every benchmark shares: interleaved timing, the machine in each row, one JSON file a question.
+
+A benchmark is a module of this folder that defines ``BENCHMARK = Benchmark(...)``; ``python -m benchmarks`` finds and
+runs them all. What it compares is timed in one process and interleaved (a, b, c, a, b, c, …), so that a drifting clock
+frequency or a noisy neighbour falls on all alike. docs/results.md is rendered from the files written here.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relief_export import records
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall time of one candidate, in seconds: the median of ``repeats`` calls and the quartiles around it."""
+
+    median: float
+    lower: float
+    upper: float
+    repeats: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """Summarise at least two measured wall times."""
+        lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+        return cls(median, lower, upper, len(seconds))
+
+    def to_dict(self, prefix: str = "") -> Row:
+        """Return ``{prefix}median_s``, ``{prefix}lower_s``, ``{prefix}upper_s`` and ``{prefix}repeats``."""
+        return {
+            f"{prefix}median_s": self.median,
+            f"{prefix}lower_s": self.lower,
+            f"{prefix}upper_s": self.upper,
+            f"{prefix}repeats": self.repeats,
+        }
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a benchmark's table: a row's key, the heading in docs/results.md, and a format specification.
+
+    ``scale`` multiplies a number before it is formatted (1000 shows seconds as milliseconds).
+    """
+
+    key: str
+    title: str
+    format: str = ""
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A question, what answers it, and how the answer is shown.
+
+    Attributes:
+        name: The module's name, and that of benchmarks/results/NAME.json.
+        question: One sentence that the table answers.
+        run: Measures and returns the rows, plain JSON data.
+        columns: What docs/results.md shows of a row, in this order.
+        seeds: Every seed that the measured inputs depend on.
+        note: What a reader must know to read the numbers: the conventions, what was held fixed.
+    """
+
+    name: str
+    question: str
+    run: Callable[[], list[Row]]
+    columns: tuple[Column, ...]
+    seeds: tuple[int, ...] = (0,)
+    note: str = ""
+
+    def write(self, folder: Path = RESULTS) -> Path:
+        """Run it and write ``folder/NAME.json`` atomically, the machine in each row; return the path."""
+        started = time.perf_counter()
+        rows = [row | {"machine": records.machine()} for row in self.run()]
+        path = folder / f"{self.name}.json"
+        content = {
+            "benchmark": self.name,
+            "question": self.question,
+            "note": self.note,
+            "command": f"python -m benchmarks {self.name}",
+            "seeds": list(self.seeds),
+            "seconds": round(time.perf_counter() - started, 1),
+            "versions": records.versions(),
+            "columns": [asdict(column) for column in self.columns],
+            "rows": rows,
+        }
+        records.write_json(path, content)
+        return path
+
+
+def interleave(candidates: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2) -> dict[str, Timing]:
+    """Time every candidate ``repeats`` times, one call of each in turn, after ``warmup`` untimed rounds.
+
+    The garbage collector is held off while the clock runs. The order alternates from round to round, so that no
+    candidate always runs in the cache that the same other one left.
+
+    Raises:
+        ValueError: ``repeats`` is below 2, too few for a spread.
+    """
+    if repeats < 2:
+        raise ValueError(f"repeats is {repeats}: a spread needs at least 2")
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(warmup):
+        for call in candidates.values():
+            call()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        for repeat in range(repeats):
+            for name in list(candidates)[:: 1 if repeat % 2 == 0 else -1]:
+                started = time.perf_counter()
+                candidates[name]()
+                seconds[name].append(time.perf_counter() - started)
+    finally:
+        if was_enabled:
+            gc.enable()
+    return {name: Timing.of(values) for name, values in seconds.items()}
