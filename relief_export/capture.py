@@ -173,6 +173,8 @@ def _own_tensors(model: ir.Model) -> None:
 def _name_outputs(model: ir.Model) -> None:
     outputs = model.graph.outputs
     for position, value in enumerate(outputs):
+        if value.producer() is None:
+            continue  # an input or a constant handed through keeps its own name
         value.name = "output" if len(outputs) == 1 else f"output_{position}"
 
 
