@@ -1,0 +1,88 @@
+"""Static shapes of every value of a model at one batch size, for what counts bytes and operations."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def with_static_shapes(model: ir.Model, batch: int = 1) -> ir.Model:
+    """Copy a model, inline its functions, set its batch axis and infer all shapes that follow.
+
+    The batch axis is the first axis of each graph input where it is symbolic; a first axis that is a number stays. The
+    tensors are shared with the original, which is not changed. Shapes that cannot be inferred stay unknown.
+    """
+    copy = model.clone()
+    if copy.functions:
+        common.InlinePass()(copy)
+    bindings = _bind_batch(copy, batch)
+    for graph in copy.graphs():
+        for node in graph:
+            for value in node.outputs:
+                value.shape = _bound(value.shape, bindings)
+        for value in graph.outputs:
+            value.shape = _bound(value.shape, bindings)
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+    return copy
+
+
+def data_inputs(model: ir.Model) -> list[ir.Value]:
+    """Return the graph inputs that a caller must feed: those without an initializer."""
+    return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """Return the shape of a value as numbers, or None where any part of it is unknown."""
+    if value is None:
+        return None
+    shape = value.shape
+    if shape is None and value.const_value is not None:
+        return tuple(value.const_value.shape.numpy())
+    if shape is None or not shape.is_static():
+        return None
+    return tuple(dim for dim in shape if isinstance(dim, int))
+
+
+def elements(value: ir.Value | None) -> int | None:
+    """Return the number of elements of a value, or None where its shape is unknown."""
+    shape = static_shape(value)
+    return None if shape is None else math.prod(shape)
+
+
+def _bind_batch(model: ir.Model, batch: int) -> dict[str, int]:
+    """Set the symbolic first axes of the inputs to ``batch``; return the names they had."""
+    bindings: dict[str, int] = {}
+    for value in data_inputs(model):
+        if value.shape is None or not len(value.shape) or isinstance(value.shape[0], int):
+            continue
+        if value.shape[0].value is not None:
+            bindings[str(value.shape[0].value)] = batch
+        value.shape = ir.Shape([batch, *value.shape[1:]])
+    for value in data_inputs(model):
+        value.shape = _bound(value.shape, bindings)
+    return bindings
+
+
+def _bound(shape: ir.Shape | None, bindings: Mapping[str, int]) -> ir.Shape | None:
+    """Evaluate the symbolic axes whose symbols are all bound; forget the others, so that inference may fill them."""
+    if shape is None:
+        return None
+    return ir.Shape([_dimension(dim, bindings) for dim in shape])
+
+
+def _dimension(dim: int | ir.SymbolicDim, bindings: Mapping[str, int]) -> int | None:
+    if isinstance(dim, int):
+        return dim
+    if dim.value is None or dim.value in bindings:
+        return None if dim.value is None else bindings[dim.value]
+    try:
+        size = dim.evaluate(bindings)
+    except ValueError:  # a name such as "batch size" is no expression: inference may still find the number
+        return None
+    return size if isinstance(size, int) else None
