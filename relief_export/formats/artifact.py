@@ -1,0 +1,121 @@
+"""What a writer of a format takes and leaves: options, files, and the tolerance that it promises."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from relief_export.errors import IntegrityError
+from relief_export.records import sha256
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Values = Literal["f32", "f16", "int8", "codebook16", "codebook256"]
+VALUES: tuple[Values, ...] = ("f32", "f16", "int8", "codebook16", "codebook256")
+"""How a packed format may store the values of the weights."""
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a format may be from the dense file, on the same inputs in the same runtime.
+
+    Attributes:
+        relative_error: Bound on max |a - b| / max |b| over all outputs; None promises nothing about single outputs.
+        accuracy_drop: Bound on the accuracy that may be lost, as a fraction; 0.0 means that every prediction agrees.
+    """
+
+    relative_error: float | None
+    accuracy_drop: float
+
+
+EXACT = Tolerance(relative_error=1e-4, accuracy_drop=0.0)
+"""Formats that hold the very values of the dense file; 1e-4 is for the reference network's other kernels."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every writer understands; a writer ignores what it has no use for.
+
+    Attributes:
+        values: How packed weights are stored.
+        calibration: Samples of the model's input for int8: an array ``(N, ...)``, or an .npz file whose array ``x``
+            (or whose only array) holds them.
+        external_bytes: A dense model with more bytes of weights keeps them in ``NAME.data`` beside it; protobuf ends
+            at 2 GiB.
+    """
+
+    values: Values = "f32"
+    calibration: np.ndarray[Any, Any] | Path | None = field(default=None, compare=False)
+    external_bytes: int = 2_000_000_000
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what decides the written bytes, as plain data."""
+        source = self.calibration
+        described = f"array {source.shape}" if isinstance(source, np.ndarray) else source and str(source)
+        return {"values": self.values, "calibration": described, "external_bytes": self.external_bytes}
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of an artifact; ``path`` is relative to the artifacts' folder, with forward slashes."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, folder: Path, path: Path) -> File:
+        """Measure ``path``, which lies in ``folder``."""
+        return cls(path.relative_to(folder).as_posix(), path.stat().st_size, sha256(path))
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One written format.
+
+    Attributes:
+        name: File or folder name within the artifacts' folder.
+        format: Its key in ``formats.FORMATS``.
+        files: Every file it consists of.
+        tolerance: What it promises against the dense file.
+        options: What it was written with, as plain data.
+        notes: Sentences a reader should know, such as tensors that were left dense and why.
+    """
+
+    name: str
+    format: str
+    files: tuple[File, ...]
+    tolerance: Tolerance
+    options: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk, all files."""
+        return sum(file.bytes for file in self.files)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data that ``from_dict`` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], where: str) -> Artifact:
+        """Rebuild an artifact from plain data.
+
+        Raises:
+            IntegrityError: A key is missing, unknown or of a wrong type.
+        """
+        try:
+            files = tuple(File(**file) for file in data["files"])
+            rest = {key: data[key] for key in ("name", "format", "options")}
+            unknown = set(data) - {"name", "format", "files", "tolerance", "options", "notes"}
+            artifact = cls(files=files, tolerance=Tolerance(**data["tolerance"]), notes=tuple(data["notes"]), **rest)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise IntegrityError(f"{where}: an artifact's entry is malformed ({error}): export again") from None
+        typed = all(isinstance(f.path, str) and isinstance(f.bytes, int) and isinstance(f.sha256, str) for f in files)
+        if unknown or not typed or not isinstance(artifact.name, str) or not isinstance(artifact.format, str):
+            raise IntegrityError(f"{where}: an artifact's entry is malformed: export again")
+        return artifact

@@ -1,0 +1,203 @@
+"""ONNX files in and out, the same for every format: bounded reading, one canonical form, deterministic bytes.
+
+The canonical form is what every writer starts from, so that all formats of one model hold the same network: Constant
+nodes are initializers, ``-0.0`` in weights is ``0.0`` (folding a mask into a negative weight leaves ``-0.0``), external
+data is resolved, and nothing is left that does not compute: no doc strings, metadata or producer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
+from relief_export.formats.manifest import inside
+from relief_export.records import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+MAX_ELEMENTS = 2**31
+"""No tensor may have more."""
+_FREE_BYTES, _BYTES_PER_BYTE = 1 << 28, 1024
+_SIGN_BITS = {np.dtype(np.float16): np.uint16, np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
+
+
+def check_claim(elements: int, itemsize: int, stored: int, what: str) -> None:
+    """Refuse a header that claims a tensor out of proportion to the bytes that are really there.
+
+    Raises:
+        IntegrityError: More than 2^31 elements, or more than 256 MiB and more than 1,024 bytes a stored byte.
+    """
+    if not 0 <= elements <= MAX_ELEMENTS or elements * itemsize > max(_FREE_BYTES, _BYTES_PER_BYTE * stored):
+        raise IntegrityError(f"{what} claims {elements} elements from {stored} stored bytes: do not use this file")
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield ``graph`` and every graph inside its nodes' attributes."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs) if attribute.g.ByteSize() or attribute.graphs else ():
+                yield from graphs(inner)
+
+
+def load_proto(path: Path) -> onnx.ModelProto:
+    """Parse an ONNX file and check that it is one; no external data is read.
+
+    Raises:
+        InputError: There is no such file.
+        IntegrityError: It is truncated, damaged, foreign, or names external data outside its folder.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} does not exist or is not a file: give an ONNX model")
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+        _check_external(proto, path)
+        onnx.checker.check_model(str(path))
+    except (DecodeError, onnx.checker.ValidationError, ValueError, RuntimeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IntegrityError(f"{path} is not a sound ONNX model ({reason}): write it again") from None
+    return proto
+
+
+def _check_external(proto: onnx.ModelProto, path: Path) -> None:
+    for tensor in _tensors(proto):
+        if not uses_external_data(tensor):
+            continue
+        where = f"{path}, tensor {tensor.name!r}"
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        file = inside(path.parent, entries.get("location", ""), where)
+        begin, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
+        if not file.is_file() or begin < 0 or length < 0 or begin + length > file.stat().st_size:
+            raise IntegrityError(f"{where}: external data {file.name} is missing or too short: fetch it again")
+
+
+def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    nodes = [node for function in proto.functions for node in function.node]
+    for graph in graphs(proto.graph):
+        yield from graph.initializer
+        nodes.extend(graph.node)
+    for node in nodes:
+        for attribute in node.attribute:
+            yield from attribute.tensors
+            if attribute.HasField("t"):
+                yield attribute.t
+
+
+def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
+    """Turn a checked proto into onnx_ir; external initializers stay on disk and are mapped when used.
+
+    Raises:
+        IntegrityError: A tensor's data does not fit its shape, or the graph refers to what is not there.
+    """
+    folder = path.parent.resolve()
+    initializers = {id(tensor) for graph in graphs(proto.graph) for tensor in graph.initializer}
+    for tensor in _tensors(proto):
+        if id(tensor) not in initializers and uses_external_data(tensor):
+            load_external_data_for_tensor(tensor, str(folder))
+    try:
+        model = ir.from_proto(proto)
+        ir.external_data.set_base_dir(model.graph, folder)
+        for value in _initializers(model):
+            if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING:
+                value.const_value.numpy()
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise IntegrityError(f"{path} has a damaged graph or tensor ({reason}): write it again") from None
+    return model
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in model.graphs():
+        yield from graph.initializers.values()
+
+
+def canonical(model: ir.Model) -> ir.Model:
+    """Return a copy in the canonical form; tensors that need no change are shared with ``model``.
+
+    Raises:
+        UnsupportedModelError: An initializer has no value.
+    """
+    copy = model.clone()
+    LiftConstantsToInitializersPass()(copy)
+    copy.ir_version = max(copy.ir_version, 4)  # before 4 every initializer had to be an input as well
+    for value in _initializers(copy):
+        tensor = value.const_value
+        if tensor is None:
+            raise UnsupportedModelError(f"initializer {value.name!r} has no value: load the model with its weights")
+        if tensor.dtype == ir.DataType.STRING:
+            continue
+        array = tensor.numpy()
+        cleaned = positive_zeros(array) if array.ndim >= 2 else array
+        value.const_value = ir.Tensor(cleaned, dtype=tensor.dtype, name=value.name)
+    return copy
+
+
+def positive_zeros(array: Array) -> Array:
+    """Return ``array`` with every ``-0.0`` replaced by ``0.0``; the array itself where it has none."""
+    bits = _SIGN_BITS.get(array.dtype)
+    if bits is None:
+        return array
+    negative = np.ascontiguousarray(array).view(bits) == bits(1 << (8 * array.itemsize - 1))
+    return np.where(negative, array.dtype.type(0), array) if negative.any() else array
+
+
+def strip(proto: onnx.ModelProto) -> None:
+    """Remove, in place, everything that does not compute: doc strings, metadata, producer, types of initializers."""
+    for name in ("producer_name", "producer_version", "doc_string", "metadata_props", "domain", "model_version"):
+        proto.ClearField(name)
+    inner = [graph for function in proto.functions for node in function.node for graph in _node_graphs(node)]
+    for graph in (*graphs(proto.graph), *inner):
+        values = (*graph.input, *graph.output, *graph.value_info)
+        known = {tensor.name for tensor in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
+        kept = [value for value in graph.value_info if value.name not in known]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+        for part in (graph, *graph.node, *graph.initializer, *values):
+            part.ClearField("doc_string")
+            part.ClearField("metadata_props")
+    for function in proto.functions:
+        for item in (function, *function.node):
+            item.ClearField("doc_string")
+            item.ClearField("metadata_props")
+
+
+def _node_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield from graphs(attribute.g)
+
+
+def save_proto(proto: onnx.ModelProto, path: Path) -> None:
+    """Write ``proto`` deterministically and atomically, without metadata."""
+    strip(proto)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def open_session(path: Path, *, optimise: bool = True) -> ort.InferenceSession:
+    """Open ``path`` in ONNX Runtime at its default settings on the CPU.
+
+    Raises:
+        UnsupportedModelError: The runtime refuses the model.
+    """
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    if not optimise:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no other base
+        reason = " ".join(str(error).split())[:300]
+        raise UnsupportedModelError(f"ONNX Runtime cannot load {path} ({reason})") from None
