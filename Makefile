@@ -1,0 +1,53 @@
+# Two commands do everything from a clean clone: `make demo` and `make test`. `make help` lists the others.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3
+VENV ?= .venv
+# BIN and STAMP can be given on the command line to use an environment that is already there: make test BIN=/opt/env/bin STAMP=
+BIN ?= $(VENV)/bin
+STAMP ?= $(VENV)/.installed
+RUN ?= $(BIN)/python -m relief_export
+# Number of random networks for `make fuzz`, and processes for the tests.
+N ?= 20000
+JOBS ?= 2
+
+include pipelines/rules.mk
+
+.PHONY: help venv demo test check fuzz bench bench-scoring bench-formats results
+
+help: ## Show the targets
+	@grep -hE '^[a-z][a-zA-Z%-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+venv: $(STAMP) ## Make .venv with everything in it
+
+$(VENV)/.installed: pyproject.toml pipelines/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -c pipelines/constraints.txt -e '.[torch,test]'
+	@touch $@
+
+demo: digits-lenet5 ## Train, relieve, export and prove LeNet-5 on real digits; print what came of it
+	@$(RUN) run digits-lenet5 --out $(BUILD)/digits-lenet5 $(SETTINGS)
+
+test: check ## Make .venv if needed, then check
+
+check: | $(STAMP) ## What CI runs: linter, formatter, types, tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n $(JOBS)
+
+fuzz: | $(STAMP) ## Shrink N random networks against ONNX Runtime (make fuzz N=20000)
+	RELIEF_FUZZ=$(N) $(BIN)/python -m pytest -n $(JOBS) -k fuzz tests/graph
+
+bench: | $(STAMP) ## Run every benchmark into benchmarks/results/
+	$(BIN)/python -m benchmarks
+
+bench-scoring bench-formats: bench-%: | $(STAMP) ## Run one benchmark
+	$(BIN)/python -m benchmarks $*
+
+results: | $(STAMP) ## Render docs/results.md from the records and benchmark results
+	$(BIN)/python -m benchmarks.results

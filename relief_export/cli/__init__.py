@@ -1,0 +1,73 @@
+"""The command line: options -> one call -> echo.
+
+Exit codes: 0 done; 1 the answer is no; 2 wrong usage or bad input, in one sentence on stderr; 130 interrupted.
+Commands import what they need when they run, so that ``--help`` and everything that takes an ``.onnx`` work without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from relief_export.cli import models, pipeline
+from relief_export.errors import MissingExtraError, ReliefError
+from relief_export.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_EXTRA = ("torch", "torchvision", "onnxscript", "safetensors", "sklearn")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(VERSION, prog_name="relief-export")
+def cli() -> None:
+    """Find the few connections that matter, ship a small exact ONNX file, and prove it in ONNX Runtime.
+
+    \b
+    relief-export run digits-lenet5                     train, relieve, export, validate, audit, report
+    relief-export shrink model.onnx small.onnx          remove disconnected neurons, exactly, from any model
+    relief-export cost model.onnx                       parameters, MACs, FLOPs, RAM
+
+    Every command takes --json. Exit codes: 0 done, 1 the answer is no, 2 wrong usage or bad input.
+    """
+
+
+for _command in (*pipeline.COMMANDS, *models.COMMANDS):
+    cli.add_command(_command)
+
+
+def _fail(message: str, code: int, *, as_json: bool) -> int:
+    click.echo(f"Error: {message}", err=True)
+    if as_json:
+        click.echo(json.dumps({"ok": False, "error": message}))
+    return code
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; mistakes become one sentence on stderr."""
+    as_json = "--json" in arguments
+    try:
+        return cli.main(list(arguments), prog_name="relief-export", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return _fail(" ".join(error.format_message().split()), 2, as_json=as_json)
+    except (click.Abort, KeyboardInterrupt):
+        return _fail("interrupted; run the same command again to go on", 130, as_json=as_json)
+    except ReliefError as error:
+        return _fail(str(error), error.exit_code, as_json=as_json)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if package not in _EXTRA:
+            raise
+        return _fail(str(MissingExtraError("this command", package)), MissingExtraError.exit_code, as_json=as_json)
+
+
+def main() -> None:
+    """Enter from the console script."""
+    sys.exit(run(sys.argv[1:]))

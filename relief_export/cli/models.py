@@ -1,0 +1,133 @@
+"""Commands that take ONNX models of any origin; none of them needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from relief_export.cli.common import PATH, echo, json_option, table
+
+if TYPE_CHECKING:
+    from relief_export.graph.cost import Columns
+
+KINDS = ("onnx", "sparse", "packed", "int8", "packed-int8", "csr", "ort")
+VALUES = ("f32", "f16", "int8", "codebook", "codebook16", "codebook256")
+
+
+@click.command()
+@click.argument("source", metavar="IN.onnx", type=PATH)
+@click.argument("target", metavar="OUT.onnx", type=PATH)
+@click.option("--strict", is_flag=True, help="Refuse a model with operators that have no rule.")
+@json_option
+def shrink(source: Path, target: Path, strict: bool, as_json: bool) -> int:
+    """Remove every disconnected neuron from IN.onnx, exactly, and write OUT.onnx.
+
+    Inputs and outputs keep their names, types and shapes. What had to stay is listed with its reason.
+
+    \b
+    relief-export shrink pruned.onnx small.onnx
+    relief-export shrink pruned.onnx small.onnx --strict --json
+    """
+    from relief_export import convert
+
+    done = convert.shrink_file(source, target, strict=strict)
+    echo(done.to_dict(), as_json=as_json, lines=done.lines())
+    return 0
+
+
+@click.command()
+@click.argument("source", metavar="IN.onnx", type=PATH)
+@click.argument("target", metavar="OUT", type=PATH)
+@click.option("--to", "kind", type=click.Choice(KINDS), required=True, help="Format to write.")
+@click.option("--values", type=click.Choice(VALUES), default="f32", show_default=True, help="Values of packed weights.")
+@click.option("--calibration", type=PATH, help="An .npz with samples x of the model's input, for int8.")
+@json_option
+def convert(source: Path, target: Path, kind: str, values: str, calibration: Path | None, as_json: bool) -> int:
+    """Write IN.onnx (or a csr folder) in another format.
+
+    \b
+    relief-export convert model.onnx model.packed.onnx --to packed --values codebook
+    relief-export convert model.onnx model.int8.onnx --to int8 --calibration train.npz
+    relief-export convert build/digits-lenet5/artifacts/csr model.onnx --to onnx
+    """
+    from relief_export import convert as conversion
+
+    done = conversion.convert_file(source, target, kind, values=values, calibration=calibration)
+    echo(done.to_dict(), as_json=as_json, lines=done.lines())
+    return 0
+
+
+@click.command()
+@click.argument("first", metavar="A", type=PATH)
+@click.argument("second", metavar="B", type=PATH)
+@click.option("--data", type=PATH, required=True, help="An .npz with array x and, for accuracies, y.")
+@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest relative error of an output.")
+@json_option
+def compare(first: Path, second: Path, data: Path, tolerance: float, as_json: bool) -> int:
+    """Compare two ONNX models on the same inputs in ONNX Runtime; exit 1 when they differ.
+
+    \b
+    relief-export compare model.onnx model.packed.onnx --data test.npz
+    """
+    from relief_export import evaluation
+
+    x, y = evaluation.load_samples(data)
+    done = evaluation.compare(first, second, x, y=y, tolerance=tolerance)
+    result = done.to_dict()
+    echo(result, as_json=as_json, lines=(f"{key}: {value}" for key, value in result.items()))
+    return 0 if done.ok else 1
+
+
+@click.command()
+@click.argument("model", type=PATH)
+@json_option
+def cost(model: Path, as_json: bool) -> int:
+    """Count the parameters, MACs and FLOPs of MODEL, and the RAM of its activations, at batch 1.
+
+    \b
+    relief-export cost model.onnx
+    relief-export cost model.onnx --json
+    """
+    from relief_export import graph
+    from relief_export.convert import read_model
+
+    loaded = read_model(model)
+    bill, arena = graph.cost(loaded), graph.plan_arena(loaded)
+
+    def row(name: str, columns: Columns) -> tuple[str, str, str]:
+        return name, f"{columns.structural:,}", f"{columns.nonzero:,}"
+
+    figures = (("parameters", bill.parameters), ("MACs", bill.macs), ("FLOPs", bill.flops))
+    lines = table(("", "structural", "non-zero"), (row(*figure) for figure in figures))
+    lines += [f"FLOPs by the paper's formula: {bill.paper_flops:,}"]
+    lines += [f"activation arena: {arena.bytes:,} bytes (lower bound {arena.lower_bound:,})"]
+    lines += [f"not counted: {item.op} {item.name}: {item.reason}" for item in bill.unknown]
+    echo({"ok": True, "cost": bill.to_dict(), "arena": arena.to_dict()}, as_json=as_json, lines=lines)
+    return 0
+
+
+@click.command()
+@click.argument("subject", metavar="MODEL_OR_FOLDER", type=PATH)
+@click.option("--flash", metavar="SIZE", help="Budget of the file, as in 256KiB.")
+@click.option("--ram", metavar="SIZE", help="Budget of the activations at batch 1, as in 64KiB.")
+@click.option("--target", metavar="NAME", help="A well-known board whose sizes are the budget.")
+@json_option
+def audit(subject: Path, flash: str | None, ram: str | None, target: str | None, as_json: bool) -> int:
+    """Hold a model, or every artifact of a build folder, against a budget; exit 1 when over it.
+
+    A build folder's recipe gives the budget that the options leave open, and audit.json is left there.
+
+    \b
+    relief-export audit model.onnx --flash 256KiB --ram 64KiB
+    relief-export audit build/digits-lenet5 --target stm32f4
+    """
+    from relief_export import stages
+
+    done = stages.audit(subject, flash=flash, ram=ram, target=target)
+    echo(done.to_dict(), as_json=as_json, lines=done.lines())
+    return 0 if done.ok else 1
+
+
+COMMANDS = (shrink, convert, compare, cost, audit)

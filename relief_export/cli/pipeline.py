@@ -1,0 +1,176 @@
+"""Commands of the pipeline: from a recipe to a report, all at once or one stage each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from relief_export.cli.common import PATH, echo, json_option, progress_option, recipe_options
+
+if TYPE_CHECKING:
+    from relief_export.recipe import Recipe
+
+
+def _resolve(recipe: str, settings: tuple[str, ...], seed: int | None, out: Path | None) -> tuple[Recipe, Path]:
+    from relief_export.recipe import load_recipe, parse_overrides
+
+    chosen = parse_overrides(settings) | ({} if seed is None else {"seed": str(seed)})
+    resolved = load_recipe(recipe, chosen)
+    return resolved, out or Path("build") / resolved.name
+
+
+@click.command()
+@recipe_options
+@progress_option
+@json_option
+def run(
+    recipe: str,
+    out: Path | None,
+    settings: tuple[str, ...],
+    seed: int | None,
+    force: bool,
+    progress: bool | None,
+    as_json: bool,
+) -> int:
+    """Take RECIPE (a name or a .toml file) through all stages, and print what came of it.
+
+    What is up to date is skipped; an interrupted run goes on where it stopped.
+
+    \b
+    relief-export run digits-lenet5
+    relief-export run my.toml --out build/tryout --set train.epochs=2 --seed 3
+    torchrun --nproc-per-node 4 -m relief_export run vgg-like-cifar10
+    """
+    from relief_export import stages, summary
+    from relief_export.progress import bars
+
+    resolved, folder = _resolve(recipe, settings, seed, out)
+    with bars(wanted=progress) as callback:
+        ok = stages.run(resolved, folder, force=force, progress=callback)
+    if stages.is_main_process():
+        result = summary.summarize(folder)
+        echo(result, as_json=as_json, lines=summary.lines(result))
+    return 0 if ok else 1
+
+
+@click.command()
+@recipe_options
+@progress_option
+@json_option
+def train(
+    recipe: str,
+    out: Path | None,
+    settings: tuple[str, ...],
+    seed: int | None,
+    force: bool,
+    progress: bool | None,
+    as_json: bool,
+) -> int:
+    """Train the dense network of RECIPE (a name or a .toml file) into build/NAME/dense.
+
+    \b
+    relief-export train digits-lenet5 --set train.epochs=3
+    """
+    from relief_export import stages
+
+    resolved, folder = _resolve(recipe, settings, seed, out)
+    if stages.is_main_process():
+        stages.write_recipe(resolved, folder)
+    return _stage("train", folder, force=force, progress=progress, as_json=as_json)
+
+
+def _stage(name: str, folder: Path, *, force: bool, progress: bool | None, as_json: bool, **more: Any) -> int:  # noqa: ANN401
+    from relief_export import stages
+    from relief_export.progress import bars
+
+    with bars(wanted=progress) as callback:
+        done = stages.run_stage(name, folder, force=force, progress=callback, **more)
+    if stages.is_main_process():
+        echo(done.to_dict(), as_json=as_json, lines=done.lines())
+    return 0 if done.ok else 1
+
+
+@click.command()
+@click.argument("folder", type=PATH)
+@click.option("--force", is_flag=True, help="Start afresh even where everything is up to date.")
+@progress_option
+@json_option
+def relieve(folder: Path, force: bool, progress: bool | None, as_json: bool) -> int:
+    """Find the connections that matter in the network that was trained into FOLDER.
+
+    \b
+    relief-export relieve build/digits-lenet5
+    """
+    return _stage("relieve", folder, force=force, progress=progress, as_json=as_json)
+
+
+@click.command()
+@click.argument("folder", type=PATH)
+@click.option("--force", is_flag=True, help="Write everything again even where it is up to date.")
+@progress_option
+@json_option
+def export(folder: Path, force: bool, progress: bool | None, as_json: bool) -> int:
+    """Write the relieved network of FOLDER in every format of its recipe.
+
+    \b
+    relief-export export build/digits-lenet5
+    """
+    return _stage("export", folder, force=force, progress=progress, as_json=as_json)
+
+
+@click.command()
+@click.argument("folder", type=PATH)
+@click.option("--data", type=PATH, help="An .npz with arrays x and y to validate on; torch is then not needed.")
+@progress_option
+@json_option
+def validate(folder: Path, data: Path | None, progress: bool | None, as_json: bool) -> int:
+    """Prove in ONNX Runtime that every artifact in FOLDER computes what the masked network does; exit 1 if not.
+
+    FOLDER is a build folder (build/NAME) or one that holds a manifest.json.
+
+    \b
+    relief-export validate build/digits-lenet5
+    relief-export validate build/digits-lenet5/artifacts --data test.npz
+    """
+    return _stage("validate", folder, force=True, progress=progress, as_json=as_json, data=data)
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, type=PATH)
+@click.option("--out", type=PATH, help="Folder of the pages; the build folder, or the present one for several.")
+@json_option
+def report(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> int:
+    """Write report.html and report.md of one run, or one page that compares several.
+
+    \b
+    relief-export report build/digits-lenet5
+    relief-export report build/digits-lenet5 build/digits-lenet300 --out build/comparison
+    """
+    from relief_export.report import build_report
+
+    paths = build_report(folders, out or (folders[0] if len(folders) == 1 else Path()))
+    files = {"html": str(paths.html), "markdown": str(paths.markdown)}
+    echo({"ok": True, **files}, as_json=as_json, lines=files.values())
+    return 0
+
+
+@click.command()
+@json_option
+def recipes(as_json: bool) -> int:
+    """List the recipes, with what each reproduces."""
+    from relief_export.recipe import load_recipe, recipe_names, recipe_variants
+
+    rows = []
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        variants = list(recipe_variants(name))
+        entry = {"name": name, "variants": variants, "description": recipe.description}
+        rows.append(entry | {"reproduces": recipe.reproduces})
+    lines = [f"{row['name']}\n    {row['description']}\n    {row['reproduces']}".rstrip() for row in rows]
+    echo({"recipes": rows}, as_json=as_json, lines=lines)
+    return 0
+
+
+COMMANDS = (run, train, relieve, export, validate, report, recipes)
