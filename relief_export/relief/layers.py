@@ -1,0 +1,51 @@
+"""What relief acts on: the layers whose connections are scored, the joins, and the norms that follow a neuron."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, TypeAlias
+
+from torch import nn
+
+from relief_export.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+JOIN_BUFFERS = ("residual_mask", "shortcut_mask")
+"""A module with these two buffers, one entry a channel, called as ``join(residual, shortcut)``, is a residual join."""
+
+Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+def connected_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
+    """Yield the name and module of every linear and convolution layer, in the order of definition."""
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, *CONVS)):
+            yield name, module
+
+
+def joins(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the name and module of every residual join."""
+    for name, module in model.named_modules():
+        if all(buffer in dict(module.named_buffers(recurse=False)) for buffer in JOIN_BUFFERS):
+            yield name, module
+
+
+def tensor_name(layer: str, tensor: str) -> str:
+    """Return the ``state_dict`` name of a layer's tensor; the root module itself has the empty name."""
+    return f"{layer}.{tensor}" if layer else tensor
+
+
+def check_globs(patterns: Iterable[str], names: Iterable[str], key: str) -> None:
+    """Refuse a pattern of layer names that matches nothing.
+
+    Raises:
+        InputError: A pattern matches no layer and no join.
+    """
+    known = list(names)
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise InputError(f"{key}: no layer matches {pattern!r}; the layers are {', '.join(known)}")
