@@ -1,0 +1,135 @@
+"""How far the outputs of one network are from another's on the same samples.
+
+With reference outputs ``r`` and outputs ``o``, both ``(N, classes)``::
+
+    absolute error   max and mean of |o − r|
+    relative error   max |o − r| / max |r|          (one scale for the whole set: logits near zero blow nothing up)
+    agreement        share of samples with argmax o = argmax r
+    accuracy         share of samples with argmax o = y, and its difference to the reference's
+
+The worst sample is the one with the largest absolute error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from relief_export.errors import InputError
+
+if TYPE_CHECKING:
+    from relief_export.formats import Tolerance
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The distance between two networks; fractions are 0 to 1.
+
+    Attributes:
+        max_error: Largest absolute error. mean_error: Mean absolute error. relative_error: Largest, in units of the
+            reference's scale. The three are None where an output is not a finite number.
+        agreement: Share of equal predictions. disagreeing: Number of unequal ones.
+        accuracy: Share of right predictions; None without labels. accuracy_difference: That minus the reference's.
+        worst_sample: Index of the sample with the largest error, or of the first that is not finite.
+        first_disagreement: Index of the first sample whose prediction differs; None where all agree.
+    """
+
+    max_error: float | None
+    mean_error: float | None
+    relative_error: float | None
+    agreement: float
+    disagreeing: int
+    accuracy: float | None
+    accuracy_difference: float | None
+    worst_sample: int
+    first_disagreement: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise held against one number.
+
+    Attributes:
+        artifact: Whose promise. optimised: In which session; None where it is about the file.
+        quantity: What was measured: "sha256", "loads", "finite", "relative error", "predictions" or "accuracy".
+        value: The number. tolerance: What was allowed.
+        worst_sample: The sample to look at first. message: One sentence.
+    """
+
+    artifact: str
+    optimised: bool | None
+    quantity: str
+    ok: bool
+    value: float | None
+    tolerance: float | None
+    worst_sample: int | None
+    message: str
+
+
+def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreement:
+    """Compare outputs ``(N, ...)`` with the reference's.
+
+    Raises:
+        InputError: The shapes differ.
+    """
+    if outputs.shape != reference.shape:
+        raise InputError(f"outputs have shape {outputs.shape}, the reference {reference.shape}: use one set of samples")
+    flat, expected = (np.asarray(a, dtype=np.float64).reshape(len(a), -1) for a in (outputs, reference))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(flat - expected)
+    by_sample = error.max(axis=1)
+    finite = bool(np.isfinite(by_sample).all())
+    chosen, wanted = flat.argmax(axis=1), expected.argmax(axis=1)
+    differ = np.flatnonzero(chosen != wanted)
+    scale = float(np.abs(expected).max())
+    largest = float(by_sample.max())
+    accuracy = None if y is None else float((chosen == y).mean())
+    return Agreement(
+        max_error=largest if finite else None,
+        mean_error=float(error.mean()) if finite else None,
+        relative_error=(largest / scale if scale else largest) if finite else None,
+        agreement=1 - differ.size / len(flat),
+        disagreeing=differ.size,
+        accuracy=accuracy,
+        accuracy_difference=None if y is None or accuracy is None else accuracy - float((wanted == y).mean()),
+        worst_sample=int(by_sample.argmax() if finite else np.flatnonzero(~np.isfinite(by_sample))[0]),
+        first_disagreement=int(differ[0]) if differ.size else None,
+    )
+
+
+def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: bool) -> list[Check]:
+    """Hold what was measured against what is promised; every promise gives one check, kept or not."""
+    where = f"{artifact} (optimisations {'on' if optimised else 'off'})"
+    worst = found.worst_sample
+
+    def check(quantity: str, value: float | None, limit: float, message: str, *, ok: bool, sample: int | None) -> Check:
+        return Check(artifact, optimised, quantity, ok, value, limit, sample, f"{where}: {message}")
+
+    if found.max_error is None:
+        message = f"an output of sample {worst} is not a finite number"
+        return [check("finite", None, 0.0, message, ok=False, sample=worst)]
+    checks = []
+    if tolerance.relative_error is not None and found.relative_error is not None:
+        error, limit = found.relative_error, tolerance.relative_error
+        message = f"relative error {error:.3g}, {limit:g} allowed, worst at sample {worst}"
+        checks.append(check("relative error", error, limit, message, ok=error <= limit, sample=worst))
+    exact = tolerance.accuracy_drop == 0
+    if exact:
+        count, first = found.disagreeing, found.first_disagreement
+        message = f"{count} predictions differ, none may" + ("" if first is None else f", the first at sample {first}")
+        checks.append(check("predictions", float(count), 0.0, message, ok=count == 0, sample=first))
+    if found.accuracy_difference is not None:
+        drop, limit = 0.0 - found.accuracy_difference, tolerance.accuracy_drop
+        message = f"accuracy {found.accuracy:.4%} is {drop:.4%} lower, {limit:.4%} allowed, worst at sample {worst}"
+        checks.append(
+            check("accuracy", drop, limit, message, ok=drop == 0 if exact else drop <= limit + 1e-12, sample=worst)
+        )
+    return checks

@@ -1,0 +1,179 @@
+"""The one place that makes ONNX Runtime sessions: threads, optimisation level, determinism, errors in one sentence."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as runtime
+
+from relief_export import formats
+from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Progress = Callable[[str, int, int, str], None]
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+BATCH = 500
+"""Samples in one call: enough to fill the machine, small enough for the activations of a large network."""
+
+_RUNTIME_ERRORS = (
+    runtime.Fail, runtime.InvalidArgument, runtime.InvalidGraph, runtime.InvalidProtobuf, runtime.NoSuchFile,
+    runtime.NotImplemented, runtime.RuntimeException,
+)  # fmt: skip
+_UNKNOWN_OPERATOR = re.compile(r"(\S+?)(?:\(-?\d+\))? is not a registered function/op|implementation for (\S+)")
+_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model with one input whose first axis is the batch.
+
+    Attributes:
+        name: What error messages call the model.
+        threads: Intra-op threads; 0 is ONNX Runtime's own choice.
+        optimised: Whether graph optimisations are on.
+    """
+
+    name: str
+    inner: ort.InferenceSession
+    threads: int
+    optimised: bool
+
+    @property
+    def input_shape(self) -> tuple[int | str | None, ...]:
+        """Shape of the input as the model states it; the first axis is the batch."""
+        return tuple(self.inner.get_inputs()[0].shape)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return tuple(output.name for output in self.inner.get_outputs())
+
+    def feed(self, x: Array) -> dict[str, Array]:
+        """Check samples ``(N, ...)`` against the input and name them.
+
+        Raises:
+            InputError: Rank, an axis or the element type does not fit.
+        """
+        given = self.inner.get_inputs()[0]
+        wanted = _DTYPES.get(given.type)
+        fits = len(x.shape) == len(given.shape) and all(
+            not isinstance(axis, int) or axis == size for axis, size in zip(given.shape[1:], x.shape[1:], strict=True)
+        )
+        if not fits:
+            wants = "x".join(str(axis or "?") for axis in given.shape)
+            raise InputError(f"{self.name}: input {given.name!r} has shape {wants}, the samples {_times(x.shape)}")
+        if wanted is None or x.dtype.kind != "f":
+            raise InputError(
+                f"{self.name}: input {given.name!r} is {given.type} and the samples are {x.dtype}: "
+                "give floating-point samples to a floating-point model"
+            )
+        return {given.name: np.ascontiguousarray(x, dtype=wanted)}
+
+    def run(self, x: Array, *, batch: int = BATCH, progress: Progress | None = None) -> tuple[Array, ...]:
+        """Run samples ``(N, ...)`` batch by batch and return every output ``(N, ...)``.
+
+        A model with a fixed batch is run with that many samples at a time.
+
+        Raises:
+            InputError: The samples do not fit, or their number is no multiple of a fixed batch.
+            UnsupportedModelError: The first axis of an output is not the batch.
+        """
+        fixed = self.input_shape[0] if self.input_shape else None
+        size = fixed if isinstance(fixed, int) else batch
+        if not len(x) or (isinstance(fixed, int) and len(x) % fixed):
+            raise InputError(f"{self.name}: {len(x)} samples cannot be run in batches of {size}: give a multiple of it")
+        parts = []
+        for start in range(0, len(x), size):
+            parts.append(self._step(x[start : start + size]))
+            if progress is not None:
+                progress(self.name, min(start + size, len(x)), len(x), "")
+        return tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))
+
+    def _step(self, x: Array) -> list[Array]:
+        try:
+            results: list[Array] = self.inner.run(None, self.feed(x))
+        except _RUNTIME_ERRORS as error:
+            raise UnsupportedModelError(
+                f"{self.name} does not run with {len(x)} samples ({_reason(error)}): export it with a batch axis"
+            ) from None
+        for output, result in zip(self.outputs, results, strict=True):
+            if not isinstance(result, np.ndarray) or result.shape[:1] != (len(x),):
+                raise UnsupportedModelError(
+                    f"{self.name}: output {output!r} has no batch axis in front: export the model with one"
+                )
+        return results
+
+
+def open_session(source: Path | ir.Model, *, name: str = "", optimised: bool = True, threads: int = 0) -> Session:
+    """Load a model into ONNX Runtime on the CPU, deterministic and silent.
+
+    Args:
+        source: An ``.onnx`` or ``.ort`` file, which the runtime reads itself; a folder of SciPy matrices, which is
+            rebuilt; or a model in memory.
+        name: What messages call it; the path by default.
+        optimised: All graph optimisations, or none.
+        threads: Intra-op threads; 0 leaves the choice to ONNX Runtime.
+
+    Raises:
+        InputError: There is no such file.
+        IntegrityError: The file is damaged.
+        UnsupportedModelError: It has an operator that the runtime does not know, or not exactly one input.
+    """
+    name = name or str(source if isinstance(source, Path) else source.graph.name)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimised else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.use_deterministic_compute = True
+    options.log_severity_level = 4
+    try:
+        inner = ort.InferenceSession(_loadable(source), options, providers=["CPUExecutionProvider"])
+    except _RUNTIME_ERRORS as error:
+        raise _load_error(name, error) from None
+    inputs = inner.get_inputs()
+    if len(inputs) != 1:
+        names = ", ".join(repr(value.name) for value in inputs)
+        raise UnsupportedModelError(f"{name} has {len(inputs)} inputs ({names}): only models with one can be compared")
+    if not inputs[0].shape:
+        raise UnsupportedModelError(f"{name}: input {inputs[0].name!r} has no batch axis: export the model with one")
+    return Session(name, inner, threads, optimised)
+
+
+def _loadable(source: Path | ir.Model) -> str | bytes:
+    if isinstance(source, Path):
+        if not source.exists():
+            raise InputError(f"{source} does not exist: give an ONNX model")
+        if source.is_file():
+            return str(source)
+        source = formats.read(source)
+    proto: bytes = ir.to_proto(source).SerializeToString()
+    return proto
+
+
+def _load_error(name: str, error: Exception) -> InputError:
+    unknown = _UNKNOWN_OPERATOR.search(str(error))
+    if unknown or isinstance(error, runtime.NotImplemented):
+        operator = next(filter(None, unknown.groups()), "") if unknown else _reason(error)
+        return UnsupportedModelError(f"{name} has operator {operator}, which this ONNX Runtime does not know")
+    return IntegrityError(f"ONNX Runtime cannot load {name} ({_reason(error)}): write it again")
+
+
+def _reason(error: Exception) -> str:
+    """Return what the runtime says, without its codes and source paths, in one line."""
+    text = str(error).split("Status Message:")[-1].split(" : ")[-1]
+    return " ".join(re.sub(r"/\S+", "", text).split())[:200].rstrip(". ")
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

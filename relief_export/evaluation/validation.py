@@ -1,0 +1,167 @@
+"""The gate: every artifact of a manifest against the masked network's logits, in ONNX Runtime, optimised and not."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from relief_export import formats
+from relief_export.errors import InputError, IntegrityError
+from relief_export.evaluation.agreement import Agreement, Array, Check, judge, measure
+from relief_export.evaluation.arrays import check_labels
+from relief_export.evaluation.sessions import open_session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from relief_export.evaluation.sessions import Progress
+
+MASKED = "masked.onnx"
+"""The masked network before anything was removed, which stands in for PyTorch where that is not installed."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One artifact in one session."""
+
+    artifact: str
+    format: str
+    bytes: int
+    optimised: bool
+    seconds: float
+    agreement: Agreement
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the gate found.
+
+    Attributes:
+        reference: Where the logits come from: "given" by the caller, or "masked.onnx".
+        reference_accuracy: Of the reference on the same samples; None without labels.
+        measurements: Each artifact that could be run, in both sessions. checks: Every promise, kept or not.
+    """
+
+    samples: int
+    reference: str
+    reference_accuracy: float | None
+    measurements: tuple[Measurement, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every promise is kept."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The promises that are not kept."""
+        return tuple(check for check in self.checks if not check.ok)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, ``ok`` first."""
+        return {"ok": self.ok, "failures": [check.message for check in self.failures], **asdict(self)}
+
+
+def validate(
+    folder: Path, x: Array, y: Array | None, logits: Array | None, *, progress: Progress | None = None
+) -> Validation:
+    """Hold every artifact of ``folder/manifest.json`` to the tolerance that it promises.
+
+    Args:
+        folder: The artifacts' folder, or the build folder that has it.
+        x: Samples ``(N, ...)``, preprocessed as the network's input.
+        y: Labels ``(N,)``; without them no accuracy is checked.
+        logits: The masked PyTorch network's outputs ``(N, classes)``; None takes ``masked.onnx``, run unoptimised.
+        progress: Called for every batch of every session.
+
+    Returns:
+        ``ok`` is False where a file differs from the manifest, does not load, or computes something else; that is no
+        exception. A file that differs from the manifest is not run.
+
+    Raises:
+        InputError: No manifest, a missing file, or samples, labels and logits that fit neither the model nor each
+            other.
+        UnsupportedModelError: An artifact has several inputs, no batch axis, or an operator the runtime does not know.
+    """
+    folder = folder / "artifacts" if (folder / "artifacts").is_dir() else folder
+    manifest = formats.read_manifest(folder)
+    if not manifest.artifacts:
+        raise InputError(f"{folder / 'manifest.json'} lists no artifact: export again")
+    reference = _masked_logits(folder, x, progress) if logits is None else logits
+    _check_reference(x, y, reference)
+    measurements: list[Measurement] = []
+    checks: list[Check] = []
+    for artifact in manifest.artifacts:
+        missing = next((file.path for file in artifact.files if not (folder / file.path).is_file()), None)
+        if missing is not None:
+            raise InputError(f"{folder / missing} is missing though the manifest lists it: export again")
+        checks.append(_listed(manifest, artifact))
+        if not checks[-1].ok:
+            continue
+        try:
+            found = [_run(manifest, artifact, x, y, reference, optimised=on, progress=progress) for on in (False, True)]
+        except IntegrityError as error:
+            checks.append(_about_file(artifact, "loads", str(error), ok=False))
+            continue
+        measurements += found
+        for each in found:
+            checks += judge(each.agreement, artifact.tolerance, artifact.name, optimised=each.optimised)
+    accuracy = None if y is None else measure(reference, reference, y).accuracy
+    source = MASKED if logits is None else "given"
+    return Validation(len(x), source, accuracy, tuple(measurements), tuple(checks))
+
+
+def _listed(manifest: formats.Manifest, artifact: formats.Artifact) -> Check:
+    """Check the artifact's files against the bytes and hashes of the manifest."""
+    try:
+        manifest.check(artifact)
+    except IntegrityError as error:
+        return _about_file(artifact, "sha256", str(error), ok=False)
+    return _about_file(artifact, "sha256", "is what the manifest says", ok=True)
+
+
+def _about_file(artifact: formats.Artifact, quantity: str, message: str, *, ok: bool) -> Check:
+    return Check(artifact.name, None, quantity, ok, None, None, None, f"{artifact.name}: {message}")
+
+
+def _run(
+    manifest: formats.Manifest,
+    artifact: formats.Artifact,
+    x: Array,
+    y: Array | None,
+    reference: Array,
+    *,
+    optimised: bool,
+    progress: Progress | None,
+) -> Measurement:
+    started = time.perf_counter()
+    session = open_session(manifest.path(artifact), optimised=optimised)
+    task = f"{artifact.name} ({'optimised' if optimised else 'plain'})"
+    report = None if progress is None else lambda _name, done, total, note: progress(task, done, total, note)
+    outputs = session.run(x, progress=report)[0]
+    if outputs.shape != reference.shape:
+        raise InputError(
+            f"{artifact.name} gives outputs {outputs.shape} where the reference has {reference.shape}: "
+            "use the samples and logits of this network"
+        )
+    seconds = time.perf_counter() - started
+    found = measure(outputs, reference, y)
+    return Measurement(artifact.name, artifact.format, artifact.bytes, optimised, seconds, found)
+
+
+def _masked_logits(folder: Path, x: Array, progress: Progress | None) -> Array:
+    path = folder / MASKED
+    if not path.is_file():
+        raise InputError(f"{path} does not exist: give the reference's logits, or export again")
+    return open_session(path, optimised=False).run(x, progress=progress)[0]
+
+
+def _check_reference(x: Array, y: Array | None, logits: Array) -> None:
+    if not len(x):
+        raise InputError("the test set has no samples")
+    if logits.ndim != 2 or len(logits) != len(x):
+        raise InputError(f"logits have shape {logits.shape} for {len(x)} samples: give (samples, classes)")
+    if y is not None:
+        check_labels(y, len(x), logits.shape[1])
