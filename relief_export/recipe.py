@@ -1,107 +1,277 @@
-"""What a run is: frozen dataclasses read from TOML and checked on reading."""
+"""What a run is: frozen dataclasses read from TOML and checked on reading.
+
+The text under a field is its documentation; docs/recipes.md lists every key with its default (a test compares them).
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import tomllib
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from relief_export.errors import InputError
+from relief_export.schema import Checked, Rule, build, did_you_mean, plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+# Rules stand here and not in the annotations: a lambda inside a postponed annotation does not see this module's names.
+Count = Annotated[int, Rule("at least 1", lambda value: value >= 1)]
+CountOrZero = Annotated[int, Rule("0 or more", lambda value: value >= 0)]
+Share = Annotated[float, Rule("in (0, 1]", lambda value: 0 < value <= 1)]
+Positive = Annotated[float, Rule("above 0", lambda value: value > 0)]
+PositiveOrZero = Annotated[float, Rule("0 or more", lambda value: value >= 0)]
+Tolerance = Annotated[float, Rule("in [0, 1]", lambda value: 0 <= value <= 1)]
+Momentum = Annotated[float, Rule("in [0, 1)", lambda value: 0 <= value < 1)]
+Milestones = Annotated[tuple[Count, ...], Rule("ascending epochs", lambda value: list(value) == sorted(set(value)))]
+HeldOut = Annotated[
+    float | int,
+    Rule("a share in (0, 1) or a number of samples", lambda v: v >= 1 if isinstance(v, int) else 0 < v < 1),
+]
+Name = Annotated[str, Rule("letters, digits and ._@- only", lambda v: re.fullmatch(r"[A-Za-z0-9][\w.@-]*", v))]
+Size = Annotated[str, Rule('a size like "256KiB"', lambda value: re.fullmatch(r"\d+(\.\d+)?\s*[KMG]?i?B", value))]
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Which samples: ``source`` is digits, mnist, fashion-mnist, cifar10, cifar100 or folder."""
+class DataConfig(Checked):
+    """Which samples the network sees, and how they are prepared."""
 
-    source: str
+    source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "folder"]
     root: str | None = None
     """Data root; the environment variable RELIEF_DATA wins over it."""
-    validation: float | int = 0.1
+    folder: str | None = None
+    """For source "folder": a tree of train/CLASS/ and test/CLASS/ pictures, absolute or inside the data root."""
+    validation: HeldOut = 0.1
     """Share or number of training samples held out for every choice; the test set decides nothing."""
     augment: bool = False
     """Random crop with padding 4 and horizontal flip, in batches."""
     normalize: Literal["none", "imagenet"] = "none"
-    """none: pixels / 255."""
-    size: int | None = None
-    """Side to which pictures are resized; None keeps them."""
-    limit: int | None = None
-    """At most this many samples of each split (for tests)."""
+    """none: pixels / 255; imagenet: then ImageNet's mean and standard deviation of each colour."""
+    size: Count | None = None
+    """Side to which pictures are resized; absent keeps them (digits, 8 x 8 scans, become 28 x 28)."""
+    limit: Count | None = None
+    """At most this many samples of each split, stratified (for trying things out)."""
     placement: Literal["auto", "memory", "stream"] = "auto"
+    """memory: uint8 on the training device; stream: decoded by worker processes; auto decides by size."""
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Checked):
     """Which network: a zoo name or ``torchvision:NAME``."""
 
     name: str
     options: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """Options of that network, such as shortcut = "B" for a residual network."""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """One training: optimizer and its decay."""
 
-    epochs: int
+    epochs: CountOrZero
     optimizer: Literal["adam", "sgd"] = "adam"
-    lr: float = 1e-3
-    milestones: tuple[int, ...] = ()
-    gamma: float = 0.1
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    batch: int = 128
+    lr: Positive = 1e-3
+    milestones: Milestones = ()
+    """Epochs after which the learning rate is multiplied by gamma."""
+    gamma: Share = 0.1
+    weight_decay: PositiveOrZero = 0.0
+    momentum: Momentum = 0.9
+    """Of SGD; Adam does not use it."""
+    batch: Count = 128
+    """Samples of one step, over all processes together."""
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
 
 
 @dataclass(frozen=True)
-class ReliefConfig:
-    """The relief loop. ``retrain`` overrides keys of the training for the retraining after each pruning."""
+class ReliefConfig(Checked):
+    """The relief loop: how it prunes, retrains and chooses."""
 
-    iterations: int
-    alpha_conv: float = 0.95
-    alpha_fc: float = 0.95
-    samples: int = 1000
+    iterations: CountOrZero
+    alpha_conv: Share = 0.95
+    alpha_fc: Share = 0.95
+    samples: Count = 1000
+    """Training samples that measure the activity."""
     position_norm: Literal["l1", "l2"] = "l2"
+    """How a convolution's scores are summed over output positions."""
     rewind: bool = False
-    tolerance: float = 0.01
+    """Retrain from the initial weights; false goes on from the present ones."""
+    tolerance: Tolerance = 0.01
     """Validation accuracy (a fraction) that may be lost against the dense network."""
-    patience: int | None = None
-    """Stop after this many iterations in a row outside the tolerance; None runs all."""
-    alpha: dict[str, float] = field(default_factory=dict)
+    patience: Count | None = None
+    """Stop after this many iterations in a row outside the tolerance; absent runs all."""
+    alpha: dict[str, Share] = field(default_factory=dict)
     """Layer name (glob) -> α, over alpha_conv and alpha_fc."""
     skip: tuple[str, ...] = ()
     """Layer names (globs) that are left whole."""
     retrain: TrainConfig | None = None
+    """The training after each pruning; keys that are not given are those of [train]."""
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Checked):
     """Which formats are written beside model.onnx, and how."""
 
-    formats: tuple[str, ...] = ("dense", "csr")
+    formats: tuple[Literal["dense", "sparse", "packed", "csr", "int8", "packed-int8", "ort"], ...] = ("dense", "csr")
     values: Literal["f32", "f16", "int8", "codebook16", "codebook256"] = "f32"
     """Values of the packed format."""
-    reference_samples: int = 256
-    calibration_samples: int = 256
+    reference_samples: Count = 256
+    calibration_samples: Count = 256
 
 
 @dataclass(frozen=True)
-class AuditConfig:
-    """Budgets that the audit holds the artifacts against; sizes like "256KiB"."""
+class AuditConfig(Checked):
+    """Budgets that the audit holds the artifacts against."""
 
-    flash: str | None = None
-    ram: str | None = None
+    flash: Size | None = None
+    ram: Size | None = None
     target: str | None = None
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Checked):
     """One run from training to report, resolved."""
 
-    name: str
+    name: Name
     data: DataConfig
     model: ModelConfig
     train: TrainConfig
     relief: ReliefConfig
     description: str = ""
     reproduces: str = ""
-    seed: int = 0
+    """The published system and where its settings come from."""
+    seed: CountOrZero = 0
     export: ExportConfig = field(default_factory=ExportConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain data; ``from_dict`` gives an equal recipe."""
+        result: dict[str, Any] = plain(self)
+        return result
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], where: str) -> Recipe:
+        """Build a recipe from plain data that was found in ``where``.
+
+        Raises:
+            InputError: A key is unknown or missing, or a value is of the wrong type or impossible.
+        """
+        try:
+            return build(cls, content, "")
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+
+    def to_toml(self) -> str:
+        """Return the resolved recipe as TOML that ``load_recipe`` reads back."""
+        return "\n".join(_toml_lines(self.to_dict(), ())) + "\n"
+
+
+def load_recipe(path_or_name: str | Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Read a recipe: the path of a .toml file or a name from ``recipe_folder()``, with ``@VARIANT`` after it if wanted.
+
+    Later wins: the file, its table ``variants.VARIANT``, ``overrides`` (``{"train.epochs": "2"}``; values are TOML, and
+    what is not TOML is a string). Last, keys that ``relief.retrain`` does not give are taken from ``train``.
+
+    Raises:
+        InputError: No such recipe or variant, not TOML, or not a valid recipe.
+    """
+    path, variant = _locate(str(path_or_name))
+    content = _read_toml(path)
+    variants = content.pop("variants", {})
+    content["name"] = str(content.get("name", path.stem))
+    if variant is not None:
+        if not isinstance(variants, dict) or variant not in variants:
+            raise InputError(f'{path} has no variant "{variant}"{did_you_mean(variant, variants)}')
+        content = _merge(content, variants[variant])
+        content["name"] += f"@{variant}"
+    for key, value in (overrides or {}).items():
+        content = _merge(content, _parse_override(key, value))
+    relief, train = content.get("relief"), content.get("train")
+    if isinstance(relief, dict) and isinstance(relief.get("retrain"), dict) and isinstance(train, dict):
+        relief["retrain"] = train | relief["retrain"]
+    return Recipe.from_dict(content, str(path))
+
+
+def parse_overrides(settings: Iterable[str]) -> dict[str, str]:
+    """Split "train.epochs=2" settings into the mapping that ``load_recipe`` takes."""
+    pairs = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise InputError(f'the setting "{setting}" has no "=": write it like train.epochs=2')
+        pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def recipe_folder() -> Path:
+    """Return the folder that recipe names stand for: pipelines/ here, else the one beside the package's checkout."""
+    here = Path("pipelines")
+    return here if any(here.glob("*.toml")) else Path(__file__).resolve().parent.parent / "pipelines"
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the recipes in ``recipe_folder()``, sorted."""
+    return tuple(sorted(path.stem for path in recipe_folder().glob("*.toml")))
+
+
+def recipe_variants(path_or_name: str | Path) -> tuple[str, ...]:
+    """Return the names of a recipe's variants, sorted."""
+    return tuple(sorted(_read_toml(_locate(str(path_or_name))[0]).get("variants", {})))
+
+
+def _locate(text: str) -> tuple[Path, str | None]:
+    name, at, variant = text.rpartition("@")
+    if not at or not re.fullmatch(r"[A-Za-z0-9_-]+", variant) or Path(text).is_file():
+        name, variant = text, ""
+    path = Path(name)
+    if path.suffix != ".toml" and not path.is_file():
+        if name not in recipe_names():
+            raise InputError(f'there is no recipe "{name}" in {recipe_folder()}{did_you_mean(name, recipe_names())}')
+        path = recipe_folder() / f"{name}.toml"
+    return path, variant or None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the recipe {path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from None
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merge(base[key], value) if both else value
+    return merged
+
+
+def _parse_override(key: str, value: str) -> dict[str, Any]:
+    try:
+        try:
+            return tomllib.loads(f"{key} = {value}")
+        except tomllib.TOMLDecodeError:  # a bare word is a string
+            return tomllib.loads(f"{key} = {json.dumps(value)}")
+    except tomllib.TOMLDecodeError:
+        raise InputError(f'the setting "{key}={value}" has no valid key: write it like train.epochs=2') from None
+
+
+def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterable[str]:
+    if path:
+        yield f"\n[{'.'.join(map(_toml_key, path))}]"
+    for key, value in table.items():
+        if not isinstance(value, dict):
+            # JSON's strings, numbers, booleans and lists of them are TOML's, DEL apart, which no key can hold.
+            yield f"{_toml_key(key)} = {json.dumps(value)}"
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _toml_lines(value, (*path, key))
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else json.dumps(key)

@@ -1,0 +1,160 @@
+"""Plain data to frozen dataclasses, driven by the annotations alone.
+
+``convert(value, annotation, key)`` returns what the annotation wants or refuses the value in one sentence with the key.
+A field says what is possible with ``Annotated[type, Rule(...)]``; nothing about a key is written anywhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from relief_export.errors import InputError
+
+T = TypeVar("T")
+
+_NAMES: dict[Any, str] = {
+    str: "a string",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    types.NoneType: "absent",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What a value of the right type must still be: ``text`` completes "must be …"."""
+
+    text: str
+    holds: Callable[[Any], bool]
+
+
+class Checked:
+    """Base of the configuration dataclasses: the same checks whether read from a file or built in Python."""
+
+    def __post_init__(self) -> None:
+        for name, annotation in fields_of(type(self)).items():
+            object.__setattr__(self, name, convert(getattr(self, name), annotation, name))
+
+
+def fields_of(cls: type) -> dict[str, Any]:
+    """Return the resolved annotation of each field of the dataclass ``cls``, in order."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return '; did you mean "x"?', or the whole list where nothing is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f'; did you mean "{close[0]}"?' if close else f"; known: {', '.join(known)}"
+
+
+def build(cls: type[T], content: object, key: str) -> T:
+    """Build the dataclass ``cls`` from a table of plain data found at ``key`` ("" at the top).
+
+    Raises:
+        InputError: A key is unknown or missing, or a value is of the wrong type or impossible.
+    """
+    if not isinstance(content, Mapping):
+        raise InputError(f"{key} must be a table, not {_shown(content)}")
+    prefix = f"{key}." if key else ""
+    hints = fields_of(cls)
+    for name in content:
+        if name not in hints:
+            raise InputError(f"{prefix}{name} is not a key{did_you_mean(name, hints)}")
+    for item in dataclasses.fields(cls):  # type: ignore[arg-type]  # T is a dataclass
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and item.name not in content:
+            raise InputError(f"{prefix}{item.name} is missing")
+    return cls(**{name: convert(value, hints[name], prefix + name) for name, value in content.items()})
+
+
+def convert(value: object, annotation: Any, key: str) -> Any:  # noqa: ANN401  # annotations are any object
+    """Return ``value`` as ``annotation`` wants it: lists become tuples, whole numbers may stand for numbers.
+
+    Raises:
+        InputError: The value is of the wrong type or breaks a rule; the sentence names ``key``.
+    """
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if dataclasses.is_dataclass(annotation):
+        kind: type = annotation
+        return value if isinstance(value, kind) else build(kind, value, key)
+    return _CONVERTERS.get(origin, _plain)(value, annotation if origin is None else arguments, key)
+
+
+def _plain(value: object, annotation: Any, key: str) -> object:  # noqa: ANN401
+    if annotation is float and type(value) is int:
+        value = float(value)
+    if type(value) is not annotation:
+        raise InputError(f"{key} must be {_NAMES[annotation]}, not {_shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{key} must be a finite number, not {value}")
+    return value
+
+
+def _annotated(value: object, arguments: tuple[Any, ...], key: str) -> object:
+    value = convert(value, arguments[0], key)
+    for rule in arguments[1:]:
+        if value is not None and not rule.holds(value):
+            raise InputError(f"{key} must be {rule.text}, not {_shown(value)}")
+    return value
+
+
+def _literal(value: object, choices: tuple[Any, ...], key: str) -> object:
+    if value not in choices:
+        raise InputError(f"{key} cannot be {_shown(value)}{did_you_mean(str(value), choices)}")
+    return value
+
+
+def _union(value: object, choices: tuple[Any, ...], key: str) -> object:
+    # The exact type first, so that 1 stays a whole number in `float | int`.
+    plain = [choice for choice in choices if type(value) is choice]
+    candidates = plain or [choice for choice in choices if choice is not types.NoneType]
+    for choice in candidates[:-1]:
+        try:
+            return convert(value, choice, key)
+        except InputError:
+            continue
+    return convert(value, candidates[-1], key)
+
+
+def _tuple(value: object, arguments: tuple[Any, ...], key: str) -> tuple[object, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise InputError(f"{key} must be a list, not {_shown(value)}")
+    return tuple(convert(item, arguments[0], f"{key}[{place}]") for place, item in enumerate(value))
+
+
+def _dict(value: object, arguments: tuple[Any, ...], key: str) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{key} must be a table, not {_shown(value)}")
+    return {name: convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
+
+
+_CONVERTERS: dict[Any, Callable[[Any, Any, str], object]] = {
+    Annotated: _annotated,
+    Literal: _literal,
+    Union: _union,
+    types.UnionType: _union,
+    tuple: _tuple,
+    dict: _dict,
+}
+
+
+def plain(value: object) -> Any:  # noqa: ANN401  # plain data is any of the JSON types
+    """Return dataclasses, tuples and tables as dictionaries and lists; fields that are None are left out."""
+    if dataclasses.is_dataclass(value):
+        pairs = ((item.name, getattr(value, item.name)) for item in dataclasses.fields(value))
+        return {name: plain(held) for name, held in pairs if held is not None}
+    if isinstance(value, Mapping):
+        return {name: plain(held) for name, held in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _shown(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)

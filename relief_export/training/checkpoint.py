@@ -1,0 +1,85 @@
+"""The state of a training after an epoch: written atomically, read without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from relief_export.errors import IntegrityError
+from relief_export.records import atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+_VERSION = 1
+
+
+class Checkpoint:
+    """How far a training is, and the best network so far.
+
+    Attributes:
+        key: What the training starts from; a checkpoint with another key is of another training.
+        epoch: Epochs done.
+        best: State of the best network: the highest validation accuracy, then the lowest loss.
+        history: One table an epoch.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key, self.epoch = key, 0
+        self.best: dict[str, torch.Tensor] = {}
+        self.best_epoch, self.best_accuracy, self.best_loss = 0, -1.0, 0.0
+        self.history: list[dict[str, Any]] = []
+
+    def note(
+        self, epoch: int, model: nn.Module, accuracy: float, loss: float, line: dict[str, Any] | None = None
+    ) -> None:
+        """Note that ``epoch`` epochs are done, and keep the network if it is the best so far."""
+        self.epoch = epoch
+        if (accuracy, -loss) > (self.best_accuracy, -self.best_loss):
+            self.best_epoch, self.best_accuracy, self.best_loss = epoch, accuracy, loss
+            self.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        if line is not None:
+            self.history.append(line)
+
+    def save(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Write everything to ``path``, atomically."""
+        state = vars(self) | {"version": _VERSION, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    def resume(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Go on from ``path`` if it holds this very training; one of another training is left unused.
+
+        Raises:
+            IntegrityError: The file is damaged or no checkpoint.
+        """
+        try:
+            state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
+            version, key = state.pop("version"), state.pop("key")
+            weights, moments = state.pop("model"), state.pop("optimizer")
+        except (OSError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+            detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise IntegrityError(f"{path} is not a whole checkpoint ({detail}): remove it to start again") from None
+        if version != _VERSION or key != self.key:
+            return
+        model.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+        vars(self).update(state)
+
+
+def fingerprint(
+    model: nn.Module, masks: Mapping[str, torch.Tensor], config: dict[str, Any], seed: int, labels: torch.Tensor
+) -> str:
+    """Hash what determines a training: initial state, masks, settings, seed, and the labels in their order."""
+    digest = hashlib.sha256(repr((sorted(config.items()), seed)).encode())
+    tensors = {**model.state_dict(), **{f"mask {name}": mask for name, mask in masks.items()}, "labels": labels}
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,285 @@
+"""Fit a network, masked or not, resumable at the epoch.
+
+After every optimizer step  w <- w * mask  for all masked tensors at once: no momentum or weight decay revives one.
+
+Everything random in an epoch is drawn from (seed, epoch): a resumed training needs no generator's state and ends where
+an uninterrupted one ends, bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  # the field's name for it
+from torch.nn.parallel import DistributedDataParallel
+
+from relief_export.errors import InputError
+from relief_export.training import distributed
+from relief_export.training.checkpoint import Checkpoint, fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+    from relief_export.progress import Progress
+    from relief_export.recipe import TrainConfig
+    from relief_export.training.data import DataSet, Split
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One line of a training's history: accuracies are fractions, losses are means over samples."""
+
+    epoch: int
+    lr: float
+    loss: float
+    validation_accuracy: float
+    validation_loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training did: ``best`` counts epochs from 1; ``resumed_at`` is the number of epochs found done."""
+
+    best: int
+    validation_accuracy: float
+    history: tuple[Epoch, ...]
+    seconds: float
+    resumed_at: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for a record."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy (a fraction), mean cross-entropy, and where asked for ``logits: (N, classes)`` float32 on the CPU."""
+
+    accuracy: float
+    loss: float
+    samples: int
+    logits: torch.Tensor | None = None
+
+
+def fit(
+    model: nn.Module,
+    data: DataSet,
+    config: TrainConfig,
+    *,
+    masks: Mapping[str, torch.Tensor] | None = None,
+    seed: int,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+    task: str = "train",
+) -> FitResult:
+    """Train ``model`` in place, on the accelerator if there is one; its best epoch by validation is loaded at the end.
+
+    Args:
+        model: The network; it stays on the device it was trained on.
+        data: ``train`` is fitted and ``validation`` chooses the epoch; ``test`` is not read.
+        config: The recipe's training.
+        masks: Parameter or buffer name -> True where it is kept; what is not is exactly zero from the start to the end.
+        seed: Draws the order, the augmentation and what the model itself draws.
+        checkpoint: Where the state is kept after each epoch; one that is there and of this very training goes on.
+        progress: Called as ``progress(task, done, total, note)`` after each batch, in the main process.
+        task: The name that ``progress`` hears.
+
+    Raises:
+        InputError: A mask fits no tensor, the loss is not finite, or there are too few samples for one batch.
+        IntegrityError: The checkpoint is damaged.
+    """
+    started = time.monotonic()
+    device = distributed.device()
+    model.to(device)
+    if config.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
+    _synchronise([*model.parameters(), *model.buffers()])
+    enforce = mask_enforcer(model, masks or {})
+    enforce()
+    optimizer = _OPTIMIZERS[config.optimizer](model, config)
+    optimizer.register_step_post_hook(lambda *_: enforce())
+    state = Checkpoint(fingerprint(model, masks or {}, asdict(config), seed, data.train.labels))
+    if checkpoint is not None and checkpoint.exists():
+        state.resume(checkpoint, model, optimizer)
+    resumed_at = state.epoch
+    with _reproducible(device):
+        if config.epochs == 0:
+            came = evaluate(model, data.validation)
+            state.note(0, model, came.accuracy, came.loss)
+        loop = _Loop(model, optimizer, data, config, seed=seed, device=device)
+        for epoch in range(state.epoch, config.epochs):
+            line = loop.run(epoch, _teller(progress, task, config.epochs, epoch, state.history))
+            state.note(epoch + 1, model, line.validation_accuracy, line.validation_loss, asdict(line))
+            if checkpoint is not None and distributed.is_main():
+                state.save(checkpoint, model, optimizer)
+    model.load_state_dict(state.best)
+    distributed.barrier()
+    history = tuple(Epoch(**line) for line in state.history)
+    return FitResult(state.best_epoch, state.best_accuracy, history, time.monotonic() - started, resumed_at)
+
+
+def evaluate(model: nn.Module, split: Split, *, batch: int = 1000, logits: bool = False) -> Evaluation:
+    """Measure ``model`` on ``split`` in evaluation mode and float32, where the model is.
+
+    With several processes each takes its share and all must call; with ``logits`` each takes all and none waits.
+    """
+    where = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    shard = (0, 1) if logits else (distributed.rank(), distributed.world())
+    training, totals = model.training, torch.zeros(3, dtype=torch.float64, device=where)
+    found: list[torch.Tensor] = []
+    model.eval()
+    with torch.no_grad():
+        for x, y in split.batches(batch, device=where, shard=shard):
+            out = model(x).float()
+            loss = F.cross_entropy(out, y, reduction="sum")
+            totals += torch.stack(
+                [(out.argmax(1) == y).sum().double(), loss.double(), loss.new_tensor(len(y)).double()]
+            )
+            if logits:
+                found.append(out.cpu())
+    model.train(training)
+    correct, loss_sum, count = (totals if logits else distributed.all_reduce(totals)).tolist()
+    if count == 0:
+        raise InputError("there are no samples to measure the network on")
+    return Evaluation(correct / count, loss_sum / count, int(count), torch.cat(found) if logits else None)
+
+
+def mask_enforcer(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+    """Return a function that multiplies the masked parameters and buffers of ``model`` by their masks, fused.
+
+    Raises:
+        InputError: A mask is for no tensor of the model, or has another shape.
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    masked, factors = [], []
+    for name, mask in masks.items():
+        if name not in tensors:
+            raise InputError(f'the mask "{name}" is for no parameter or buffer of the network')
+        tensor = tensors[name].detach()
+        if mask.shape != tensor.shape:
+            raise InputError(f'the mask "{name}" is {tuple(mask.shape)}, its tensor {tuple(tensor.shape)}')
+        masked.append(tensor)
+        factors.append(torch.empty_like(tensor).copy_(mask))  # same layout and type: one fused kernel
+
+    def enforce() -> None:
+        if masked:
+            torch._foreach_mul_(masked, factors)  # torch's own optimizers are built on it
+
+    return enforce
+
+
+class _Loop:
+    """What stays the same from epoch to epoch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data: DataSet,
+        config: TrainConfig,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.model, self.optimizer, self.data, self.config = model, optimizer, data, config
+        self.seed, self.device, self.world = seed, device, distributed.world()
+        self.layout = torch.channels_last if config.channels_last else torch.preserve_format
+        wrap = self.world > 1 and any(parameter.requires_grad for parameter in model.parameters())
+        self.forward: nn.Module = DistributedDataParallel(model) if wrap else model
+
+    def run(self, epoch: int, tell: Callable[[int, int], None]) -> Epoch:
+        """Run epoch number ``epoch``, from 0, and measure it."""
+        started = time.monotonic()
+        config, train = self.config, self.data.train
+        lr = config.lr * config.gamma ** sum(milestone <= epoch for milestone in config.milestones)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        torch.manual_seed(self.seed * 1_000_003 + epoch + (distributed.rank() << 40))  # what the model draws
+        self.model.train()
+        total, done = torch.zeros((), dtype=torch.float64, device=self.device), 0
+        shard = (distributed.rank(), self.world)
+        batches = train.batches(
+            config.batch, shuffle=generator, augment=self.data.augment, device=self.device, shard=shard
+        )
+        for x, y in batches:
+            size = min(config.batch, len(train) - done)
+            total += self.step(x, y, size).double()
+            done += size
+            tell(done, len(train))
+        _synchronise(self.model.buffers())  # each process has its own batch norm statistics
+        mean = float(distributed.all_reduce(total)) / done if done else math.nan
+        found = evaluate(self.model, self.data.validation)
+        self.check(epoch, done, mean, found.loss)
+        return Epoch(epoch + 1, lr, mean, found.accuracy, found.loss, time.monotonic() - started)
+
+    def step(self, x: torch.Tensor, y: torch.Tensor, size: int) -> torch.Tensor:
+        """Take one optimizer step on this process's part of a batch of ``size`` samples; return its summed loss."""
+        with torch.autocast(self.device.type, _DTYPES[self.config.precision], enabled=self.config.precision != "fp32"):
+            out = self.forward(x.contiguous(memory_format=self.layout) if x.ndim == 4 else x)
+        loss = F.cross_entropy(out.float(), y, reduction="sum")
+        self.optimizer.zero_grad(set_to_none=True)
+        # Gradients are averaged over processes, so the sum over all of them is the mean over the batch.
+        (loss * (self.world / size)).backward()  # type: ignore[no-untyped-call]  # not in torch's stubs
+        self.optimizer.step()
+        return loss.detach()
+
+    def check(self, epoch: int, done: int, *losses: float) -> None:
+        """Refuse an epoch that had no batch or diverged."""
+        if not done:
+            raise InputError(f"{len(self.data.train)} training samples make no batch: at least 2 a process are needed")
+        if not all(map(math.isfinite, losses)):
+            raise InputError(
+                f"the training diverged in epoch {epoch + 1} (loss {losses[0]}): lower train.lr = {self.config.lr}"
+            )
+
+
+def _adam(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    decay, momentum = config.weight_decay, config.momentum
+    return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=momentum, weight_decay=decay, fused=True)
+
+
+_OPTIMIZERS = {"adam": _adam, "sgd": _sgd}
+
+
+def _synchronise(tensors: Iterator[torch.Tensor] | list[torch.Tensor]) -> None:
+    for tensor in tensors:
+        distributed.broadcast(tensor.detach())
+
+
+@contextlib.contextmanager
+def _reproducible(device: torch.device) -> Iterator[None]:
+    """Keep the caller's generators, and use only convolutions that give the same bits each time."""
+    exact = torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=torch.backends.cudnn.allow_tf32
+    )
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), exact:
+        yield
+
+
+def _teller(
+    progress: Progress | None, task: str, epochs: int, epoch: int, history: list[dict[str, Any]]
+) -> Callable[[int, int], None]:
+    accuracy = f", validation {100 * history[-1]['validation_accuracy']:.2f} %" if history else ""
+    note = f"epoch {epoch + 1} of {epochs}{accuracy}"
+
+    def tell(done: int, samples: int) -> None:
+        if progress is not None and distributed.is_main():
+            progress(task, epoch * samples + done, epochs * samples, note)
+
+    return tell

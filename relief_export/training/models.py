@@ -1,0 +1,166 @@
+"""The zoo: one table from a name to the function that builds the network.
+
+A builder takes ``(input_shape, classes, **options)``; its keyword arguments are the options that a recipe may give.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from relief_export.errors import InputError
+from relief_export.schema import did_you_mean
+from relief_export.training.resnet import ResNet
+from relief_export.training.vision import import_torchvision
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from relief_export.recipe import ModelConfig
+
+Shape = tuple[int, int, int]
+"""Channels, height, width."""
+
+_VGG: dict[str, tuple[tuple[int, ...], ...]] = {
+    # Widths of the 3x3 convolutions of each stage; a stage ends with 2x2 max pooling.
+    "vgg11": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    "vgg13": ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    "vgg16": ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
+    "vgg19": ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
+}
+
+
+def lenet300(shape: Shape, classes: int) -> nn.Module:
+    """Build LeNet-300-100: two hidden layers of 300 and 100 units."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(math.prod(shape), 300),
+        nn.ReLU(),
+        nn.Linear(300, 100),
+        nn.ReLU(),
+        nn.Linear(100, classes),
+    )
+
+
+def lenet5(shape: Shape, classes: int) -> nn.Module:
+    """Build LeNet-5 as Caffe defines it: 20 and 50 filters of 5x5, then 500 units."""
+    side = [((size - 4) // 2 - 4) // 2 for size in shape[1:]]
+    if min(side) < 1:
+        raise InputError(f"lenet5 needs pictures of at least 16 x 16, not {shape[1]} x {shape[2]}: set data.size")
+    return nn.Sequential(
+        nn.Conv2d(shape[0], 20, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(20, 50, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(50 * math.prod(side), 500),
+        nn.ReLU(),
+        nn.Linear(500, classes),
+    )
+
+
+def vgg(shape: Shape, classes: int, *, stages: tuple[tuple[int, ...], ...], hidden: int = 0) -> nn.Module:
+    """Build a VGG with batch norm for small pictures: ``stages``, ``hidden`` units if any, the output layer."""
+    shrinkage = 2 ** len(stages)
+    if min(shape[1:]) < shrinkage:
+        raise InputError(f"this VGG needs pictures of at least {shrinkage} x {shrinkage}, not {shape[1]} x {shape[2]}")
+    layers: list[nn.Module] = []
+    channels = shape[0]
+    for widths in stages:
+        for width in widths:
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    if shape[1:] != (shrinkage, shrinkage):
+        layers.append(nn.AdaptiveAvgPool2d(1))
+    head: list[nn.Module] = [nn.Flatten()]
+    if hidden:
+        head += [nn.Linear(channels, hidden), nn.ReLU()]
+    head.append(nn.Linear(hidden or channels, classes))
+    model = nn.Sequential()
+    model.features = nn.Sequential(*layers)
+    model.classifier = nn.Sequential(*head)
+    _kaiming(model)
+    return model
+
+
+def resnet_cifar(shape: Shape, classes: int, *, blocks: int, shortcut: str = "A") -> nn.Module:
+    """Build the CIFAR ResNet of ``6 * blocks + 2`` layers (He et al. 2015, section 4.2)."""
+    return _kaiming(ResNet(shape[0], classes, widths=(16, 32, 64), blocks=(blocks,) * 3, shortcut=shortcut))
+
+
+def resnet18(shape: Shape, classes: int, *, shortcut: str = "B") -> nn.Module:
+    """Build ResNet-18 with a 3x3 stem of stride 1, for pictures of about 64 x 64."""
+    return _kaiming(ResNet(shape[0], classes, widths=(64, 128, 256, 512), blocks=(2,) * 4, shortcut=shortcut))
+
+
+def _kaiming(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return model
+
+
+ZOO: dict[str, Callable[..., nn.Module]] = {
+    "lenet300-100": lenet300,
+    "lenet5": lenet5,
+    "vgg-like": partial(vgg, stages=_VGG["vgg16"], hidden=512),
+    **{name: partial(vgg, stages=stages) for name, stages in _VGG.items()},
+    **{f"resnet{6 * blocks + 2}": partial(resnet_cifar, blocks=blocks) for blocks in (3, 5, 7, 9, 18)},
+    "resnet18": resnet18,
+}
+
+
+def build_model(config: ModelConfig, input_shape: Shape, classes: int, seed: int) -> nn.Module:
+    """Build the network of a recipe, its initial weights drawn from ``seed`` alone.
+
+    Raises:
+        InputError: The name or an option is unknown, or the pictures are too small for the network.
+    """
+    builder = _builder(config.name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _checked(builder, config)(tuple(input_shape), classes, **config.options)
+
+
+def _builder(name: str) -> Callable[..., nn.Module]:
+    prefix, _, rest = name.rpartition(":")
+    if prefix == "torchvision":
+        models = import_torchvision().models
+        known: list[str] = models.list_models(module=models)
+        if rest not in known:
+            raise InputError(f'torchvision has no classifier "{rest}"{did_you_mean(rest, known)}')
+        return partial(_torchvision, rest)
+    if name not in ZOO:
+        raise InputError(f'model.name cannot be "{name}"{did_you_mean(name, [*ZOO, "torchvision:resnet18"])}')
+    return ZOO[name]
+
+
+def _torchvision(name: str, shape: Shape, classes: int, **options: Any) -> nn.Module:  # noqa: ANN401
+    del shape  # torchvision's classifiers take three channels and adapt to any reasonable side
+    try:
+        model: nn.Module = import_torchvision().models.get_model(name, weights=None, num_classes=classes, **options)
+    except TypeError as error:
+        raise InputError(f"torchvision:{name} does not take these options: {error}") from None
+    return model
+
+
+def _checked(builder: Callable[..., nn.Module], config: ModelConfig) -> Callable[..., nn.Module]:
+    parameters = inspect.signature(builder).parameters.values()
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        fixed = builder.keywords if isinstance(builder, partial) else {}
+        known = {item.name for item in parameters if item.kind is item.KEYWORD_ONLY} - set(fixed)
+        for option in config.options:
+            if option not in known:
+                hint = did_you_mean(option, known) if known else "; it takes none"
+                raise InputError(f'model.options: {config.name} has no option "{option}"{hint}')
+    return builder
