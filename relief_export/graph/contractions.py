@@ -75,8 +75,10 @@ def contraction(node: ir.Node) -> Contraction | str | None:
     """Return what a node multiplies and accumulates, None for nothing, or why that cannot be said."""
     key = (node.domain, node.op_type)
     if key in RULES:
-        if any(elements(value) is None for value in (*node.inputs, node.outputs[0]) if value is not None):
-            return "the shape of an input or of the output is unknown"
+        slots = RULES[key].keywords["slots"]
+        needed = (_input(node, slots.data), _input(node, slots.weight), node.outputs[0])
+        if any(elements(value) is None for value in needed):
+            return "the shape of a factor or of the output is unknown"
         return RULES[key](node)
     if key in UNCOUNTED:
         return UNCOUNTED[key]
@@ -254,7 +256,7 @@ def _bias(node: ir.Node, slots: Slots) -> ir.Value | None:
 
 
 _MS = "com.microsoft"
-RULES: dict[tuple[str, str], Callable[[ir.Node], Contraction | str]] = {
+RULES: dict[tuple[str, str], partial[Contraction | str]] = {
     ("", "Conv"): partial(_conv, slots=Slots(bias=2)),
     ("", "ConvTranspose"): partial(_conv, slots=Slots(bias=2), transposed=True),
     ("", "ConvInteger"): partial(_conv, slots=Slots(zero=3)),

@@ -34,7 +34,7 @@ import numpy as np
 import onnx_ir as ir
 
 from relief_export.graph.contractions import Contraction, Kind, contraction, nonzero_mask, stored
-from relief_export.graph.shapes import data_inputs, elements, static_shape, with_static_shapes
+from relief_export.graph.shapes import data_inputs, static_shape, with_static_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -215,10 +215,9 @@ def _gone(columns: Columns, of: int | None) -> float:
 def _layer(item: Contraction) -> LayerCost:
     size = math.prod(item.shape)
     live = size if item.mask is None else int(np.count_nonzero(item.mask))
-    bias_size = elements(item.bias) or 0 if item.bias is not None else 0
-    bias_mask = nonzero_mask(item.bias)
-    bias_live = bias_size if bias_mask is None else int(np.count_nonzero(bias_mask))
-    additions = item.outputs if bias_size else 0
+    bias = nonzero_mask(item.bias)
+    bias_size, bias_live = (0, 0) if bias is None else (bias.size, int(np.count_nonzero(bias)))
+    additions = 0 if item.bias is None else item.outputs
     return LayerCost(
         name=node_label(item.node),
         op=op_name(item.node),
@@ -229,7 +228,7 @@ def _layer(item: Contraction) -> LayerCost:
         macs=item.macs,
         macs_nonzero=item.repeats * live,
         flops=2 * item.macs + additions,
-        flops_nonzero=2 * item.repeats * live + (additions * bias_live // bias_size if bias_size else 0),
+        flops_nonzero=2 * item.repeats * live + (additions * bias_live // bias_size if bias_size else additions),
         paper_flops=0 if item.mask is None else item.repeats * _paper(item.kind, item.mask),
     )
 
