@@ -82,10 +82,10 @@ def convert(value: object, annotation: Any, key: str) -> Any:  # noqa: ANN401  #
         InputError: The value is of the wrong type or breaks a rule; the sentence names ``key``.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if dataclasses.is_dataclass(annotation):
-        kind: type = annotation
-        return value if isinstance(value, kind) else build(kind, value, key)
-    return _CONVERTERS.get(origin, _plain)(value, annotation if origin is None else arguments, key)
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        return value if isinstance(value, annotation) else build(annotation, value, key)
+    converter = _CONVERTERS.get(origin, _plain)
+    return converter(value, annotation if origin is None else arguments, key)
 
 
 def _plain(value: object, annotation: Any, key: str) -> object:  # noqa: ANN401

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from relief_export.errors import InputError
 from relief_export.training import distributed
-from relief_export.training.checkpoint import Checkpoint, fingerprint
+from relief_export.training.checkpoints import Checkpoint, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

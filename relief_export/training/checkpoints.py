@@ -1,4 +1,4 @@
-"""The state of a training after an epoch: written atomically, read without executing anything."""
+"""Weights, and the state of a training after an epoch: written atomically, read without executing anything."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import pickle
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from relief_export.errors import IntegrityError
+from relief_export.errors import InputError, IntegrityError
 from relief_export.records import atomic_path
 
 if TYPE_CHECKING:
@@ -18,6 +20,36 @@ if TYPE_CHECKING:
     from torch import nn
 
 _VERSION = 1
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the parameters and buffers of ``model`` to ``path`` as safetensors, atomically; same weights, same bytes."""
+    # Copies, because a file holds no two tensors with the same memory; tied weights are written twice.
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(state, temporary)
+
+
+def load_weights(model: nn.Module, path: Path) -> dict[str, torch.Tensor]:
+    """Load what ``save_weights`` wrote into ``model``, where it is, and return the tensors, on the CPU.
+
+    Raises:
+        InputError: There is no such file.
+        IntegrityError: It is damaged, or holds the weights of another network; the model is untouched.
+    """
+    try:
+        found = load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: run the stage that writes it first") from None
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"{path} is not a whole safetensors file ({error}): run its stage again") from None
+    wanted = model.state_dict()
+    for name in [*wanted, *found]:
+        mine, theirs = (tuple(state[name].shape) if name in state else "absent" for state in (wanted, found))
+        if mine != theirs:
+            raise IntegrityError(f'{path} is of another network: tensor "{name}" is {theirs} there and {mine} here')
+    model.load_state_dict(found)
+    return found
 
 
 class Checkpoint:
