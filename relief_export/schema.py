@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from relief_export.errors import InputError
 
 T = TypeVar("T")
+Converter = Callable[[Any, Any, str], object]
 
 _NAMES: dict[Any, str] = {
     str: "a string",
@@ -84,7 +85,7 @@ def convert(value: object, annotation: Any, key: str) -> Any:  # noqa: ANN401  #
     origin, arguments = get_origin(annotation), get_args(annotation)
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return value if isinstance(value, annotation) else build(annotation, value, key)
-    converter = _CONVERTERS.get(origin, _plain)
+    converter: Converter = _CONVERTERS.get(origin, _plain)
     return converter(value, annotation if origin is None else arguments, key)
 
 
@@ -136,7 +137,7 @@ def _dict(value: object, arguments: tuple[Any, ...], key: str) -> dict[str, obje
     return {name: convert(item, arguments[1], f"{key}.{name}") for name, item in value.items()}
 
 
-_CONVERTERS: dict[Any, Callable[[Any, Any, str], object]] = {
+_CONVERTERS: dict[Any, Converter] = {
     Annotated: _annotated,
     Literal: _literal,
     Union: _union,

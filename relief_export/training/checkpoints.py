@@ -23,7 +23,7 @@ _VERSION = 1
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the parameters and buffers of ``model`` to ``path`` as safetensors, atomically; same weights, same bytes."""
+    """Write the parameters and buffers of ``model`` as safetensors, atomically; same weights, same bytes."""
     # Copies, because a file holds no two tensors with the same memory; tied weights are written twice.
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     with atomic_path(path) as temporary:
