@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from relief_export.errors import InputError
 from relief_export.relief.layers import CONVS, JOIN_BUFFERS, connected_layers, joins
+from relief_export.training import distributed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -73,9 +74,8 @@ class _Mean:
         if total is None:
             raise InputError(f"layer {self.name!r} was not called during calibration")
         rows = torch.tensor(self.rows, dtype=torch.float64, device=total.device)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(total)
-            torch.distributed.all_reduce(rows)
+        distributed.all_reduce(total)
+        distributed.all_reduce(rows)
         if not bool(torch.isfinite(total).all()):
             raise InputError(f"the input of layer {self.name!r} is NaN or infinite on the calibration samples")
         return total / rows
@@ -110,7 +110,7 @@ def measure_activity(model: nn.Module, batches: Iterable[Any], *, samples: int |
     if seen == 0:
         raise InputError("the calibration set is empty: relief needs at least one sample")
     return Activity(
-        samples=_total(seen, model),
+        samples=int(distributed.all_reduce(torch.tensor(seen))),
         layers={name: kept[0].mean() for name, kept in means.items() if len(kept) == 1},
         joins={name: (kept[0].mean(), kept[1].mean()) for name, kept in means.items() if len(kept) == 2},
     )
@@ -150,14 +150,6 @@ def _hook(name: str, module: nn.Module, means: dict[str, list[_Mean]]) -> Any:  
             mean.add(x)
 
     return join if all(hasattr(module, buffer) for buffer in JOIN_BUFFERS) else layer
-
-
-def _total(seen: int, model: nn.Module) -> int:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return seen
-    count = torch.tensor(seen, device=next(model.parameters()).device)
-    torch.distributed.all_reduce(count)
-    return int(count)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from relief_export import records
 from relief_export.errors import InputError, IntegrityError
-from relief_export.relief.layers import connected_layers, tensor_name
+from relief_export.relief.layers import connected_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -175,15 +175,3 @@ def _read_about(path: Path) -> dict[str, Any]:
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise IntegrityError(f"{path} is not a whole safetensors file ({error})") from None
     return about if isinstance(about, dict) else {}
-
-
-def zeros(model: nn.Module) -> Masks:
-    """Return the masks that a network's exact zeros amount to, over the weights and biases of its layers."""
-    layers = (
-        (name, tensor)
-        for name, layer in connected_layers(model)
-        for tensor in ("weight", "bias")
-        if getattr(layer, tensor) is not None
-    )
-    tensors = model.state_dict()
-    return Masks({n: tensors[n] != 0 for n in (tensor_name(name, tensor) for name, tensor in layers)})

@@ -87,6 +87,8 @@ def score(model: nn.Module, activity: Activity, *, position_norm: PositionNorm =
     for name, layer in connected_layers(model):
         if name not in activity.layers:
             continue
+        if id(layer.weight) not in names:
+            raise InputError(f"the weight of layer {name!r} is computed from other tensors: make it a plain parameter")
         weight = layer.weight.detach().double().abs()
         bias = None if layer.bias is None else layer.bias.detach().double().abs()
         if not all(bool(torch.isfinite(t).all()) for t in (weight, bias) if t is not None):

@@ -1,0 +1,150 @@
+"""What the relief loop leaves on the disk, so that it goes on where it was stopped.
+
+::
+
+    relief.json                                the key: what the iterations depend on; another key starts afresh
+    history.jsonl                              one line per finished iteration
+    iterations/NN/masks.safetensors            before retraining, kept for every iteration
+    iterations/NN/retraining.pt                the retraining's own checkpoint, until it is finished
+    iterations/NN/weights.safetensors          after retraining, kept for the latest and the best so far
+
+Only the main process touches files; the others receive what it read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import distributed as dist
+
+from relief_export import records
+from relief_export.errors import IntegrityError
+from relief_export.relief.masks import Masks
+from relief_export.training import distributed
+from relief_export.training.checkpoints import load_weights, save_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from torch import nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One row of history; iteration 0 is the dense network. Accuracies are fractions of the validation set.
+
+    Attributes:
+        iteration: Its number.
+        accuracy_before: Under the new masks, before retraining; None for the dense network.
+        accuracy: After retraining.
+        test_accuracy: After retraining, on the test set: reported, never used for a choice.
+        dense, kept: Connections, by the paper's count.
+        within_tolerance: Whether it may be the result.
+        layers: Layer name -> dense and kept connections, and neurons that have any left, of how many.
+        seconds: Wall time of scoring (with selection), disconnection, retraining, and all.
+    """
+
+    iteration: int
+    accuracy_before: float | None
+    accuracy: float
+    test_accuracy: float | None
+    dense: int
+    kept: int
+    within_tolerance: bool
+    layers: dict[str, dict[str, int]]
+    seconds: dict[str, float]
+
+
+class Journal:
+    """The files of one relief loop; without a folder it keeps nothing and remembers nothing."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def open(self, key: Mapping[str, Any]) -> list[Iteration]:
+        """Return the finished iterations of a loop with this very key; forget those of another one."""
+        folder = self._folder
+        return from_main(lambda: _open(folder, dict(key))) if folder else []
+
+    def masks(self, iteration: int) -> Masks | None:
+        """Return the masks of an iteration that was begun, or None."""
+        path = self._path(iteration, "masks.safetensors")
+        return from_main(lambda: Masks.load(path) if path.exists() else None) if path else None
+
+    def begin(self, iteration: int, masks: Masks) -> None:
+        """Keep the masks of an iteration before its retraining."""
+        if (path := self._path(iteration, "masks.safetensors")) and distributed.is_main():
+            masks.save(path)
+
+    def checkpoint(self, iteration: int) -> Path | None:
+        """Return where the retraining of an iteration may keep its state."""
+        return self._path(iteration, "retraining.pt")
+
+    def finish(self, row: Iteration, model: nn.Module, *, best: int) -> None:
+        """Keep the weights of a retrained network, then its row; drop the weights that nobody needs any more."""
+        folder = self._folder
+        if folder is None or not distributed.is_main():
+            return
+        history = folder / "history.jsonl"
+        if row.iteration:  # the dense network is the caller's
+            save_weights(model, folder / _name(row.iteration) / "weights.safetensors")
+        lines = [json.dumps(asdict(each)) + "\n" for each in (*_rows(history), row)]
+        records.write_bytes(history, "".join(lines).encode())
+        (folder / _name(row.iteration) / "retraining.pt").unlink(missing_ok=True)
+        for other in {*range(row.iteration)} - {best}:
+            (folder / _name(other) / "weights.safetensors").unlink(missing_ok=True)
+
+    def load(self, iteration: int, model: nn.Module) -> None:
+        """Load the weights after an iteration's retraining.
+
+        Raises:
+            IntegrityError: They are damaged.
+        """
+        if path := self._path(iteration, "weights.safetensors"):
+            model.load_state_dict(from_main(lambda: load_weights(model, path)))
+
+    def _path(self, iteration: int, name: str) -> Path | None:
+        return self._folder / _name(iteration) / name if self._folder else None
+
+
+def _name(iteration: int) -> str:
+    return f"iterations/{iteration:02d}"
+
+
+def _open(folder: Path, key: dict[str, Any]) -> list[Iteration]:
+    where, history = folder / "relief.json", folder / "history.jsonl"
+    if not where.exists() or records.read_json(where) != key:
+        history.unlink(missing_ok=True)
+        shutil.rmtree(folder / "iterations", ignore_errors=True)
+        records.write_json(where, key)
+    return _rows(history)
+
+
+def _rows(history: Path) -> list[Iteration]:
+    try:
+        return [Iteration(**json.loads(line)) for line in history.read_text().splitlines()] if history.exists() else []
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(f"{history} is damaged ({error}): remove it to start relief afresh") from None
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """Call ``make`` in the main process and return its result, or raise its error, in every process."""
+    if distributed.world() == 1:
+        return make()
+    answer: list[Any] = [None, None]
+    if distributed.is_main():
+        try:
+            answer[0] = make()
+        except Exception as error:  # noqa: BLE001  raised below, in every process, or the others would wait for ever
+            answer[1] = error
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise answer[1]
+    result: T = answer[0]
+    return result
