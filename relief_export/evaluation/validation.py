@@ -85,7 +85,7 @@ def validate(
             other.
         UnsupportedModelError: An artifact has several inputs, no batch axis, or an operator the runtime does not know.
     """
-    folder = folder / "artifacts" if (folder / "artifacts").is_dir() else folder
+    folder = artifacts_folder(folder)
     manifest = formats.read_manifest(folder)
     if not manifest.artifacts:
         raise InputError(f"{folder / 'manifest.json'} lists no artifact: export again")
@@ -94,9 +94,7 @@ def validate(
     measurements: list[Measurement] = []
     checks: list[Check] = []
     for artifact in manifest.artifacts:
-        missing = next((file.path for file in artifact.files if not (folder / file.path).is_file()), None)
-        if missing is not None:
-            raise InputError(f"{folder / missing} is missing though the manifest lists it: export again")
+        require_files(folder, artifact)
         checks.append(_listed(manifest, artifact))
         if not checks[-1].ok:
             continue
@@ -111,6 +109,22 @@ def validate(
     accuracy = None if y is None else measure(reference, reference, y).accuracy
     source = MASKED if logits is None else "given"
     return Validation(len(x), source, accuracy, tuple(measurements), tuple(checks))
+
+
+def artifacts_folder(folder: Path) -> Path:
+    """Return the folder of the artifacts: the one given, or the one in a build folder."""
+    return folder / "artifacts" if (folder / "artifacts").is_dir() else folder
+
+
+def require_files(folder: Path, artifact: formats.Artifact) -> None:
+    """Check that every file of an artifact is there.
+
+    Raises:
+        InputError: One is missing.
+    """
+    missing = next((file.path for file in artifact.files if not (folder / file.path).is_file()), None)
+    if missing is not None:
+        raise InputError(f"{folder / missing} is missing though the manifest lists it: export again")
 
 
 def _listed(manifest: formats.Manifest, artifact: formats.Artifact) -> Check:
