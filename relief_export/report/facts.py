@@ -1,0 +1,231 @@
+"""What the page says of one run, read from the records of its build folder and from nothing else."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from relief_export.errors import IntegrityError
+from relief_export.records import Record, read_record
+from relief_export.report.inputs import InputUse, input_use
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+Table = dict[str, Any]
+
+RECORDS = {
+    "train": "dense/record.json",
+    "relieve": "relieved/record.json",
+    "export": "artifacts/record.json",
+    "validate": "validation.json",
+    "audit": "audit.json",
+}
+"""Stage -> the record it leaves, in the order in which they run."""
+OPTIONAL = frozenset({"audit"})
+
+
+@dataclass(frozen=True)
+class File:
+    """One artifact: its size, and the worst of what validation measured of it.
+
+    Attributes:
+        name: Its name in the artifacts' folder. format: Its key in ``formats.FORMATS``.
+        bytes: On disk, all its files.
+        accuracy: On the test set in ONNX Runtime, None where nothing was labelled.
+        error: Largest relative error of a logit, over all checks.
+        agreement: Lowest share of equal predictions, over all checks.
+        ok: Whether every check passed; None where validation did not see it.
+    """
+
+    name: str
+    format: str
+    bytes: int
+    accuracy: float | None
+    error: float | None
+    agreement: float | None
+    ok: bool | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Stored parameters and MACs of one layer of the original: dense, structural (0 once gone), non-zero."""
+
+    name: str
+    op: str
+    parameters: tuple[int, int, int]
+    macs: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One build folder. Fractions are 0 to 1, sizes bytes, times seconds; figures are (dense, structural, non-zero).
+
+    Attributes:
+        input_shape: Of one sample. samples: Of each split.
+        accuracy: Row label -> (validation, test).
+        iterations: The relief loop's history, as recorded.
+        chosen: Index in it of the iteration that was exported.
+        floor: Lowest validation accuracy that relief was allowed.
+        sizes: original, masked, gzip (of the original) and bound (entropy bound) where recorded.
+        kept: Reasons for which a zero row or column stayed; ``removed`` what went, layer by layer.
+    """
+
+    folder: Path
+    records: dict[str, Record]
+    input_shape: tuple[int, ...]
+    samples: dict[str, int]
+    accuracy: dict[str, tuple[float | None, float | None]]
+    connections: tuple[int, int]
+    iterations: tuple[Table, ...]
+    chosen: int
+    floor: float
+    costs: dict[str, tuple[int, int, int]]
+    paper_flops: tuple[int, int]
+    layers: tuple[Layer, ...]
+    files: tuple[File, ...]
+    sizes: dict[str, int]
+    removed: tuple[Table, ...]
+    kept: tuple[Table, ...]
+    arena: dict[str, Table]
+    inputs: InputUse | None
+    validation: Table
+    audit: Table | None
+
+    @property
+    def recipe(self) -> Table:
+        """The resolved recipe, as plain data."""
+        return self.records["export"].recipe
+
+    @property
+    def name(self) -> str:
+        """The recipe's name."""
+        return str(self.recipe["name"])
+
+    @property
+    def ok(self) -> bool:
+        """Whether validation passed."""
+        return bool(self.validation["ok"])
+
+    @property
+    def smallest(self) -> File:
+        """The smallest file that passed validation, or the smallest of all where none did."""
+        return min(self.files, key=lambda file: (not file.ok, file.bytes))
+
+
+@contextmanager
+def _reading(path: Path, stage: str) -> Iterator[None]:
+    """Turn a record of an unexpected shape into one sentence that names it."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        what = f"has no {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
+        raise IntegrityError(
+            f"{path}, the record of stage {stage!r}, {what}: remove it and run the stage again"
+        ) from None
+
+
+def read_run(folder: Path) -> Run:
+    """Read every record of ``folder``.
+
+    Raises:
+        InputError: A record is missing; the message names the file and its stage.
+        IntegrityError: A record is damaged or lacks what the page needs.
+    """
+    found = {
+        stage: read_record(folder / path, stage)
+        for stage, path in RECORDS.items()
+        if stage not in OPTIONAL or (folder / path).exists()
+    }
+    facts: Table = {"folder": folder, "records": found, "audit": None}
+    for stage, read in (("train", _train), ("relieve", _relieve), ("export", _export), ("validate", _validate)):
+        with _reading(folder / RECORDS[stage], stage):
+            facts |= read(found[stage].outcome, facts)
+    if "audit" in found:
+        facts["audit"] = found["audit"].outcome
+    first = facts["layers"][0].name if facts["layers"] else ""
+    inputs = input_use(folder / "relieved" / "masks.safetensors", first, facts["input_shape"])
+    return Run(inputs=inputs, **facts)
+
+
+def _train(outcome: Table, _: Table) -> Table:
+    accuracy = {"dense": (outcome["validation"], outcome["test"])}
+    return {"accuracy": accuracy, "input_shape": tuple(outcome["input_shape"]), "samples": outcome["samples"]}
+
+
+def _relieve(outcome: Table, facts: Table) -> Table:
+    relief = outcome["relief"]
+    return {
+        "accuracy": facts["accuracy"] | {"relieved": (outcome["validation"], outcome["test"])},
+        "connections": (outcome["connections"]["dense"], outcome["connections"]["kept"]),
+        "iterations": tuple(relief["history"]),
+        "chosen": relief["iteration"],
+        "floor": relief["history"][0]["accuracy"] - relief["tolerance"],
+    }
+
+
+def _export(outcome: Table, _: Table) -> Table:
+    original, shrunk = outcome["cost"]["original"], outcome["cost"]["shrunk"]
+    figures = {name: (original[name], shrunk[name]) for name in ("parameters", "macs", "flops")}
+    baselines, ledger = outcome["baselines"], outcome["ledger"]
+    return {
+        "costs": {name: (b["structural"], a["structural"], a["nonzero"]) for name, (b, a) in figures.items()},
+        "paper_flops": (original["paper_flops"], shrunk["paper_flops"]),
+        "layers": _layers(original["layers"], shrunk["layers"]),
+        "files": tuple(
+            File(entry["name"], entry["format"], sum(file["bytes"] for file in entry["files"]), None, None, None, None)
+            for entry in outcome["artifacts"]
+        ),
+        "sizes": {
+            "original": baselines["original"]["bytes"],
+            "gzip": baselines["original"]["gzip"],
+            "masked": baselines["masked"]["bytes"],
+            "bound": ledger["bound"],
+        },
+        "removed": tuple(outcome["shrink"]["removed"]),
+        "kept": tuple(outcome["shrink"]["kept"]),
+        "arena": outcome["arena"],
+    }
+
+
+def _layers(before: list[Table], after: list[Table]) -> tuple[Layer, ...]:
+    """Pair the layers of two cost tables by the name of their weight; what is not in ``after`` is gone."""
+    left = {layer["weight"]: layer for layer in after if layer["weight"]}
+    gone = {"parameters": 0, "parameters_nonzero": 0, "macs": 0, "macs_nonzero": 0}
+    return tuple(
+        Layer(
+            layer["weight"].removesuffix(".weight"),
+            layer["op"],
+            (layer["parameters"], now["parameters"], now["parameters_nonzero"]),
+            (layer["macs"], now["macs"], now["macs_nonzero"]),
+        )
+        for layer in before
+        if layer["weight"]
+        for now in [left.get(layer["weight"], gone)]
+    )
+
+
+def _validate(outcome: Table, facts: Table) -> Table:
+    """Join what validation measured to the files: the worst of a file's sessions stands for it."""
+    files = tuple(_judged(file, outcome) for file in facts["files"])
+    exported = next((file.accuracy for file in files if file.format == "dense"), None)
+    accuracy = facts["accuracy"] | {"exported, in ONNX Runtime": (None, exported)}
+    return {"files": files, "validation": outcome, "accuracy": accuracy}
+
+
+def _judged(file: File, outcome: Table) -> File:
+    sessions = [found["agreement"] for found in outcome["measurements"] if found["artifact"] == file.name]
+    verdicts = [check["ok"] for check in outcome["checks"] if check["artifact"] == file.name]
+
+    def worst(key: str, pick: Callable[..., float]) -> float | None:
+        return pick((session[key] for session in sessions if session[key] is not None), default=None)
+
+    return replace(
+        file,
+        accuracy=worst("accuracy", min),
+        error=worst("relative_error", max),
+        agreement=worst("agreement", min),
+        ok=all(verdicts) if verdicts else None,
+    )

@@ -1,0 +1,129 @@
+"""What stands on the page, in order: the verdict, the leading figures, then the sections, all as plain text and charts.
+
+The HTML page and its Markdown twin are two renderings of the same views, so that they cannot say different things.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from relief_export.report import charts, sections
+from relief_export.report.sections import Section, TableView, percent
+from relief_export.report.text import format_bytes, format_percent, format_ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from markupsafe import Markup
+
+    from relief_export.report.facts import Run
+
+_SECTIONS = (
+    sections.accuracy,
+    sections.costs,
+    sections.files,
+    sections.iterations,
+    sections.layers,
+    sections.inputs,
+    sections.kept,
+    sections.latency,
+    sections.audit,
+    sections.usage,
+    sections.provenance,
+)
+"""The order of the page; a section that has nothing to say of a run is left out."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One run: the verdict, its leading figures (label, value, against what), and the sections."""
+
+    name: str
+    description: str
+    reproduces: str
+    ok: bool
+    answer: str
+    reason: str
+    figures: tuple[tuple[str, str, str], ...]
+    sections: tuple[Section, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs at a glance."""
+
+    table: TableView
+    chart: Markup
+
+
+def view(run: Run) -> View:
+    """Lay out one run."""
+    found = (section(run) for section in _SECTIONS)
+    answer, reason = verdict(run)
+    return View(
+        name=run.name,
+        description=str(run.recipe.get("description", "")),
+        reproduces=str(run.recipe.get("reproduces", "")),
+        ok=run.ok,
+        answer=answer,
+        reason=reason,
+        figures=_figures(run),
+        sections=tuple(section for section in found if section is not None),
+    )
+
+
+def verdict(run: Run) -> tuple[str, str]:
+    """Answer in one sentence whether it is the same network, and how much smaller."""
+    files, samples = run.files, run.validation["samples"]
+    on = f"on {samples:,} samples ({run.validation.get('source', 'given')})"
+    if not run.ok:
+        wrong = [file.name for file in files if file.ok is False] or ["an artifact"]
+        first = next(iter(run.validation["failures"]), "a check failed")
+        return "Not the same network.", f"{', '.join(wrong)} failed validation in ONNX Runtime {on}: {first}."
+    best, original = run.smallest, run.sizes["original"]
+    checks = f"{len(run.validation['checks'])} checks in ONNX Runtime {on}"
+    sizes = f"{best.name} has {format_bytes(best.bytes)} where the dense ONNX file has {format_bytes(original)}"
+    reason = f"All {len(files)} artifacts kept their promises to the relieved network ({checks}); {sizes}."
+    return f"The same network, {format_ratio(original, best.bytes)} smaller.", reason
+
+
+def _figures(run: Run) -> tuple[tuple[str, str, str], ...]:
+    dense, kept = run.connections
+    parameters, macs, best = run.costs["parameters"], run.costs["macs"], run.smallest
+    accuracies = [percent(test) for _, test in run.accuracy.values()]
+    share = format_percent(kept / dense)
+    return (
+        ("Test accuracy", accuracies[-1], f"ONNX Runtime; relieved {accuracies[1]}, dense {accuracies[0]}"),
+        ("Connections kept", share, f"{kept:,} of {dense:,}, {format_ratio(dense, kept)} fewer"),
+        ("Parameters stored", f"{parameters[1]:,}", f"of {parameters[0]:,}; {parameters[2]:,} are not zero"),
+        ("MACs", f"{macs[1]:,}", f"of {macs[0]:,}; {macs[2]:,} with a non-zero weight"),
+        ("Smallest file", format_bytes(best.bytes), f"{best.name}; dense {format_bytes(run.sizes['original'])}"),
+    )
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Put several runs side by side, and every verified file of theirs on one chart."""
+    heads = (
+        "run",
+        "validation",
+        "connections kept",
+        "test accuracy",
+        "against dense",
+        "smallest file",
+        "bytes",
+        "smaller",
+    )
+    rows = []
+    points = []
+    for run in runs:
+        best, dense = run.smallest, run.accuracy["dense"][1]
+        change = "" if best.accuracy is None or dense is None else f"{100 * (best.accuracy - dense):+.2f} points"
+        ratio = format_ratio(run.sizes["original"], best.bytes)
+        share = format_percent(run.connections[1] / run.connections[0])
+        cells = (percent(best.accuracy), change, best.name, f"{best.bytes:,}", ratio)
+        rows.append((run.name, "passed" if run.ok else "FAILED", share, *cells))
+        files = [(file.name, file.bytes, file.accuracy) for file in run.files if file.ok and file.accuracy is not None]
+        start = [] if dense is None else [("dense", run.sizes["original"], dense)]
+        points.append((run.name, start + files))
+    return Comparison(TableView(heads, tuple(rows), words=(5,)), charts.pareto_chart("comparison", points))
