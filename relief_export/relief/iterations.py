@@ -1,8 +1,9 @@
 """The relief loop around anybody's way to train and to measure a network.
 
 Iteration k scores the network as it is, selects, removes what is disconnected, keeps masked what earlier iterations
-masked, goes back to the initial weights where it should rewind, and retrains. Among the iterations whose validation accuracy is
-within the tolerance of the dense network's, the one with the fewest connections is the result. (arXiv 2109.10795)
+masked, goes back to the initial weights where it should rewind, and retrains. Among the iterations whose validation
+accuracy is within the tolerance of the dense network's, the one with the fewest connections is the result.
+(arXiv 2109.10795)
 """
 
 from __future__ import annotations
@@ -172,9 +173,8 @@ class _Run:
         with _timed(seconds, "retraining"):
             self.loop.retrain(self.model, masks, iteration, self.journal.checkpoint(iteration))
         if revived := masks.apply_(self.model):
-            raise InputError(
-                f"the retraining did not keep masked entries zero, in {', '.join(revived)}: apply the masks after each step"
-            )
+            names = ", ".join(revived)
+            raise InputError(f"the retraining let masked entries of {names} grow: apply_ the masks after each step")
         rows.append(self._finish(rows, masks, seconds, before, started))
         return masks
 
