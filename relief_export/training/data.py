@@ -147,10 +147,6 @@ def load_data(config: DataConfig, seed: int) -> DataSet:
         train, test = _placed(raw_train, config), _placed(raw_test, config)
         splits = [_split(raw, part, config, seed) for raw, part in zip((train, train, test), rows, strict=True)]
     shape = tuple(next(splits[0].batches(1))[0].shape[1:])
-    if config.normalize == "imagenet" and shape[0] != len(IMAGENET_MEAN):
-        raise InputError(
-            f'data.normalize = "imagenet" needs colour pictures, but {config.source} has {shape[0]} channel'
-        )
     names = raw_train.classes
     return DataSet(splits[0], splits[1], splits[2], len(names), shape, names, config.augment)
 
@@ -173,6 +169,11 @@ def _split(raw: Raw, rows: torch.Tensor, config: DataConfig, seed: int) -> Split
     labels, pixels = raw.labels[rows], raw.pixels
     if isinstance(pixels, FilePixels) and config.limit and not _streams(pixels, config):
         pixels, rows = MemoryPixels(pixels.decode(rows)), torch.arange(len(rows))
+    channels = pixels.tensor.shape[1] if isinstance(pixels, MemoryPixels) else len(IMAGENET_MEAN)
+    if config.normalize == "imagenet" and channels != len(IMAGENET_MEAN):
+        raise InputError(
+            f'data.normalize = "imagenet" needs colour pictures, but {config.source} has {channels} channel'
+        )
     mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.normalize == "imagenet" else ((), ())
     return Split(pixels, rows, labels, mean, std)
 
