@@ -1,5 +1,39 @@
-"""From a pruned PyTorch network to an exact, small ONNX artifact, proven in ONNX Runtime."""
+"""From a pruned PyTorch network to an exact, small ONNX artifact, proven in ONNX Runtime.
+
+The public names are loaded when they are first used, so that importing the package imports neither torch nor
+onnxruntime.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from relief_export.version import VERSION as __version__  # noqa: N811 - the name every package gives it
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from relief_export.api import cost, export, relieve, shrink, validate
+    from relief_export.recipe import TrainConfig
+    from relief_export.relief.masks import Masks
+
+__all__ = ["Masks", "TrainConfig", "__version__", "cost", "export", "relieve", "shrink", "validate"]
+
+_HOMES = {
+    "cost": "api",
+    "export": "api",
+    "relieve": "api",
+    "shrink": "api",
+    "validate": "api",
+    "Masks": "relief.masks",
+    "TrainConfig": "recipe",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,7 +1,8 @@
 """The command line: options -> one call -> echo.
 
 Exit codes: 0 done; 1 the answer is no; 2 wrong usage or bad input, in one sentence on stderr; 130 interrupted.
-Commands import what they need when they run, so that ``--help`` and everything that takes an ``.onnx`` work without torch.
+Commands import what they need when they run, so that ``--help`` and everything that takes an ``.onnx`` work without
+torch.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from relief_export.version import VERSION
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_EXTRA = ("torch", "torchvision", "onnxscript", "safetensors", "sklearn")
+_EXTRA = ("torch", "torchvision", "safetensors", "sklearn")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -46,15 +47,19 @@ def echo(result: object, *, as_json: bool, lines: Iterable[str] = ()) -> None:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """Lay out a plain table: the first column to the left, the others to the right."""
-    cells = [[str(cell) for cell in row] for row in (headers, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(headers))]
+    """Lay out a table: the first column to the left, the others to the right; an empty row is a gap."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    def line(row: Sequence[str]) -> str:
-        first, *others = (
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return "  ".join((first, *others)).rstrip()
-
-    return [line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])]
+    grid = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column, header in enumerate(headers):
+        grid.add_column(header, justify="right" if column else "left", no_wrap=True)
+    for row in rows:
+        grid.add_row(*(Text(str(cell)) for cell in row))
+    # Rendered wide: a table that is piped or read in a log must not lose its columns.
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+    with console.capture() as captured:
+        console.print(grid)
+    return [line.rstrip() for line in captured.get().splitlines()]

@@ -31,9 +31,10 @@ def shrink(source: Path, target: Path, strict: bool, as_json: bool) -> int:
     relief-export shrink pruned.onnx small.onnx --strict --json
     """
     from relief_export import convert
+    from relief_export.cli import results
 
     done = convert.shrink_file(source, target, strict=strict)
-    echo(done.to_dict(), as_json=as_json, lines=done.lines())
+    echo(done.to_dict(), as_json=as_json, lines=results.shrunk_lines(done))
     return 0
 
 
@@ -55,7 +56,8 @@ def convert(source: Path, target: Path, kind: str, values: str, calibration: Pat
     from relief_export import convert as conversion
 
     done = conversion.convert_file(source, target, kind, values=values, calibration=calibration)
-    echo(done.to_dict(), as_json=as_json, lines=done.lines())
+    lines = (f"{target}: {done.format}, {done.bytes:,} bytes", *done.notes)
+    echo({"ok": True, "bytes": done.bytes} | done.to_dict(), as_json=as_json, lines=lines)
     return 0
 
 
@@ -72,11 +74,11 @@ def compare(first: Path, second: Path, data: Path, tolerance: float, as_json: bo
     relief-export compare model.onnx model.packed.onnx --data test.npz
     """
     from relief_export import evaluation
+    from relief_export.cli import results
 
-    x, y = evaluation.load_samples(data)
-    done = evaluation.compare(first, second, x, y=y, tolerance=tolerance)
-    result = done.to_dict()
-    echo(result, as_json=as_json, lines=(f"{key}: {value}" for key, value in result.items()))
+    samples = evaluation.load_arrays(data)
+    done = evaluation.compare(first, second, samples.x, y=samples.y, tolerance=tolerance)
+    echo(done.to_dict(), as_json=as_json, lines=results.comparison_lines(done))
     return 0 if done.ok else 1
 
 
@@ -90,11 +92,12 @@ def cost(model: Path, as_json: bool) -> int:
     relief-export cost model.onnx
     relief-export cost model.onnx --json
     """
-    from relief_export import graph
-    from relief_export.convert import read_model
+    from relief_export import formats
+    from relief_export.graph.arena import plan_arena
+    from relief_export.graph.cost import cost as count
 
-    loaded = read_model(model)
-    bill, arena = graph.cost(loaded), graph.plan_arena(loaded)
+    loaded = formats.read(model)
+    bill, arena = count(loaded), plan_arena(loaded)
 
     def row(name: str, columns: Columns) -> tuple[str, str, str]:
         return name, f"{columns.structural:,}", f"{columns.nonzero:,}"
@@ -124,9 +127,10 @@ def audit(subject: Path, flash: str | None, ram: str | None, target: str | None,
     relief-export audit build/digits-lenet5 --target stm32f4
     """
     from relief_export import stages
+    from relief_export.cli import results
 
     done = stages.audit(subject, flash=flash, ram=ram, target=target)
-    echo(done.to_dict(), as_json=as_json, lines=done.lines())
+    echo(done.to_dict(), as_json=as_json, lines=results.stage_lines(done))
     return 0 if done.ok else 1
 
 

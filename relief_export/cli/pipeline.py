@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -43,15 +43,16 @@ def run(
     relief-export run my.toml --out build/tryout --set train.epochs=2 --seed 3
     torchrun --nproc-per-node 4 -m relief_export run vgg-like-cifar10
     """
-    from relief_export import stages, summary
+    from relief_export import stages
+    from relief_export.cli import results
     from relief_export.progress import bars
 
     resolved, folder = _resolve(recipe, settings, seed, out)
     with bars(wanted=progress) as callback:
         ok = stages.run(resolved, folder, force=force, progress=callback)
     if stages.is_main_process():
-        result = summary.summarize(folder)
-        echo(result, as_json=as_json, lines=summary.lines(result))
+        result = results.summarize(folder)
+        echo(result, as_json=as_json, lines=results.summary_lines(result))
     return 0 if ok else 1
 
 
@@ -81,14 +82,15 @@ def train(
     return _stage("train", folder, force=force, progress=progress, as_json=as_json)
 
 
-def _stage(name: str, folder: Path, *, force: bool, progress: bool | None, as_json: bool, **more: Any) -> int:  # noqa: ANN401
+def _stage(name: str, folder: Path, *, force: bool, progress: bool | None, as_json: bool) -> int:
     from relief_export import stages
+    from relief_export.cli import results
     from relief_export.progress import bars
 
     with bars(wanted=progress) as callback:
-        done = stages.run_stage(name, folder, force=force, progress=callback, **more)
+        done = stages.run_stage(name, folder, force=force, progress=callback)
     if stages.is_main_process():
-        echo(done.to_dict(), as_json=as_json, lines=done.lines())
+        echo(done.to_dict(), as_json=as_json, lines=results.stage_lines(done))
     return 0 if done.ok else 1
 
 
@@ -134,7 +136,14 @@ def validate(folder: Path, data: Path | None, progress: bool | None, as_json: bo
     relief-export validate build/digits-lenet5
     relief-export validate build/digits-lenet5/artifacts --data test.npz
     """
-    return _stage("validate", folder, force=True, progress=progress, as_json=as_json, data=data)
+    from relief_export import stages
+    from relief_export.cli import results
+    from relief_export.progress import bars
+
+    with bars(wanted=progress) as callback:
+        done = stages.validate(folder, data=data, progress=callback)
+    echo(done.to_dict(), as_json=as_json, lines=results.stage_lines(done))
+    return 0 if done.ok else 1
 
 
 @click.command()

@@ -1,0 +1,206 @@
+"""The Python interface: relief and export for any ``nn.Module``, shrink and validation for any ONNX model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relief_export.errors import InputError, MissingExtraError
+from relief_export.formats import Manifest, Values, read_manifest
+from relief_export.formats import read as read_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import onnx
+    import onnx_ir as ir
+    from torch import Tensor, nn
+
+    from relief_export.evaluation import Validation
+    from relief_export.graph.cost import Cost
+    from relief_export.graph.shrink import ShrinkResult
+    from relief_export.progress import Progress
+    from relief_export.recipe import TrainConfig
+    from relief_export.relief.loop import Relieved
+    from relief_export.relief.masks import Masks
+    from relief_export.training.data import DataSet
+
+    Array = np.ndarray[Any, Any]
+    Pair = tuple[Tensor, Tensor]
+
+
+def relieve(
+    model: nn.Module,
+    data: DataSet | Mapping[str, Pair] | Iterable[Any],
+    *,
+    iterations: int = 5,
+    train: TrainConfig | None = None,
+    retrain: Callable[[nn.Module, Masks], None] | None = None,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    init: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    progress: Progress | None = None,
+    **settings: Any,  # noqa: ANN401
+) -> Relieved:
+    """Find the few connections of a trained network that still solve the task, in place.
+
+    Either ``data`` is ``{"train": (x, y), "validation": (x, y)}`` (and ``"test"``, if wanted), tensors of ready inputs
+    and labels, and this package retrains a classifier; or ``retrain`` and ``evaluate`` are given, and ``data`` is any
+    iterable of batches that measures the activity, such as a DataLoader.
+
+    Args:
+        model: A trained network of any architecture.
+        data: See above.
+        iterations: How often to prune and retrain.
+        train: The retraining; 10 epochs of Adam by default.
+        retrain: Trains the network in place; must call ``masks.apply_(model)`` after every optimizer step.
+        evaluate: Returns the accuracy on held-out samples, a fraction.
+        init: Initial weights, for ``rewind=True``.
+        seed: Draws the calibration samples and the retraining.
+        folder: Where the iterations are kept; an interrupted call with the same arguments goes on from there.
+        progress: Called as ``progress(task, done, total, note)``.
+        **settings: Other fields of ``recipe.ReliefConfig``: alpha_conv, alpha_fc, samples, tolerance, rewind, skip, ...
+
+    Returns:
+        ``.masks``, ``.chosen`` and the ``.history`` of iterations; ``model`` holds the chosen weights.
+    """
+    _need_torch("relief_export.relieve")
+    from relief_export.recipe import ReliefConfig, TrainConfig
+    from relief_export.relief import loop
+
+    config = ReliefConfig(iterations=iterations, **settings)
+    where = None if folder is None else Path(folder)
+    if (retrain is None) != (evaluate is None):
+        raise InputError("retrain and evaluate belong together: give both, or neither and data with labels")
+    if retrain is None or evaluate is None:
+        train = train or TrainConfig(epochs=10)
+        task = _data_set(data)
+        return loop.relieve(model, task, config, train, init=init, seed=seed, folder=where, progress=progress)
+    mine = loop.Loop(
+        calibration=data,
+        retrain=lambda network, masks, *_: retrain(network, masks),
+        evaluate=evaluate,
+        key={"seed": seed},
+    )
+    return mine.run(model, config, init=init, folder=where, progress=progress)
+
+
+def _data_set(data: object) -> DataSet:
+    from relief_export.training.data import DataSet, Split
+
+    if isinstance(data, DataSet):
+        return data
+    if not isinstance(data, dict) or not {"train", "validation"} <= set(data):
+        raise InputError('data must be {"train": (x, y), "validation": (x, y)}, or give retrain and evaluate')
+    splits = {name: Split.of(*pair) for name, pair in data.items()}
+    x, y = data["train"]
+    test = splits.get("test", splits["validation"])
+    return DataSet(splits["train"], splits["validation"], test, int(y.max()) + 1, tuple(x.shape[1:]))
+
+
+def export(
+    model: nn.Module,
+    example_input: Tensor,
+    folder: str | Path,
+    *,
+    masks: Mapping[str, Tensor] | None = None,
+    formats: Sequence[str] = ("dense", "csr"),
+    samples: Pair | None = None,
+    calibration: Tensor | Array | None = None,
+    values: Values = "f32",
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a network as a small exact ONNX model and in other formats, with the manifest that `validate` needs.
+
+    Args:
+        model: Any network with one input and the batch in front; it is not changed.
+        example_input: One batch of inputs.
+        folder: Where the files go; an existing folder must be one that an export wrote, and is replaced.
+        masks: Parameter name -> True where it is kept; without them the zeros in the weights decide.
+        formats: Any of dense, sparse, packed, csr, int8, packed-int8, ort; dense is always written.
+        samples: Inputs and labels for the stored reference; by default ``example_input``, without labels.
+        calibration: Inputs for int8; by default those of the reference.
+        values: Values of the packed format.
+        progress: Called as ``progress(task, done, total, note)``.
+    """
+    _need_torch("relief_export.export")
+    import torch
+
+    from relief_export.capture import capture, plain_copy
+    from relief_export.formats import Options
+    from relief_export.graph.fold import fold
+    from relief_export.relief.masks import Masks
+    from relief_export.stages.shipping import MANIFEST, Samples, ship
+
+    target = Path(folder)
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is no folder that an export wrote: name another one")
+    graphs = {
+        "original": fold(capture(model, example_input)),
+        "masked": fold(capture(model, example_input, masks=masks)),
+    }
+    x, y = samples if samples is not None else (example_input, None)
+    masked = plain_copy(model).cpu().eval()
+    Masks(masks or {}).apply_(masked)
+    with torch.no_grad():
+        logits = masked(x.cpu()).numpy()
+    inputs = x.cpu().numpy()
+    given = inputs if calibration is None else np.asarray(calibration)
+    reference = Samples(inputs, None if y is None else y.cpu().numpy(), logits, "reference")
+    ship(graphs, reference, target, formats, Options(values=values, calibration=given), progress=progress)
+    return read_manifest(target)
+
+
+def validate(
+    folder: str | Path, x: Array | None = None, y: Array | None = None, logits: Array | None = None
+) -> Validation:
+    """Hold every artifact of an exported folder against the masked network in ONNX Runtime; ``.ok`` is the answer.
+
+    Args:
+        folder: What `export` wrote, or a build folder.
+        x: Samples; by default the stored reference.
+        y: Labels, for accuracies.
+        logits: The network's own outputs for ``x``; by default the masked network in ONNX Runtime gives them.
+    """
+    from relief_export import evaluation
+
+    folder = Path(folder)
+    folder = folder / "artifacts" if (folder / "artifacts").is_dir() else folder
+    if x is None:
+        stored = evaluation.load_arrays(folder / "reference.npz")
+        x, y, logits = stored.x, stored.y, stored.logits
+    return evaluation.validate(folder, x, y, logits)
+
+
+def shrink(model: str | Path | ir.Model | onnx.ModelProto, *, strict: bool = False) -> ShrinkResult:
+    """Remove every disconnected neuron from an ONNX model, exactly, into a new one: the result's ``.model``."""
+    from relief_export.graph.fold import fold
+    from relief_export.graph.shrink import shrink as run
+
+    return run(fold(_graph(model)), strict=strict)
+
+
+def cost(model: str | Path | ir.Model | onnx.ModelProto) -> Cost:
+    """Count parameters, MACs and FLOPs of an ONNX model, zeros included and skipped."""
+    from relief_export.graph.cost import cost as run
+
+    return run(_graph(model))
+
+
+def _graph(model: str | Path | ir.Model | onnx.ModelProto) -> ir.Model:
+    import onnx
+    import onnx_ir as ir
+
+    if isinstance(model, onnx.ModelProto):
+        return ir.from_proto(model)
+    return model if isinstance(model, ir.Model) else read_model(Path(model))
+
+
+def _need_torch(what: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtraError(what, "torch")

@@ -1,0 +1,142 @@
+"""What came of a run or a stage: read from the records, laid out for people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from relief_export.cli.common import table
+from relief_export.records import read_record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from relief_export.convert import Shrunk
+    from relief_export.evaluation import Comparison
+    from relief_export.stages import Done
+
+Table = dict[str, Any]
+
+
+def summarize(folder: Path) -> Table:
+    """Collect the closing figures of a run from its records; accuracies are fractions of the test set."""
+    records = {
+        stage: read_record(folder / path, stage)
+        for stage, path in (
+            ("train", "dense/record.json"),
+            ("relieve", "relieved/record.json"),
+            ("export", "artifacts/record.json"),
+            ("validate", "validation.json"),
+            ("audit", "audit.json"),
+        )
+    }
+    train, relieve, export, validate, audit = (record.outcome for record in records.values())
+    dense, kept = relieve["connections"]["dense"], relieve["connections"]["kept"]
+    files = [
+        {"name": entry["name"], "format": entry["format"], "bytes": sum(file["bytes"] for file in entry["files"])}
+        | {"accuracy": _accuracy(validate, entry["name"])}
+        for entry in export["artifacts"]
+    ]
+    return {
+        "ok": validate["ok"] and audit["ok"],
+        "name": records["export"].recipe["name"],
+        "accuracy": {
+            "dense": train["test"],
+            "relieved": relieve["test"],
+            "onnxruntime": _accuracy(validate, "model.onnx"),
+        },
+        "connections": {"dense": dense, "kept": kept, "share": kept / dense},
+        "parameters": export["cost"]["shrunk"]["parameters"],
+        "macs": export["cost"]["shrunk"]["macs"],
+        "original_bytes": export["baselines"]["original"]["bytes"],
+        "files": files,
+        "failures": [*validate["failures"], *audit.get("failures", ())],
+        "seconds": {stage: record.seconds for stage, record in records.items()},
+        "report": str(folder / "report.html"),
+        "model": str(folder / "artifacts" / "model.onnx"),
+    }
+
+
+def _accuracy(validate: Table, artifact: str) -> float | None:
+    """Return the lowest accuracy that was measured of an artifact, optimisations off and on."""
+    found = [m["agreement"]["accuracy"] for m in validate["measurements"] if m["artifact"] == artifact]
+    return min((value for value in found if value is not None), default=None)
+
+
+def summary_lines(result: Table) -> list[str]:
+    """Lay out the closing table of a run."""
+    accuracy, connections = result["accuracy"], result["connections"]
+    original = result["original_bytes"]
+    lines = table(("", "dense", "relieved", "ONNX Runtime"), [("test accuracy", *map(_percent, accuracy.values()))])
+    rows = [
+        ("connections", f"{connections['dense']:,}", "", f"{connections['kept']:,} ({_percent(connections['share'])})")
+    ]
+    for title, key in (("parameters", "parameters"), ("MACs", "macs")):
+        column = result[key]
+        rows.append((title, *(f"{column[name]:,}" for name in ("dense", "structural", "nonzero"))))
+    lines += ["", *table(("", "dense", "structural", "non-zero"), rows)]
+    sizes = [("dense network, ONNX", f"{original:,}", "1.0", _percent(accuracy["dense"]))]
+    for file in result["files"]:
+        smaller = f"{original / file['bytes']:.1f}"
+        sizes.append((file["name"], f"{file['bytes']:,}", smaller, _percent(file["accuracy"])))
+    lines += ["", *table(("file", "bytes", "times smaller", "test accuracy"), sizes), ""]
+    lines += [f"FAILED: {failure}" for failure in result["failures"]]
+    return [*lines, f"report  {result['report']}", f"model   {result['model']}"]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def stage_lines(done: Done) -> list[str]:
+    """Say in a line or two what came of a stage."""
+    state = "up to date" if done.skipped else f"{done.seconds:.1f} s"
+    text = _STAGE_LINES.get(done.stage, lambda _: "")(done.outcome)
+    return [f"{done.stage}: {text} ({state})", *(f"FAILED: {failure}" for failure in done.outcome.get("failures", ()))]
+
+
+def _relieved(outcome: Table) -> str:
+    kept, dense = outcome["connections"]["kept"], outcome["connections"]["dense"]
+    return f"{kept:,} of {dense:,} connections kept, test accuracy {_percent(outcome['test'])}"
+
+
+def _validated(outcome: Table) -> str:
+    artifacts = {entry["artifact"] for entry in outcome["checks"]}
+    verdict = "passed" if outcome["ok"] else "FAILED"
+    return f"{verdict}: {len(artifacts)} artifacts, {outcome['samples']:,} samples of {outcome['source']}"
+
+
+_STAGE_LINES: dict[str, Callable[[Table], str]] = {
+    "train": lambda outcome: f"test accuracy {_percent(outcome['test'])}",
+    "relieve": _relieved,
+    "export": lambda outcome: ", ".join(entry["name"] for entry in outcome["artifacts"]),
+    "validate": _validated,
+    "audit": lambda outcome: "within budget" if outcome["ok"] else "over budget",
+}
+
+
+def shrunk_lines(done: Shrunk) -> list[str]:
+    """Say what a shrink removed, and why the rest had to stay."""
+    before, after = done.before, done.after
+    rows = [
+        (title, f"{was.structural:,}", f"{now.structural:,}", f"{now.nonzero:,}")
+        for title, was, now in (
+            ("parameters", before.parameters, after.parameters),
+            ("MACs", before.macs, after.macs),
+        )
+    ]
+    rows.append(("bytes", f"{done.bytes_before:,}", f"{done.artifact.bytes:,}", ""))
+    lines = table(("", "before", "after", "non-zero"), rows)
+    lines += [f"stays: {row}" for row in done.result.kept]
+    return [*lines, *(f"no rule for {op} ({count}): what it touches stays" for op, count in done.result.unknown.items())]
+
+
+def comparison_lines(done: Comparison) -> list[str]:
+    """Lay out how far two models are from each other, output by output."""
+    rows = [
+        (name, f"{found.relative_error:.3g}" if found.relative_error is not None else "not finite")
+        + (_percent(found.agreement), _percent(found.accuracy))
+        for name, found in done.outputs.items()
+    ]
+    lines = table(("output", "relative error", "same prediction", "accuracy of B"), rows)
+    return [*lines, *(f"FAILED: {check.message}" for check in done.checks if not check.ok)]

@@ -1,0 +1,145 @@
+"""Train -> relieve -> export -> validate -> audit -> report: files in, files out."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from relief_export.stages import learning, shipping
+from relief_export.stages.engine import Done, Job, Stage, is_main_process, perform, read_recipe, write_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from relief_export.progress import Progress
+    from relief_export.recipe import Recipe
+
+__all__ = ["STAGES", "Done", "Job", "Stage", "audit", "is_main_process", "run", "run_stage", "validate", "write_recipe"]
+
+_LEARNING = ("seed", "data", "model", "train")
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "train",
+            "dense/record.json",
+            keys=_LEARNING,
+            inputs=(),
+            outputs=("dense/weights.safetensors", "dense/init.safetensors"),
+            work=learning.train,
+            everyone=True,
+        ),
+        Stage(
+            "relieve",
+            "relieved/record.json",
+            keys=(*_LEARNING, "relief"),
+            inputs=("dense/weights.safetensors", "dense/init.safetensors"),
+            outputs=("relieved/weights.safetensors", "relieved/masks.safetensors"),
+            work=learning.relieve,
+            everyone=True,
+        ),
+        Stage(
+            "export",
+            "artifacts/record.json",
+            keys=("seed", "data", "model", "export"),
+            inputs=("dense/weights.safetensors", "relieved/weights.safetensors", "relieved/masks.safetensors"),
+            outputs=("artifacts/manifest.json", "artifacts/model.onnx", "artifacts/reference.npz"),
+            work=shipping.export,
+            whole=True,
+        ),
+        Stage(
+            "validate",
+            "validation.json",
+            keys=("seed", "data", "model"),
+            inputs=("relieved/weights.safetensors", "relieved/masks.safetensors", "artifacts/**/*"),
+            outputs=(),
+            work=shipping.validate,
+        ),
+        Stage(
+            "audit",
+            "audit.json",
+            keys=("audit",),
+            inputs=("artifacts/manifest.json",),
+            outputs=(),
+            work=shipping.audit,
+        ),
+    )
+}
+"""In the order in which they run."""
+
+
+def run(recipe: Recipe, folder: Path, *, force: bool = False, progress: Progress | None = None) -> bool:
+    """Take a recipe through all stages and the report; what is up to date is skipped.
+
+    Returns:
+        Whether validation passed and every budget holds. The report is made in either case.
+    """
+    job = Job(folder, recipe, progress)
+    with _processes():
+        if is_main_process():
+            write_recipe(recipe, folder)
+        mine = [stage for stage in STAGES.values() if stage.everyone or is_main_process()]
+        done = [perform(stage, job, force=force) for stage in mine]
+    if is_main_process() and not (all(stage.skipped for stage in done) and (folder / "report.html").is_file()):
+        from relief_export.report import build_report
+
+        build_report([folder], folder)
+    elif is_main_process():
+        (folder / "report.html").touch()  # for Make, as with the records
+    return all(stage.ok for stage in done)
+
+
+def run_stage(
+    name: str, folder: Path, *, force: bool = False, progress: Progress | None = None, data: Path | None = None
+) -> Done:
+    """Run one stage on a build folder; one that is up to date is skipped unless ``force``.
+
+    Raises:
+        InputError: ``folder`` is no build folder, or an earlier stage has not been run.
+    """
+    with _processes():
+        return perform(STAGES[name], Job(folder, read_recipe(folder), progress, data), force=force)
+
+
+def validate(folder: Path, *, data: Path | None = None, progress: Progress | None = None) -> Done:
+    """Validate the artifacts of a build folder, or of any folder with a manifest (which gets no record)."""
+    if (folder / "recipe.toml").is_file():
+        return run_stage("validate", folder, force=True, progress=progress, data=data)
+    from relief_export import evaluation
+
+    start = time.perf_counter()
+    samples = shipping.stored_samples(folder, data)
+    found = evaluation.validate(folder, samples.x, samples.y, samples.logits, progress=progress)
+    outcome = found.to_dict() | {"source": samples.source}
+    return Done("validate", skipped=False, seconds=round(time.perf_counter() - start, 3), outcome=outcome)
+
+
+def audit(subject: Path, *, flash: str | None = None, ram: str | None = None, target: str | None = None) -> Done:
+    """Hold a build folder or a model file against a budget; what is not given comes from the folder's recipe."""
+    from relief_export import evaluation
+    from relief_export.recipe import AuditConfig
+
+    given = {key: value for key, value in (("flash", flash), ("ram", ram), ("target", target)) if value is not None}
+    if (subject / "recipe.toml").is_file():
+        recipe = read_recipe(subject)
+        recipe = replace(recipe, audit=replace(recipe.audit, **given))
+        return perform(STAGES["audit"], Job(subject, recipe), force=True)
+    outcome = evaluation.audit(subject, shipping.budget(AuditConfig(**given))).to_dict()
+    return Done("audit", skipped=False, seconds=0.0, outcome=outcome)
+
+
+@contextmanager
+def _processes() -> Iterator[None]:
+    """Join torchrun's processes for as long as stages run; alone, do nothing (and import nothing)."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield
+        return
+    from relief_export.training import distributed
+
+    with distributed.setup():
+        yield

@@ -1,0 +1,192 @@
+"""How a stage runs: skipped when its record says that nothing it depends on changed, resumed when it was interrupted.
+
+A stage is up to date when its record holds the same parts of the recipe and the same SHA-256 of every input, and its
+outputs are there. The record is written last; an interrupted stage has none, and goes on from the checkpoints that it
+finds, which know by themselves what they belong to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from relief_export.errors import InputError, ReliefError
+from relief_export.recipe import load_recipe
+from relief_export.records import Record, read_record, sha256, write_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from relief_export.progress import Progress
+    from relief_export.recipe import Recipe
+
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a stage works on.
+
+    Attributes:
+        folder: The build folder.
+        recipe: The resolved recipe.
+        progress: Where to report it; None where nobody looks.
+        data: Samples for validation, instead of the recipe's test set.
+    """
+
+    folder: Path
+    recipe: Recipe
+    progress: Progress | None = None
+    data: Path | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table of stages.
+
+    Attributes:
+        name: What the command line calls it.
+        record: Path of its record in the build folder, written last.
+        keys: The recipe's keys that it depends on.
+        inputs: Globs in the build folder of the files it reads.
+        outputs: Files in the build folder it leaves beside the record.
+        work: Does it and returns the record's outcome; ``ok`` in it is False where the answer is no, and
+            ``provisional`` True where the stage has to be run again before its record counts.
+        everyone: Whether every process of a distributed run takes part.
+        whole: Whether ``work`` replaces the folder as a whole, so that an interrupted run leaves the old one.
+    """
+
+    name: str
+    record: str
+    keys: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    work: Callable[[Job], Outcome]
+    everyone: bool = False
+    whole: bool = False
+
+    def dependencies(self, job: Job) -> dict[str, Any]:
+        """Return the parts of the recipe and the hashes of the inputs that decide the outcome.
+
+        Raises:
+            InputError: An input is missing.
+        """
+        resolved = json.loads(json.dumps(job.recipe.to_dict()))
+        return {"recipe": {key: resolved[key] for key in self.keys}, "inputs": self._hashes(job.folder)}
+
+    def _hashes(self, folder: Path) -> dict[str, str]:
+        found = {}
+        for pattern in self.inputs:
+            # This stage's own record is left out where it lies beside its inputs.
+            files = sorted(path for path in folder.glob(pattern) if path.is_file() and path != folder / self.record)
+            if not files:
+                raise InputError(f"{folder / pattern} does not exist: the stage before {self.name!r} writes it")
+            found |= {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+        return found
+
+    def finished(self, job: Job, needs: dict[str, Any]) -> Record | None:
+        """Return the record if it still holds, else None."""
+        path = job.folder / self.record
+        try:
+            record = read_record(path, self.name)
+        except ReliefError:
+            return None  # absent, or damaged: the stage is run again and replaces it
+        if record.outcome.get("provisional"):
+            return None
+        settings = {key: record.recipe.get(key) for key in self.keys}
+        same = record.inputs == needs["inputs"] and settings == needs["recipe"]
+        return record if same and all((job.folder / name).exists() for name in self.outputs) else None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of a stage."""
+
+    stage: str
+    skipped: bool
+    seconds: float
+    outcome: Outcome = field(repr=False)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the answer is yes; stages that give no answer are always ok."""
+        return bool(self.outcome.get("ok", True))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {"ok": self.ok, "stage": self.stage, "skipped": self.skipped, "seconds": self.seconds} | {
+            "outcome": self.outcome
+        }
+
+
+def is_main_process() -> bool:
+    """Return whether this is the process that writes: the only one, or rank 0 of torchrun's."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def write_recipe(recipe: Recipe, folder: Path) -> None:
+    """Leave the resolved recipe in the build folder, where the later stages find it; an equal one is not touched."""
+    path, text = folder / "recipe.toml", recipe.to_toml()
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_bytes(path, text.encode())
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """Read the recipe that ``write_recipe`` left.
+
+    Raises:
+        InputError: ``folder`` is no build folder.
+    """
+    if not (folder / "recipe.toml").is_file():
+        raise InputError(f"{folder} is no build folder: it has no recipe.toml; run the stage 'train' first")
+    return load_recipe(folder / "recipe.toml")
+
+
+def perform(stage: Stage, job: Job, *, force: bool) -> Done:
+    """Run ``stage``, or skip it where its record still holds."""
+    needs = stage.dependencies(job)
+    record = None if force else stage.finished(job, needs)
+    wait = synchronise if stage.everyone else _alone
+    wait()  # every process has decided before any writes
+    path = job.folder / stage.record
+    if record is not None:
+        if is_main_process() and record.outcome.get("ok", True):
+            path.touch()  # for Make: newer than what it was compared with
+        return Done(stage.name, skipped=True, seconds=record.seconds, outcome=record.outcome)
+    if is_main_process() and not stage.whole:
+        _prepare(path, force=force)
+    wait()
+    start = time.perf_counter()
+    outcome = stage.work(job)
+    seconds = round(time.perf_counter() - start, 3)
+    wait()
+    if is_main_process():
+        Record(stage.name, job.recipe.to_dict(), needs["inputs"], seconds, outcome).write(path)
+        if not outcome.get("ok", True) or outcome.get("provisional"):
+            os.utime(path, (0, 0))  # the record stays readable, and Make asks again
+    wait()
+    return Done(stage.name, skipped=False, seconds=seconds, outcome=outcome)
+
+
+def _prepare(record: Path, *, force: bool) -> None:
+    """Withdraw the old record, so that an interrupted stage never looks done; what the stage can go on from stays."""
+    record.unlink(missing_ok=True)
+    if force and record.name == "record.json":  # else it lies in the build folder, which is not the stage's own
+        shutil.rmtree(record.parent, ignore_errors=True)
+
+
+def synchronise() -> None:
+    """Wait for the other processes of a distributed run; alone, do nothing (and import nothing)."""
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from relief_export.training import distributed
+
+        distributed.barrier()
+
+
+def _alone() -> None:
+    """Wait for nobody: the stage belongs to the main process."""

@@ -1,0 +1,114 @@
+"""The stages that learn: dense training, then relief; both need torch, and torchrun's processes share them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from relief_export.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from torch import nn
+
+    from relief_export.recipe import Recipe
+    from relief_export.relief.masks import Masks
+    from relief_export.stages.engine import Job, Outcome
+    from relief_export.training.data import DataSet
+
+
+def train(job: Job) -> Outcome:
+    """Train the dense network; leaves its initial and its best weights."""
+    from relief_export.relief.masks import Masks
+    from relief_export.stages.engine import is_main_process
+    from relief_export.training.checkpoints import save_weights
+    from relief_export.training.fit import evaluate, fit
+
+    folder, recipe = job.folder / "dense", job.recipe
+    data, model = load_task(recipe)
+    if is_main_process():
+        save_weights(model, folder / "init.safetensors")
+    checkpoint = folder / "checkpoint.pt"
+    result = fit(model, data, recipe.train, seed=recipe.seed, checkpoint=checkpoint, progress=job.progress)
+    if is_main_process():
+        save_weights(model, folder / "weights.safetensors")
+        checkpoint.unlink(missing_ok=True)
+    return {
+        "fit": result.to_dict(),
+        "validation": evaluate(model, data.validation).accuracy,
+        "test": evaluate(model, data.test).accuracy,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "connections": Masks().count(model).dense,
+        "input_shape": list(data.input_shape),
+        "classes": data.classes,
+        "samples": {name: len(getattr(data, name)) for name in ("train", "validation", "test")},
+    }
+
+
+def relieve(job: Job) -> Outcome:
+    """Find the few connections that matter; leaves the weights, the masks and the history of the loop."""
+    from relief_export.relief.loop import relieve as loop
+    from relief_export.stages.engine import is_main_process
+    from relief_export.training.checkpoints import load_weights, save_weights
+    from relief_export.training.fit import evaluate
+
+    folder, recipe = job.folder / "relieved", job.recipe
+    data, model = load_task(recipe)
+    init = load_weights(model, job.folder / "dense" / "init.safetensors")
+    load_weights(model, job.folder / "dense" / "weights.safetensors")
+    done = loop(
+        model, data, recipe.relief, recipe.train, init=init, seed=recipe.seed, folder=folder, progress=job.progress
+    )
+    if is_main_process():
+        weights = folder / "weights.safetensors"
+        save_weights(model, weights)
+        done.masks.save(folder / "masks.safetensors", weights)
+    return {
+        "relief": done.to_dict(),
+        "validation": evaluate(model, data.validation).accuracy,
+        "test": evaluate(model, data.test).accuracy,
+        "connections": done.masks.count(model).to_dict(),
+    }
+
+
+def load_task(recipe: Recipe) -> tuple[DataSet, nn.Module]:
+    """Return the data of a recipe and its untrained network."""
+    from relief_export.training.data import load_data
+    from relief_export.training.models import build_model
+
+    data = load_data(recipe.data, recipe.seed)
+    return data, build_model(recipe.model, data.input_shape, data.classes, recipe.seed)
+
+
+def load_relieved(model: nn.Module, folder: Path) -> Masks:
+    """Load the relieved weights of a build folder into ``model``, masks applied, and return the masks."""
+    from relief_export.relief.masks import Masks
+    from relief_export.training.checkpoints import load_weights
+
+    weights = folder / "relieved" / "weights.safetensors"
+    load_weights(model, weights)
+    masks = Masks.load(folder / "relieved" / "masks.safetensors", weights)
+    masks.apply_(model)
+    return masks
+
+
+def relieved_logits(folder: Path, recipe: Recipe, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the masked network's outputs ``(N, classes)`` for inputs ``x``, ``(N, ...)`` float32."""
+    import torch
+
+    from relief_export.records import read_record
+    from relief_export.training.data import Split
+    from relief_export.training.fit import evaluate
+    from relief_export.training.models import build_model
+
+    facts = read_record(folder / "dense" / "record.json", "train").outcome
+    shape = tuple(facts["input_shape"])
+    if x.shape[1:] != shape or x.dtype.kind != "f":
+        raise InputError(f"the samples x are {x.dtype} {x.shape}, the network takes floating-point (N, *{shape})")
+    model = build_model(recipe.model, shape, facts["classes"], recipe.seed)
+    load_relieved(model, folder)
+    split = Split.of(torch.from_numpy(x.astype("float32")), torch.zeros(len(x), dtype=torch.int64))
+    logits = evaluate(model, split, logits=True).logits
+    assert logits is not None  # noqa: S101  asked for
+    return logits.numpy()

@@ -1,0 +1,190 @@
+"""The stages that ship: export needs torch for the capture; validation and audit run without it."""
+
+from __future__ import annotations
+
+import importlib.util
+import zlib
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from relief_export import evaluation
+from relief_export.errors import InputError
+from relief_export.formats import FORMATS, Options, ledger, write_manifest
+from relief_export.graph.arena import plan_arena
+from relief_export.graph.cost import cost
+from relief_export.graph.shrink import ShrinkResult, shrink
+from relief_export.records import atomic_folder, atomic_path
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+    from relief_export.progress import Progress
+    from relief_export.recipe import AuditConfig
+    from relief_export.stages.engine import Job, Outcome
+
+BASELINES = ("original", "masked")
+"""``NAME.onnx`` in the artifacts' folder: the dense network, and the masked one before anything was removed."""
+
+MANIFEST = "manifest.json"
+TEST_SET = "test set"
+
+
+class Samples(NamedTuple):
+    """Inputs ``x``, labels ``y`` and the masked network's ``logits``; where they come from."""
+
+    x: np.ndarray[Any, Any]
+    y: np.ndarray[Any, Any] | None
+    logits: np.ndarray[Any, Any] | None
+    source: str
+
+
+def export(job: Job) -> Outcome:
+    """Capture, fold and shrink the relieved network, and write it in every format of the recipe, all or nothing."""
+    graphs, reference, calibration = _capture(job)
+    config = job.recipe.export
+    options = Options(values=config.values, calibration=calibration)
+    return ship(graphs, reference, job.folder / "artifacts", config.formats, options, progress=job.progress)
+
+
+def ship(
+    graphs: dict[str, ir.Model],
+    reference: Samples,
+    target: Path,
+    names: Iterable[str],
+    options: Options,
+    *,
+    progress: Progress | None = None,
+) -> Outcome:
+    """Shrink the masked graph and write it to the folder ``target``, which appears whole or not at all.
+
+    Args:
+        graphs: ``original`` and ``masked``, folded.
+        reference: What is kept in reference.npz.
+        target: The artifacts' folder; an old one is replaced.
+        names: Formats beside dense, which is always written.
+        options: What the writers are given.
+        progress: Told of each format.
+
+    Returns:
+        What the record of the export holds.
+    """
+    result = shrink(graphs["masked"])
+    chosen = tuple(dict.fromkeys(("dense", *names)))
+    with atomic_folder(target) as folder:
+        baselines = {name: _baseline(graphs[name], folder / f"{name}.onnx") for name in BASELINES}
+        artifacts = []
+        for done, name in enumerate(chosen):
+            if progress is not None:
+                progress("export", done + 1, len(chosen), name)
+            artifacts.append(FORMATS[name].write(result.model, folder / FORMATS[name].suffix, options))
+        arrays = {key: value for key, value in reference._asdict().items() if key != "source" and value is not None}
+        with atomic_path(folder / "reference.npz") as path:
+            np.savez(path, **arrays)
+        outcome = _figures(graphs, result) | {"baselines": baselines, "artifacts": [a.to_dict() for a in artifacts]}
+        write_manifest(folder, artifacts, {key: outcome[key] for key in ("cost", "shrink", "baselines")})
+    return outcome
+
+
+def _capture(job: Job) -> tuple[dict[str, ir.Model], Samples, np.ndarray[Any, Any]]:
+    """Return the folded baselines, the reference sample, and training inputs for calibration."""
+    from relief_export.capture import capture
+    from relief_export.graph.fold import fold
+    from relief_export.stages.learning import load_relieved, load_task
+    from relief_export.training.checkpoints import load_weights
+    from relief_export.training.fit import evaluate
+
+    recipe = job.recipe
+    data, model = load_task(recipe)
+    sample = data.test.take(recipe.export.reference_samples, seed=recipe.seed)
+    x, y = sample.tensors()
+    load_weights(model, job.folder / "dense" / "weights.safetensors")
+    graphs = {"original": fold(capture(model, x[:2]))}
+    masks = load_relieved(model, job.folder)
+    graphs["masked"] = fold(capture(model, x[:2], masks=masks))
+    logits = evaluate(model, sample, logits=True).logits
+    calibration = data.train.take(recipe.export.calibration_samples, seed=recipe.seed).tensors()[0].numpy()
+    return graphs, Samples(x.numpy(), y.numpy(), logits.numpy(), "reference"), calibration
+
+
+def _figures(graphs: dict[str, ir.Model], result: ShrinkResult) -> Outcome:
+    original = cost(graphs["original"])
+    others = {"masked": graphs["masked"], "shrunk": result.model}
+    return {
+        "cost": {"original": original.to_dict()}
+        | {name: cost(model, baseline=original).to_dict() for name, model in others.items()},
+        "arena": {
+            "original": plan_arena(graphs["original"]).to_dict(),
+            "shrunk": plan_arena(result.model).to_dict(),
+        },
+        "shrink": result.to_dict(),
+        "ledger": ledger(result.model).to_dict(),
+    }
+
+
+def _baseline(model: ir.Model, path: Path) -> Outcome:
+    artifact = FORMATS["dense"].write(model, path, Options())
+    squeezed = sum(_gzip_bytes(path.parent / file.path) for file in artifact.files)
+    return {"path": path.name, "bytes": artifact.bytes, "gzip": squeezed, "sha256": artifact.files[0].sha256}
+
+
+def _gzip_bytes(path: Path) -> int:
+    """Return the size of ``path`` as gzip would leave it, read in blocks."""
+    squeezer = zlib.compressobj(6, zlib.DEFLATED, 31)
+    with path.open("rb") as file:
+        total = sum(len(squeezer.compress(block)) for block in iter(lambda: file.read(1 << 20), b""))
+    return total + len(squeezer.flush())
+
+
+def validate(job: Job) -> Outcome:
+    """Hold every artifact against the masked network on the full test set, and time them.
+
+    Where torch is not installed, or ``data`` is given, the outcome is marked provisional: it is no answer for the full
+    test set.
+    """
+    samples = _samples(job)
+    folder = job.folder / "artifacts"
+    found = evaluation.validate(folder, samples.x, samples.y, samples.logits, progress=job.progress)
+    models = {name: folder / f"{name}.onnx" for name in BASELINES}
+    models |= {each.artifact: folder / each.artifact for each in found.measurements if each.optimised}
+    latency = evaluation.measure_latency(models, samples.x) if found.ok else []
+    return found.to_dict() | {
+        "source": samples.source,
+        "provisional": samples.source != TEST_SET,
+        "latency": [each.to_dict() for each in latency],
+    }
+
+
+def _samples(job: Job) -> Samples:
+    """Return the full test set with the masked network's logits, or what can be had without torch or on given data."""
+    if importlib.util.find_spec("torch") is None:
+        return stored_samples(job.folder / "artifacts", job.data)
+    from relief_export.stages.learning import load_task, relieved_logits
+
+    if job.data is not None:
+        given = stored_samples(job.folder / "artifacts", job.data)
+        return given._replace(logits=relieved_logits(job.folder, job.recipe, given.x))
+    data, _ = load_task(job.recipe)
+    x, y = (tensor.numpy() for tensor in data.test.tensors())
+    return Samples(x, y, relieved_logits(job.folder, job.recipe, x), TEST_SET)
+
+
+def stored_samples(folder: Path, data: Path | None) -> Samples:
+    """Return the samples of ``data``, or the reference sample that the export left in ``folder``."""
+    found = evaluation.load_arrays(data or folder / "reference.npz")
+    if data is None and found.logits is None:
+        raise InputError(f"{folder / 'reference.npz'} has no array 'logits': export again")
+    return Samples(found.x, found.y, None if data else found.logits, str(data or "reference.npz"))
+
+
+def audit(job: Job) -> Outcome:
+    """Hold the artifacts against the recipe's budget."""
+    return evaluation.audit(job.folder, budget(job.recipe.audit)).to_dict()
+
+
+def budget(config: AuditConfig) -> evaluation.Budget:
+    """Return the budget of a recipe."""
+    return evaluation.Budget.of(flash=config.flash, ram=config.ram, target=config.target)

@@ -1,0 +1,103 @@
+"""What works without torch, and what must not be imported before it is needed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "torchvision", "safetensors", "sklearn"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Block())
+"""
+
+MODEL = """
+<ir_version: 9, opset_import: ["" : 18]>
+net (float[batch, 4] x) => (float[batch, 2] y)
+<float[3, 4] w = {1, 2, 0, 0, 0, 0, 0, 0, 0, 1, 0, 3}, float[3] b = {0, 0, 1},
+ float[2, 3] v = {1, 5, 2, -1, 7, 0}, float[2] c = {0.5, -0.5}>
+{ h = Gemm <transB = 1> (x, w, b)
+  r = Relu (h)
+  y = Gemm <transB = 1> (r, v, c) }
+"""
+
+
+def python(code: str, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONWARNINGS": "error::ImportWarning"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, cwd=cwd, env=environment
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    onnx.save(onnx.parser.parse_model(MODEL), tmp_path / "in.onnx")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", x=rng.normal(size=(20, 4)).astype(np.float32), y=rng.integers(0, 2, 20))
+    return tmp_path
+
+
+def test_importing_the_package_loads_neither_torch_nor_a_runtime():
+    done = python("import relief_export, sys; print([m for m in ('torch', 'onnxruntime', 'onnx') if m in sys.modules])")
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_help_loads_neither_torch_nor_a_runtime():
+    code = "from relief_export.cli import run; import sys; run(['run', '--help'])\n"
+    done = python(code + "assert not {'torch', 'onnxruntime', 'numpy', 'rich'} & set(sys.modules), 'heavy'")
+    assert done.returncode == 0, done.stderr
+    assert "digits-lenet5" in done.stdout
+
+
+@pytest.mark.parametrize("room", ["graph", "formats", "evaluation", "report", "cli", "stages", "api", "convert"])
+def test_room_imports_without_torch(room: str):
+    code = BLOCK + (
+        "import importlib, pkgutil\n"
+        f"room = importlib.import_module('relief_export.{room}')\n"
+        "for module in pkgutil.walk_packages(getattr(room, '__path__', []), room.__name__ + '.'):\n"
+        "    importlib.import_module(module.name)\n"
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_commands_on_onnx_files_work_without_torch(folder: Path):
+    commands = [
+        ["--help"],
+        ["cost", "in.onnx", "--json"],
+        ["shrink", "in.onnx", "out.onnx", "--json"],
+        ["convert", "in.onnx", "packed.onnx", "--to", "packed", "--json"],
+        ["convert", "in.onnx", "csr", "--to", "csr", "--json"],
+        ["convert", "csr", "back.onnx", "--to", "onnx", "--json"],
+        ["convert", "in.onnx", "int8.onnx", "--to", "int8", "--calibration", "data.npz", "--json"],
+        ["compare", "in.onnx", "out.onnx", "--data", "data.npz", "--json"],
+        ["compare", "in.onnx", "packed.onnx", "--data", "data.npz", "--json"],
+        ["audit", "out.onnx", "--flash", "1MiB", "--ram", "64KiB", "--json"],
+        ["recipes", "--json"],
+    ]
+    code = BLOCK + f"from relief_export.cli import run\nfor c in {commands!r}:\n    assert run(c) == 0, c\n"
+    done = python(code, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(printed) == len(commands) - 1
+    assert printed[0]["cost"]["parameters"]["structural"] == 23
+    # Neuron 1 has no incoming connection and no bias; inputs are never removed from the interface.
+    assert printed[1]["cost"]["after"]["parameters"]["structural"] < 23
+
+
+def test_training_without_torch_says_which_extra_to_install(tmp_path: Path):
+    done = python(BLOCK + "import sys; from relief_export.cli import run; sys.exit(run(['train', sys.argv[1]]))",
+                  str(Path(__file__).parent.parent / "pipelines" / "digits-lenet5.toml"), cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "Error: this command needs torch, which is not installed: pip install 'relief-export[torch]'"
+    ]
