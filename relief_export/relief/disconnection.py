@@ -15,34 +15,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 import torch
 
 from relief_export.capture import capture
+from relief_export.graph.fold import simplify
+from relief_export.graph.liveness import analyse, parameter_use
 from relief_export.relief.layers import JOIN_BUFFERS, NORMS, joins, tensor_name
 from relief_export.relief.masks import Masks
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor, nn
-
-    from relief_export.graph.flow import Use
 
 
 @dataclass(frozen=True)
 class Disconnected:
-    """Masks without anything disconnected; ``rounds`` until nothing changed."""
+    """Masks without anything disconnected.
+
+    Attributes:
+        masks: What is kept.
+        rounds: How often the graph was analysed until nothing changed.
+        unknown: Operators the analysis has no rule for -> how often; what they read or make was kept.
+    """
 
     masks: Masks
     rounds: int
-
-
-def use_of_parameters(model: ir.Model) -> dict[str, Use]:
-    """Ask the graph's liveness analysis how each initializer is used."""
-    from relief_export.graph.liveness import parameter_use
-
-    return parameter_use(model)
+    unknown: dict[str, int]
 
 
 class Disconnector:
@@ -58,6 +60,9 @@ class Disconnector:
 
     def __init__(self, model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> None:
         self._graph = capture(model, example_input)
+        self._values = {str(v.name): v for v in self._graph.graph.initializers.values()}
+        self._values |= {str(v.name): v for node in self._graph.graph for v in node.outputs}
+        self._unknown = dict(analyse(simplify(self._graph)).unknown)
         first = {id(parameter): name for name, parameter in model.named_parameters()}
         # A shared parameter has one mask, under its first name, whichever name the graph knows it by.
         self._names = {name: first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
@@ -74,7 +79,7 @@ class Disconnector:
             self._swap(state, masks)
             more = masks & self._disconnected()
             if more.same(masks):
-                return Disconnected(masks, rounds)
+                return Disconnected(masks, rounds, self._unknown)
             masks = more
 
     def _swap(self, state: dict[str, Tensor], masks: Masks) -> None:
@@ -85,11 +90,41 @@ class Disconnector:
                 value.const_value = ir.Tensor(tensor.numpy(), name=name)
 
     def _disconnected(self) -> Masks:
-        found = Masks()
-        for name, use in use_of_parameters(self._graph).items():
+        """Analyse the graph as it is now. A parameter that the graph knows by two names goes where both say so."""
+        gone: dict[str, NDArray[np.bool_]] = {}
+        for known_as, use in parameter_use(simplify(self._graph)).items():
+            name, steps = self._source(known_as)
             if name in self._names:
-                gone = use.dead | use.constant if name in self._norms else use.dead
-                if gone.any():
-                    # Through Masks, not a dict: two graph names of one parameter are both heard.
-                    found = found & {self._names[name]: ~torch.from_numpy(gone)}
-        return found
+                flags = use.dead | use.constant if name in self._norms else use.dead
+                for step in steps:
+                    flags = step(flags)
+                own = self._names[name]
+                gone[own] = gone[own] & flags if own in gone else flags
+        return Masks({name: torch.from_numpy(~flags) for name, flags in gone.items() if flags.any()})
+
+    def _source(self, name: str) -> tuple[str, list[Callable[[NDArray[np.bool_]], NDArray[np.bool_]]]]:
+        """Follow a folded constant back to the parameter that it only shows in another shape, and how to come back."""
+        value, steps = self._values.get(name), []
+        while value is not None and len(value.uses()) == 1 and (node := value.producer()) is not None:
+            source = node.inputs[0]
+            if node.op_type not in _VIEWS or source is None or source.shape is None or len(source.uses()) != 1:
+                return name, []
+            steps.append(_VIEWS[node.op_type](node, source.shape.numpy()))
+            value = source
+        return (name, []) if value is None else (str(value.name), steps)
+
+
+def _untranspose(node: ir.Node, shape: tuple[int, ...]) -> Callable[[NDArray[np.bool_]], NDArray[np.bool_]]:
+    order = node.attributes.get_ints("perm", tuple(reversed(range(len(shape)))))
+    return lambda flags: np.transpose(flags, np.argsort(order))
+
+
+def _reshape(_node: ir.Node, shape: tuple[int, ...]) -> Callable[[NDArray[np.bool_]], NDArray[np.bool_]]:
+    return lambda flags: np.reshape(flags, shape)
+
+
+_VIEWS = {
+    "Transpose": _untranspose,
+    **dict.fromkeys(("Reshape", "Unsqueeze", "Squeeze", "Flatten", "Identity"), _reshape),
+}
+"""Operators that only show a parameter in another shape -> how to bring an array of the new shape back."""

@@ -133,6 +133,7 @@ class _Run:
         self.alpha = Alpha(config.alpha_conv, config.alpha_fc, config.alpha, config.skip)
         self.states: dict[int, tuple[dict[str, Tensor], Masks]] = {}
         self.disconnector: Disconnector | None = None
+        self.unknown: dict[str, int] = {}
 
     def run(self, start: Masks) -> Relieved:
         rows = self.journal.open(self._key(start))
@@ -190,7 +191,9 @@ class _Run:
     def _disconnect(self, masks: Masks) -> Masks:
         if self.disconnector is None:
             self.disconnector = Disconnector(self.model, _example(self.loop.calibration))
-        return self.disconnector(self.model, masks).masks
+        found = self.disconnector(self.model, masks)
+        self.unknown = found.unknown
+        return found.masks
 
     def _finish(
         self, rows: Sequence[Iteration], masks: Masks, seconds: dict[str, float], before: float | None, started: float
@@ -209,6 +212,7 @@ class _Run:
                 kept=count.kept,
                 within_tolerance=not rows or accuracy >= rows[0].accuracy - self.config.tolerance - _ROUNDING,
                 layers=_architecture(self.model, masks),
+                unknown=self.unknown,
                 seconds={**seconds, "all": time.perf_counter() - started},
             )
         )
