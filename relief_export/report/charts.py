@@ -7,6 +7,7 @@ stays text, and identifiers are made unique, so that any number of charts can st
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -34,11 +35,11 @@ _VARIABLES = {
     SECOND: "var(--second)",
     GOOD: "var(--good)",
 }
-_WIDTH = 430
+_WIDTH = 380
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "relief-export",
-    "font.size": 9.0,
+    "font.size": 9.5,
     "font.sans-serif": ["DejaVu Sans"],
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -56,24 +57,25 @@ _STYLE: dict[Any, Any] = {
     "ytick.major.size": 0,
     "ytick.minor.size": 0,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": 9,
 }
 _MOST_ROWS = 24
 """Rows of a chart beyond which it would be taller than a screen; the table beside it has them all."""
 
 
-def _draw(key: str, alternative: str, height: float, plot: Callable[[Axes], None]) -> Markup:
-    """Draw one chart, ``height`` px tall; ``alternative`` is what it says in words, ``key`` is unique on its page."""
+def _draw(alternative: str, height: float, plot: Callable[[Axes], None]) -> Markup:
+    """Draw one chart, ``height`` px tall; ``alternative`` is what it says in words."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
         plot(figure.add_subplot())
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _inline(buffer.getvalue(), key, alternative)
+    return _inline(buffer.getvalue(), alternative)
 
 
-def _inline(svg: str, key: str, alternative: str) -> Markup:
-    """Turn a stand-alone SVG file into an element of the page."""
+def _inline(svg: str, alternative: str) -> Markup:
+    """Turn a stand-alone SVG file into an element of the page, its identifiers its own."""
+    key = f"c{hashlib.sha256(svg.encode()).hexdigest()[:8]}"
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
@@ -113,13 +115,12 @@ def _log_axis(axes: Axes, values: Sequence[float], show: Callable[[float], str],
     axes.set_xscale("log")
     axes.set_xlim(10**low, 10**high)
     axes.set_xticks([tick for tick in ticks if low <= math.log10(tick) <= high])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: show(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: re.sub(r"\.0+(?!\d)", "", show(value))))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_tick_params(which="minor", bottom=False)
 
 
 def iterations_chart(
-    key: str,
     *,
     kept: Sequence[float],
     accuracy: Sequence[float],
@@ -149,31 +150,31 @@ def iterations_chart(
 
     last = len(kept) - 1 if chosen is None else chosen
     words = f"Accuracy through {len(kept)} iterations: from {accuracy[0]:.2%} with {kept[0]:.2%} of the connections to"
-    return _draw(key, f"{words} {accuracy[last]:.2%} with {kept[last]:.2%}.", 260, plot)
+    return _draw(f"{words} {accuracy[last]:.2%} with {kept[last]:.2%}.", 260, plot)
 
 
-def bytes_chart(key: str, sizes: Sequence[tuple[str, int]], marks: Sequence[tuple[str, int]]) -> Markup:
+def bytes_chart(sizes: Sequence[tuple[str, int]], marks: Sequence[tuple[str, int]]) -> Markup:
     """Bytes of each file as points on a logarithmic axis; ``marks`` are reference sizes drawn as vertical lines."""
 
     def plot(axes: Axes) -> None:
         values = [size for _, size in sizes]
         for (label, size), style in zip(marks, ("--", ":"), strict=False):
             axes.axvline(size, color=SECOND, linewidth=1.2, linestyle=style, label=f"{label}, {format_bytes(size)}")
-        axes.hlines(range(len(values)), values, max(values), color=GRID, linewidth=2)
+        axes.hlines(range(len(values)), 1, values, color=GRID, linewidth=2)  # from 1 byte: the left edge
         axes.plot(values, range(len(values)), "o", color=ACCENT, markersize=7)
         for row, size in enumerate(values):
             label = format_bytes(size)
-            axes.annotate(label, (size, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8.5)
+            axes.annotate(label, (size, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9)
         _rows(axes, [name for name, _ in sizes])
         _log_axis(axes, [*values, *(size for _, size in marks)], format_bytes, headroom=0.45)
         if marks:
             axes.figure.legend(loc="outside upper right", ncols=1)
 
     words = "; ".join(f"{name} {format_bytes(size)}" for name, size in [*sizes, *marks])
-    return _draw(key, f"Bytes by file: {words}.", 70 + 24 * len(sizes) + 14 * len(marks), plot)
+    return _draw(f"Bytes by file: {words}.", 70 + 24 * len(sizes) + 14 * len(marks), plot)
 
 
-def layers_chart(key: str, layers: Sequence[tuple[str, int, int, int]]) -> Markup:
+def layers_chart(layers: Sequence[tuple[str, int, int, int]]) -> Markup:
     """Parameters of each layer: dense, structural and non-zero, on a logarithmic axis; the largest layers only."""
     largest = sorted(layers, key=lambda layer: -layer[1])[:_MOST_ROWS]
     shown = [layer for layer in layers if layer in largest][:_MOST_ROWS]
@@ -191,10 +192,10 @@ def layers_chart(key: str, layers: Sequence[tuple[str, int, int, int]]) -> Marku
         axes.figure.legend(loc="outside upper right", ncols=3)
 
     words = "; ".join(f"{name} {dense:,} to {left:,} to {nonzero:,}" for name, dense, left, nonzero in shown)
-    return _draw(key, f"Parameters by layer, dense to structural to non-zero: {words}.", 84 + 20 * len(shown), plot)
+    return _draw(f"Parameters by layer, dense to structural to non-zero: {words}.", 84 + 20 * len(shown), plot)
 
 
-def latency_chart(key: str, rows: Sequence[tuple[str, float, float, float]]) -> Markup:
+def latency_chart(rows: Sequence[tuple[str, float, float, float]]) -> Markup:
     """Median time of one inference with its quartiles (name, lower, median, upper), in milliseconds."""
 
     def plot(axes: Axes) -> None:
@@ -206,10 +207,10 @@ def latency_chart(key: str, rows: Sequence[tuple[str, float, float, float]]) -> 
         axes.set_xlabel("milliseconds: median and quartiles")
 
     words = "; ".join(f"{name} {median:.3g} ms ({lower:.3g} to {upper:.3g})" for name, lower, median, upper in rows)
-    return _draw(key, f"Latency, median and quartiles: {words}.", 60 + 24 * len(rows), plot)
+    return _draw(f"Latency, median and quartiles: {words}.", 60 + 24 * len(rows), plot)
 
 
-def pareto_chart(key: str, runs: Sequence[tuple[str, Sequence[tuple[str, int, float]]]]) -> Markup:
+def pareto_chart(runs: Sequence[tuple[str, Sequence[tuple[str, int, float]]]]) -> Markup:
     """Test accuracy against bytes: one colour and marker a run, (format, bytes, accuracy) each, and the frontier."""
     points = sorted((size, -accuracy) for _, files in runs for _, size, accuracy in files)
     best, frontier = -math.inf, []
@@ -234,7 +235,7 @@ def pareto_chart(key: str, runs: Sequence[tuple[str, Sequence[tuple[str, int, fl
         axes.figure.legend(loc="outside lower center", ncols=2)
 
     words = "; ".join(f"{name}: {', '.join(f'{f} {format_bytes(b)} {a:.2%}' for f, b, a in fs)}" for name, fs in runs)
-    return _draw(key, f"Test accuracy against bytes. {words}.", 260 + 16 * math.ceil(len(runs) / 2), plot)
+    return _draw(f"Test accuracy against bytes. {words}.", 260 + 16 * math.ceil(len(runs) / 2), plot)
 
 
 def pixels_chart(uses: Sequence[Sequence[int]]) -> Markup:

@@ -25,6 +25,8 @@ RECORDS = {
 }
 """Stage -> the record it leaves, in the order in which they run."""
 OPTIONAL = frozenset({"audit"})
+NOT_LOADED = frozenset({"csr"})
+"""Formats that no runtime loads as they are."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,19 @@ class File:
         error: Largest relative error of a logit, over all checks.
         agreement: Lowest share of equal predictions, over all checks.
         ok: Whether every check passed; None where validation did not see it.
+        exact: Whether it promises every prediction of the relieved network.
+        loads: Whether ONNX Runtime takes it as it is.
     """
 
     name: str
     format: str
     bytes: int
-    accuracy: float | None
-    error: float | None
-    agreement: float | None
-    ok: bool | None
+    exact: bool
+    loads: bool
+    accuracy: float | None = None
+    error: float | None = None
+    agreement: float | None = None
+    ok: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -101,18 +107,19 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The recipe's name."""
-        return str(self.recipe["name"])
+        """The recipe's name, and that of the folder where it is another: a run with other seeds or settings."""
+        name, folder = str(self.recipe["name"]), self.folder.resolve().name
+        return name if folder == name else f"{name} ({folder})"
 
     @property
     def ok(self) -> bool:
         """Whether validation passed."""
         return bool(self.validation["ok"])
 
-    @property
-    def smallest(self) -> File:
-        """The smallest file that passed validation, or the smallest of all where none did."""
-        return min(self.files, key=lambda file: (not file.ok, file.bytes))
+    def smallest(self, *, exact: bool) -> File | None:
+        """Return the smallest file that passed validation and that ONNX Runtime loads, of the exact ones or of all."""
+        fit = [file for file in self.files if file.ok and file.loads and (file.exact or not exact)]
+        return min(fit, key=lambda file: file.bytes, default=None)
 
 
 @contextmanager
@@ -174,10 +181,7 @@ def _export(outcome: Table, _: Table) -> Table:
         "costs": {name: (b["structural"], a["structural"], a["nonzero"]) for name, (b, a) in figures.items()},
         "paper_flops": (original["paper_flops"], shrunk["paper_flops"]),
         "layers": _layers(original["layers"], shrunk["layers"]),
-        "files": tuple(
-            File(entry["name"], entry["format"], sum(file["bytes"] for file in entry["files"]), None, None, None, None)
-            for entry in outcome["artifacts"]
-        ),
+        "files": tuple(_file(entry) for entry in outcome["artifacts"]),
         "sizes": {
             "original": baselines["original"]["bytes"],
             "gzip": baselines["original"]["gzip"],
@@ -188,6 +192,12 @@ def _export(outcome: Table, _: Table) -> Table:
         "kept": tuple(outcome["shrink"]["kept"]),
         "arena": outcome["arena"],
     }
+
+
+def _file(entry: Table) -> File:
+    exact = entry["tolerance"]["accuracy_drop"] == 0
+    size = sum(file["bytes"] for file in entry["files"])
+    return File(entry["name"], entry["format"], size, exact, entry["format"] not in NOT_LOADED)
 
 
 def _layers(before: list[Table], after: list[Table]) -> tuple[Layer, ...]:

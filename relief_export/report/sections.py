@@ -9,6 +9,7 @@ from relief_export.report import charts
 from relief_export.report.text import (
     format_milliseconds,
     format_percent,
+    format_points,
     format_ratio,
     format_seconds,
 )
@@ -21,23 +22,32 @@ if TYPE_CHECKING:
     from relief_export.report.facts import File, Run
 
 NONE = "–"
+_FOLD = 12
+"""Rows beyond which a table starts folded on the page."""
+_SIDES = ("outputs", "inputs", "weights")
 SNIPPET = """\
 import numpy as np, onnxruntime as ort
-session = ort.InferenceSession({path!r})
-x = np.load({reference!r})["x"]  # {shape}
+session = ort.InferenceSession("{path}")
+x = np.load("artifacts/reference.npz")["x"]  # {shape}
 logits = session.run(None, {{session.get_inputs()[0].name: x}})[0]
 print(logits.argmax(axis=1))"""
 
 _CONVENTIONS = (
-    "Dense: the trained network, batch norm folded. Structural: what is stored and computed once disconnected neurons are "
-    "removed, zeros included. Non-zero: the same, exact zeros skipped. One MAC is one product added to a sum in a "
-    "convolution or matrix product; FLOPs are 2·MACs and bias additions; the paper's formula (arXiv 2109.10795) is kept "
-    "apart. Connections are entries of the masks over weights and biases, batch norm left out."
+    "Dense: the trained network, batch norm folded. Structural: what is stored and computed once disconnected neurons "
+    "are removed, zeros included. Non-zero: the same, exact zeros skipped. One MAC is one product added to a sum in a "
+    "convolution or matrix product; FLOPs are 2·MACs and bias additions; the paper's formula (arXiv 2109.10795) is "
+    "kept apart. Connections are entries of the masks over weights and biases, batch norm left out. The arena is a "
+    "static plan of the activations."
 )
 _SIZES = (
-    "Smaller: against the dense network as an ONNX file. Largest error: of a logit against the relieved network, relative "
-    "to the largest logit, with ONNX Runtime's optimisations off and on. The entropy bound is what the positions and "
-    "values of the non-zero weights need at least."
+    "Smaller: against the dense network as an ONNX file. Largest error: of a logit against the relieved network, "
+    "relative to the largest logit, with ONNX Runtime's optimisations off and on. The entropy bound is what the "
+    "positions and values of the non-zero weights need at least."
+)
+
+_ITERATIONS = (
+    "Each round scores the connections by neural activity, drops the weakest of each neuron, and retrains. Of the "
+    "rounds within the tolerance of the dense network's validation accuracy, the smallest network is exported."
 )
 
 
@@ -68,13 +78,13 @@ class Section:
 def accuracy(run: Run) -> Section:
     """Accuracy of each network, on validation and test data."""
     dense = run.accuracy["dense"][1]
-    rows = []
-    for label, (validation, test) in run.accuracy.items():
-        change = NONE if test is None or dense is None else f"{100 * (test - dense):+.2f}"
-        rows.append((label, percent(validation), percent(test), change))
+    rows = tuple(
+        (label, percent(validation), percent(test), format_points(test, dense))
+        for label, (validation, test) in run.accuracy.items()
+    )
     return Section(
         "Accuracy",
-        tables=(TableView(("network", "validation", "test", "test, points against dense"), tuple(rows)),),
+        tables=(TableView(("network", "validation", "test", "test, points against dense"), rows),),
         note="Every choice was made on the validation split; the test set decided nothing. "
         f"Samples: {', '.join(f'{count:,} {name}' for name, count in run.samples.items())}.",
     )
@@ -97,8 +107,7 @@ def costs(run: Run) -> Section:
     return Section(
         "Connections, parameters and operations",
         tables=(TableView(heads, tuple(rows)),),
-        note=_CONVENTIONS
-        + f" The arena is a static plan of the activations, without {run.arena['shrunk']['excluded']}.",
+        note=_CONVENTIONS,
     )
 
 
@@ -109,30 +118,29 @@ def files(run: Run) -> Section:
     rows.append(_reference("masked.onnx", "zeros in place", run.sizes["masked"], original))
     for file in sorted(run.files, key=lambda file: -file.bytes):
         size = (f"{file.bytes:,}", format_ratio(original, file.bytes))
-        rows.append((file.name, file.format, *size, *_measured(file)))
+        rows.append((file.name, *size, *_measured(file), file.format))
     marks = [("gzip of the dense file", run.sizes["gzip"])]
     if "bound" in run.sizes:
         marks.append(("entropy bound", run.sizes["bound"]))
     rows += [_reference(label, "for comparison", size, original) for label, size in marks]
     shown = [("original.onnx", original), *((file.name, file.bytes) for file in run.files)]
-    chart = charts.bytes_chart(run.name, sorted(shown, key=lambda pair: -pair[1]), marks)
-    heads = ("file", "format", "bytes", "smaller", "accuracy", "largest error", "predictions equal", "validation")
+    chart = charts.bytes_chart(sorted(shown, key=lambda pair: -pair[1]), marks)
+    heads = ("file", "bytes", "smaller", "accuracy", "equal predictions", "largest error", "validation", "format")
     return Section(
         "Files",
-        charts=((chart, "Bytes of each file, on a logarithmic axis."),),
-        tables=(TableView(heads, tuple(rows), words=(1,)),),
-        note=_SIZES,
+        charts=((chart, f"Bytes of each file, on a logarithmic axis. {_SIZES}"),),
+        tables=(TableView(heads, tuple(rows), words=(7,)),),
     )
 
 
 def _reference(name: str, what: str, size: int, original: int) -> tuple[str, ...]:
-    return (name, what, f"{size:,}", format_ratio(original, size), NONE, NONE, NONE, NONE)
+    return (name, f"{size:,}", format_ratio(original, size), NONE, NONE, NONE, NONE, what)
 
 
 def _measured(file: File) -> tuple[str, ...]:
     error = NONE if file.error is None else f"{file.error:.1e}"
     word = {True: "passed", False: "FAILED", None: "not run"}[file.ok]
-    return (percent(file.accuracy), error, percent(file.agreement), word)
+    return (percent(file.accuracy), percent(file.agreement), error, word)
 
 
 def iterations(run: Run) -> Section:
@@ -140,7 +148,6 @@ def iterations(run: Run) -> Section:
     history = run.iterations
     shares = [row["kept"] / row["dense"] for row in history]
     chart = charts.iterations_chart(
-        run.name,
         kept=shares,
         accuracy=[row["accuracy"] for row in history],
         dense=history[0]["accuracy"],
@@ -162,8 +169,8 @@ def iterations(run: Run) -> Section:
     heads = ("iteration", "connections", "kept", "before retraining", "after", "test", "time")
     return Section(
         "Through the iterations",
-        charts=((chart, "Validation accuracy after retraining. The exported network is the smallest one accepted."),),
-        tables=(TableView(heads, rows, title="Every iteration", folded=len(rows) > 8),),
+        charts=((chart, _ITERATIONS),),
+        tables=(TableView(heads, rows, title="Every iteration", folded=len(rows) > _FOLD),),
     )
 
 
@@ -186,11 +193,16 @@ def layers(run: Run) -> Section | None:
         *(f"MACs, {k}" for k in kinds),
         "connections kept",
     )
-    chart = charts.layers_chart(run.name, [(layer.name, *layer.parameters) for layer in run.layers])
+    chart = charts.layers_chart([(layer.name, *layer.parameters) for layer in run.layers])
     return Section(
         "Layer by layer",
-        charts=((chart, "Stored parameters of each layer, before and after; a layer at 1 may be gone altogether."),),
-        tables=(TableView(heads, tuple(rows), title="Every layer", words=(1,), folded=len(rows) > 12),),
+        charts=(
+            (
+                chart,
+                "Parameters that each layer stores, on a logarithmic axis; what is gone altogether stands at 1.",
+            ),
+        ),
+        tables=(TableView(heads, tuple(rows), title="Every layer", words=(1,), folded=len(rows) > _FOLD),),
     )
 
 
@@ -207,31 +219,29 @@ def inputs(run: Run) -> Section | None:
         (f"channel {index}", f"{kept:,}", f"{whole:,}", format_percent(kept / whole))
         for index, (kept, whole) in enumerate(run.inputs.channels)
     )
-    table = TableView(("input", "connections kept", "of", "share"), rows, folded=len(rows) > 12, title="Input channels")
+    table = TableView(
+        ("input", "connections kept", "of", "share"), rows, folded=len(rows) > _FOLD, title="Input channels"
+    )
     return Section("What the network still looks at", tables=(table,))
 
 
 def kept(run: Run) -> Section | None:
     """What the removal took, and why the rest stayed."""
-    tables = (_plain(run.removed, "Removed", folded=len(run.removed) > 12), _plain(run.kept, "Kept, and why"))
-    found = tuple(table for table in tables if table is not None)
-    return Section("What was removed, and what stayed", tables=found) if found else None
-
-
-def _plain(rows: Sequence[dict[str, Any]], title: str, *, folded: bool = False) -> TableView | None:
-    """Lay out rows of plain data as they are; their keys are the heads."""
-    if not rows:
-        return None
-    heads = tuple(rows[0])
-    words = tuple(i for i, head in enumerate(heads) if isinstance(rows[0][head], str))
-    cells = tuple(tuple(_cell(row.get(head)) for head in heads) for row in rows)
-    return TableView(tuple(head.replace("_", " ") for head in heads), cells, title, words, folded)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return NONE if value is None else str(value)
+    removed = tuple(
+        (row["layer"], *(f"{row[f'{side}_before']:,} → {row[f'{side}_after']:,}" for side in _SIDES))
+        for row in run.removed
+    )
+    stayed = tuple(
+        (row["layer"], f"{row['count']:,} zero {row['side']}s", str(row["reason"]))
+        for row in sorted(run.kept, key=lambda row: -row["count"])
+    )
+    tables = (
+        TableView(("layer", *_SIDES), removed, title="Removed", folded=len(removed) > _FOLD),
+        TableView(("layer", "stayed", "because"), stayed, "Kept, and why", (2,), folded=len(stayed) > _FOLD),
+    )
+    found = tuple(table for table in tables if table.rows)
+    note = "Outputs are neurons, or filters of a convolution; inputs are what each of them reads."
+    return Section("What was removed, and what stayed", tables=found, note=note) if found else None
 
 
 def percent(fraction: float | None) -> str:
@@ -240,24 +250,29 @@ def percent(fraction: float | None) -> str:
 
 
 def latency(run: Run) -> Section | None:
-    """Time of one inference, where validation measured it."""
+    """Time of one inference, where validation measured it; speed-ups are against the dense network."""
     found = run.validation.get("latency") or []
     if not found:
         return None
-    times = [(row["name"], row["lower"], row["median"], row["upper"]) for row in found]
-    chart = charts.latency_chart(run.name, [(name, *(1000 * t for t in rest)) for name, *rest in times])
-    slowest = times[0][2]
-    rows = tuple(
-        (name, *(format_milliseconds(t) for t in (median, lower, upper)), format_ratio(slowest, median))
-        for name, lower, median, upper in times
+    chart = charts.latency_chart(
+        [(row["name"], *(1000 * row[key] for key in ("lower", "median", "upper"))) for row in found]
     )
-    heads = ("file", "median", "lower quartile", "upper quartile", "speed-up, measured")
-    machine = run.records["validate"].machine
+    rows = tuple(
+        (
+            row["name"],
+            *(format_milliseconds(row[key]) for key in ("median", "lower", "upper")),
+            format_ratio(found[0]["median"], row["median"]),
+            format_milliseconds(row["load"]),
+        )
+        for row in found
+    )
+    heads = ("file", "median", "lower quartile", "upper quartile", f"speed-up over {found[0]['name']}", "loading, once")
+    first = found[0]
+    how = f"Batch {first['batch']}, {first['threads']} thread(s), {first['repeats']} interleaved repetitions"
     return Section(
-        "Latency",
-        charts=((chart, "Repetitions are interleaved, after a warm-up."),),
+        "Latency, measured",
+        charts=((chart, f"{how}, ONNX Runtime on {first['machine']['cpu']}."),),
         tables=(TableView(heads, rows),),
-        note=f"ONNX Runtime on {machine['cpu']}.",
     )
 
 
@@ -265,14 +280,34 @@ def audit(run: Run) -> Section | None:
     """Budgets, and whether they are met."""
     if run.audit is None:
         return None
-    return Section("Audit", text="within budget" if run.audit["ok"] else "OVER BUDGET")
+    budget, arena = run.audit["budget"], run.audit["arena"]
+    flash = next(row for row in run.audit["flash"] if row["name"] == run.audit["chosen"])
+    rows = tuple(
+        (what, f"{need:,}", NONE, "no budget given")
+        if limit is None
+        else (what, f"{need:,}", f"{limit:,}", "within budget" if need <= limit else "OVER BUDGET")
+        for what, need, limit in (
+            (f"flash: {flash['name']}", flash["bytes"], budget["flash"]),
+            ("RAM: activations at batch 1", arena["bytes"], budget["ram"]),
+        )
+    )
+    peak = ", ".join(f"{tensor['name']} {tensor['bytes']:,}" for tensor in arena["peak_tensors"][:3])
+    target = f"Target: {budget['target']['title']}. " if budget["target"] else ""
+    return Section(
+        "Flash and RAM",
+        tables=(TableView(("bytes", "needed", "budget", "audit"), rows),),
+        note=f"{target}The arena peaks at {arena['peak_op']} {arena['peak']}, with {peak} bytes; no plan can be below "
+        f"{arena['lower_bound']:,}. Not in it: {arena['excluded']}.",
+    )
 
 
-def usage(run: Run) -> Section:
+def usage(run: Run) -> Section | None:
     """The five lines that run the smallest artifact."""
+    best = run.smallest(exact=False)
+    if best is None:
+        return None
     shape = ", ".join(("samples", *map(str, run.input_shape)))
-    path = f"artifacts/{run.smallest.name}"
-    code = SNIPPET.format(path=path, reference="artifacts/reference.npz", shape=f"float32, ({shape})")
+    code = SNIPPET.format(path=f"artifacts/{best.name}", shape=f"float32, ({shape})")
     return Section(
         "Run it", text="In the build folder, with onnxruntime and numpy installed:", code=code, language="python"
     )

@@ -25,6 +25,11 @@ def format_percent(fraction: float) -> str:
     return f"{percent:.2g} %" if 0 < percent < 0.1 else f"{percent:.2f} %"
 
 
+def format_points(after: float | None, before: float | None) -> str:
+    """Write the change of an accuracy in percentage points, with its sign; a dash where one of them is unknown."""
+    return "–" if after is None or before is None else f"{100 * (after - before):+.2f}".replace("-", "−")
+
+
 def format_ratio(whole: float, part: float) -> str:
     """Write how many times smaller ``part`` is than ``whole``: 43×, 4.3×; a dash where ``part`` is 0."""
     return f"{_three(whole / part)}×" if part else "-"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from relief_export.report import charts, sections
 from relief_export.report.sections import Section, TableView, percent
-from relief_export.report.text import format_bytes, format_percent, format_ratio
+from relief_export.report.text import format_bytes, format_percent, format_points, format_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,31 +75,47 @@ def view(run: Run) -> View:
 
 def verdict(run: Run) -> tuple[str, str]:
     """Answer in one sentence whether it is the same network, and how much smaller."""
-    files, samples = run.files, run.validation["samples"]
-    on = f"on {samples:,} samples ({run.validation.get('source', 'given')})"
+    validation, original = run.validation, run.sizes["original"]
+    on = f"{len(validation['checks'])} checks in ONNX Runtime, {validation['samples']:,} samples of the {_source(run)}"
+    exact, smallest = run.smallest(exact=True), run.smallest(exact=False)
     if not run.ok:
-        wrong = [file.name for file in files if file.ok is False] or ["an artifact"]
-        first = next(iter(run.validation["failures"]), "a check failed")
-        return "Not the same network.", f"{', '.join(wrong)} failed validation in ONNX Runtime {on}: {first}."
-    best, original = run.smallest, run.sizes["original"]
-    checks = f"{len(run.validation['checks'])} checks in ONNX Runtime {on}"
-    sizes = f"{best.name} has {format_bytes(best.bytes)} where the dense ONNX file has {format_bytes(original)}"
-    reason = f"All {len(files)} artifacts kept their promises to the relieved network ({checks}); {sizes}."
-    return f"The same network, {format_ratio(original, best.bytes)} smaller.", reason
+        wrong = [file.name for file in run.files if file.ok is False]
+        first = next(iter(validation["failures"]), "a check failed")
+        return "Not the same network.", f"Validation failed for {', '.join(wrong) or 'an artifact'} ({on}): {first}."
+    reason = f"Every artifact ({len(run.files)}) kept its promise to the relieved network ({on})."
+    if exact is None or exact.bytes >= original:
+        answer = "The same network, but no smaller."
+    else:
+        answer = f"The same network, {format_ratio(original, exact.bytes)} smaller."
+        reason += (
+            f" {exact.name} has {format_bytes(exact.bytes)} where the dense ONNX file has {format_bytes(original)}."
+        )
+    if smallest is not None and smallest != exact and exact is not None:
+        change = format_points(smallest.accuracy, exact.accuracy)
+        reason += f" {smallest.name}, whose values are rounded, has {format_bytes(smallest.bytes)}"
+        reason += f" ({format_ratio(original, smallest.bytes)}) and moves the accuracy by {change} points."
+    return ("Provisional: " + answer.lower() if validation.get("provisional") else answer), reason
+
+
+def _source(run: Run) -> str:
+    return str(run.validation.get("source", "data given"))
 
 
 def _figures(run: Run) -> tuple[tuple[str, str, str], ...]:
     dense, kept = run.connections
-    parameters, macs, best = run.costs["parameters"], run.costs["macs"], run.smallest
+    parameters, macs, best = run.costs["parameters"], run.costs["macs"], run.smallest(exact=False)
     accuracies = [percent(test) for _, test in run.accuracy.values()]
     share = format_percent(kept / dense)
-    return (
+    figures = [
         ("Test accuracy", accuracies[-1], f"ONNX Runtime; relieved {accuracies[1]}, dense {accuracies[0]}"),
         ("Connections kept", share, f"{kept:,} of {dense:,}, {format_ratio(dense, kept)} fewer"),
         ("Parameters stored", f"{parameters[1]:,}", f"of {parameters[0]:,}; {parameters[2]:,} are not zero"),
         ("MACs", f"{macs[1]:,}", f"of {macs[0]:,}; {macs[2]:,} with a non-zero weight"),
-        ("Smallest file", format_bytes(best.bytes), f"{best.name}; dense {format_bytes(run.sizes['original'])}"),
-    )
+    ]
+    if best is not None:
+        detail = f"{best.name}; the dense file has {format_bytes(run.sizes['original'])}"
+        figures.append(("Smallest file", format_bytes(best.bytes), detail))
+    return tuple(figures)
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
@@ -117,13 +133,14 @@ def compare(runs: Sequence[Run]) -> Comparison:
     rows = []
     points = []
     for run in runs:
-        best, dense = run.smallest, run.accuracy["dense"][1]
-        change = "" if best.accuracy is None or dense is None else f"{100 * (best.accuracy - dense):+.2f} points"
-        ratio = format_ratio(run.sizes["original"], best.bytes)
+        best, dense = run.smallest(exact=False), run.accuracy["dense"][1]
         share = format_percent(run.connections[1] / run.connections[0])
-        cells = (percent(best.accuracy), change, best.name, f"{best.bytes:,}", ratio)
+        cells: tuple[str, ...] = ("–",) * 5
+        if best is not None:
+            sizes = (f"{best.bytes:,}", format_ratio(run.sizes["original"], best.bytes))
+            cells = (percent(best.accuracy), format_points(best.accuracy, dense), best.name, *sizes)
         rows.append((run.name, "passed" if run.ok else "FAILED", share, *cells))
         files = [(file.name, file.bytes, file.accuracy) for file in run.files if file.ok and file.accuracy is not None]
         start = [] if dense is None else [("dense", run.sizes["original"], dense)]
         points.append((run.name, start + files))
-    return Comparison(TableView(heads, tuple(rows), words=(5,)), charts.pareto_chart("comparison", points))
+    return Comparison(TableView(heads, tuple(rows), words=(5,)), charts.pareto_chart(points))

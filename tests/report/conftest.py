@@ -1,4 +1,4 @@
-"""A build folder as the stages leave it: every figure that needs no torch comes from the code that makes it in earnest."""
+"""A build folder as the stages leave it: what needs no torch comes from the code that makes it in earnest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from relief_export import formats
-from relief_export.evaluation.sessions import open_session
-from relief_export.evaluation.validation import validate
+from relief_export import evaluation, formats
 from relief_export.graph.arena import plan_arena
 from relief_export.graph.cost import cost
 from relief_export.records import Record, write_bytes
@@ -68,6 +66,12 @@ def iteration(number, kept, accuracy, dense, *, before=None):
     }
 
 
+def removed(layer, outputs, inputs):
+    row = {"layer": layer, "op": "Gemm"}
+    sides = {"outputs": outputs, "inputs": inputs, "weights": [a * b for a, b in zip(outputs, inputs, strict=True)]}
+    return row | {f"{side}_{when}": sides[side][i] for side in sides for i, when in enumerate(("before", "after"))}
+
+
 def make_folder(folder, name="tiny", *, description="A tiny network <on> digits & such.", moved=0.0):
     """Write a whole build folder; ``moved`` shifts one weight of model.onnx, so that validation fails."""
     rng = np.random.default_rng(7)
@@ -92,7 +96,7 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
     ]
     formats.write_manifest(artifacts, written)
     x = rng.random((64, 1, SIDE, SIDE)).astype(np.float32)
-    logits = open_session(artifacts / "masked.onnx", optimised=False).run(x)[0]
+    logits = evaluation.open_session(artifacts / "masked.onnx", optimised=False).run(x)[0]
     y = np.where(np.arange(64) < 60, logits.argmax(axis=1), (logits.argmax(axis=1) + 1) % 10)
     np.savez(artifacts / "reference.npz", x=x, y=y, logits=logits)
     original = cost(graphs["original"])
@@ -109,6 +113,9 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
     dense, kept = fc1.size + fc2.size + 22, int(keep1.sum() + keep2.sum()) + ALIVE + 10
     history = [iteration(0, dense, 0.95, dense), iteration(1, 300, 0.956, dense, before=0.8)]
     history += [iteration(2, kept, 0.945, dense, before=0.7), iteration(3, kept - 40, 0.6, dense, before=0.2)]
+    found = evaluation.validate(artifacts, x, y, logits)
+    models = {key: artifacts / f"{key}.onnx" for key in baselines} | {"model.onnx": artifacts / "model.onnx"}
+    latency = evaluation.measure_latency(models, x, repeats=3) if found.ok else []
     outcomes = {
         ("train", "dense/record.json"): {
             "validation": 0.95,
@@ -127,13 +134,17 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
             "cost": {"original": original.to_dict()}
             | {key: cost(graphs[key], baseline=original).to_dict() for key in ("masked", "shrunk")},
             "arena": {key: plan_arena(graphs[key]).to_dict() for key in ("original", "shrunk")},
-            "shrink": {"removed": [], "kept": []},
+            "shrink": {
+                "removed": [removed("fc1", (HIDDEN, ALIVE), (36, 36)), removed("fc2", (10, 10), (HIDDEN, ALIVE))],
+                "kept": [{"layer": "fc1", "side": "input", "count": SIDE, "reason": "graph input"}],
+            },
             "ledger": {"bound": 700},
             "baselines": baselines,
             "artifacts": [artifact.to_dict() for artifact in written],
         },
-        ("validate", "validation.json"): validate(artifacts, x, y, logits).to_dict()
-        | {"source": "test set", "provisional": False, "latency": []},
+        ("validate", "validation.json"): found.to_dict()
+        | {"source": "test set", "provisional": False, "latency": [row.to_dict() for row in latency]},
+        ("audit", "audit.json"): evaluation.audit(folder, evaluation.Budget.of(flash="1k", ram="64k")).to_dict(),
     }
     for (stage, path), outcome in outcomes.items():
         Record(stage, recipe, {}, 1.5, json.loads(json.dumps(outcome))).write(folder / path)
