@@ -64,8 +64,8 @@ class Budget:
             raise InputError(f"there is no target {target!r}; there are {', '.join(TARGETS)}")
         board = None if target is None else TARGETS[target]
         return cls(
-            parse_size(flash) if flash is not None else board and board.flash,
-            parse_size(ram) if ram is not None else board and board.ram,
+            parse_size(flash) if flash is not None else (board.flash if board else None),
+            parse_size(ram) if ram is not None else (board.ram if board else None),
             board,
         )
 
