@@ -1,0 +1,223 @@
+"""Rules of operators that treat every channel by itself: activations, arithmetic with broadcasting, pooling, mixing.
+
+A constant channel ``c`` stays constant behind ``f`` with value ``f(c)``, computed in float64. Under broadcasting an
+output element is known where all its operands are; ``0 * x`` is known whatever finite ``x`` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relief_export.graph.flow import Flow, Rule, Site, Use
+from relief_export.graph.layout import fit, spread, varying
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from relief_export.graph.cutting import Cut
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Function = Callable[..., Array]
+
+
+def finite(values: Array) -> NDArray[np.float64]:
+    """Treat an infinite constant as not known: it may not be moved into a bias."""
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+class Elementwise(Rule):
+    """An operator that computes each element from the elements at the same (broadcast) position.
+
+    Args:
+        function: Value at constants, called with the node's site and one float64 array an input.
+        partial: The function is not finite everywhere (logarithm, quotient): a channel that stays must keep its value,
+            because a kept channel with garbage in it could spread NaN through a zero weight.
+    """
+
+    def __init__(self, function: Callable[[Site, Sequence[Array]], Array], *, partial: bool = False) -> None:
+        self.function = function
+        self.partial = partial
+
+    def forward(self, site: Site) -> list[Flow]:
+        """Broadcast units, constants and ties over the operands."""
+        flows = site.flows()
+        arrays = [a for i in range(len(site.node.inputs)) if (a := site.array(i)) is not None]
+        rank = max(n for group in ([f.rank for f in flows], [a.ndim for a in arrays]) for n in group)
+        lifted = [f.ids.reshape((1,) * (rank - f.rank) + f.ids.shape) for f in flows]
+        main = max(lifted, key=lambda ids: ids.size)
+        if any(other.size != 1 and other.shape != main.shape for other in lifted):
+            return site.give_up(f"operands vary along different axes at {site.label}")
+        for other in lifted:
+            if other.size == main.size:
+                site.tie(other, main)
+        for index in range(len(site.node.inputs)):
+            self._constant_axes(site, index, main)
+        return [Flow(site.out_shape(), main, fit(self._const(site, rank), main.shape)) for _ in site.node.outputs]
+
+    def _const(self, site: Site, rank: int) -> NDArray[np.float64]:
+        operands = [_data(site, i) for i in range(len(site.node.inputs))]
+        if all(f.const.size == 0 or np.isnan(f.const).all() for f in site.flows()) and not self._annihilates(site):
+            return np.full((1,) * rank, np.nan)
+        arrays = [np.full((), np.nan) if o is None else o for o in operands]
+        with np.errstate(all="ignore"):
+            result = finite(np.asarray(self.function(site, arrays), np.float64))
+        return result.reshape((1,) * (rank - result.ndim) + result.shape)
+
+    def _annihilates(self, site: Site) -> bool:
+        return site.node.op_type == "Mul"
+
+    def _constant_axes(self, site: Site, index: int, main: NDArray[np.int64]) -> None:
+        array = site.array(index)
+        if array is None:
+            return
+        for axis in range(array.ndim):
+            place = main.ndim - array.ndim + axis
+            if array.shape[axis] > 1 and main.shape[place] > 1:
+                site.use_axis(index, axis, _line(main, place))
+            elif array.shape[axis] > 1:
+                site.use_axis(index, axis, np.zeros(array.shape[axis], np.int64))
+
+    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+        """A live output element needs each operand at its position."""
+        needs: list[NDArray[np.bool_] | None] = []
+        for index in range(len(site.node.inputs)):
+            flow = site.flow(index)
+            if flow is None:
+                needs.append(None)
+            elif self.partial:
+                needs.append(np.ones(flow.ids.shape, np.bool_))
+            else:
+                needs.append(spread(self._needed(site, index, live[0]), flow.ids.shape))
+        return needs
+
+    def _needed(self, site: Site, index: int, live: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        del site, index
+        return live
+
+    def rewrite(self, site: Site, cut: Cut) -> None:
+        """Cut constant operands along the axes that count units."""
+        kept = cut.kept(site.result)
+        rank = site.trace.flows[site.result].rank
+        for index in range(len(site.node.inputs)):
+            array = site.array(index)
+            if array is None:
+                continue
+            lines = {axis - (rank - array.ndim): keep for axis, keep in kept.items()}
+            cut.constant(site.node, index, {a: k for a, k in lines.items() if a >= 0 and array.shape[a] > 1})
+
+    def use(self, site: Site, live: list[NDArray[np.bool_]]) -> dict[int, Use]:
+        """A constant operand is dead where its output channel is."""
+        uses = {}
+        for index in range(len(site.node.inputs)):
+            array = site.array(index)
+            if array is not None and array.ndim:
+                dead = ~spread(live[0], tuple(max(1, n) for n in array.shape)[-live[0].ndim :])
+                uses[index] = Use(np.broadcast_to(dead, array.shape), np.zeros(array.shape, np.bool_))
+        return uses
+
+
+class Product(Elementwise):
+    """Mul: an operand is not needed where the other one is always zero."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _, x: np.where((x[0] == 0) | (x[1] == 0), 0.0, x[0] * x[1]))
+
+    def _needed(self, site: Site, index: int, live: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        data = [_data(site, i) for i in (0, 1)]
+        this, other = data[index], data[1 - index]
+        if other is None or this is None:
+            return live
+        zero = (other == 0) if index == 0 else (other == 0) & (this != 0)
+        rank = live.ndim
+        zero = zero.reshape((1,) * (rank - zero.ndim) + zero.shape)
+        # Only a zero at every position that this channel covers makes the other operand irrelevant.
+        return np.asarray(live & (fit(zero.astype(np.float64), live.shape) != 1))
+
+
+class Quotient(Elementwise):
+    """Div: partial unless the divisor is a constant without zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda _, x: x[0] / x[1])
+
+    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+        """A divisor that is an activation must keep its value wherever it stays."""
+        divisor = site.array(1)
+        if divisor is not None and (divisor != 0).all():
+            return super().backward(site, live)
+        return Rule.backward(self, site, live)
+
+
+def unary(function: Function, *, partial: bool = False) -> Elementwise:
+    """Make the rule of an operator of one activation without attributes that matter."""
+    return Elementwise(lambda _, x: function(x[0]), partial=partial)
+
+
+def with_attributes(function: Function, **defaults: float) -> Elementwise:
+    """Make the rule of an activation with float attributes, given with the defaults that ONNX states."""
+
+    def value(site: Site, x: Sequence[Array]) -> Array:
+        return function(x[0], *(site.node.attributes.get_float(k, d) for k, d in defaults.items()))
+
+    return Elementwise(value)
+
+
+def nary(function: Function) -> Elementwise:
+    """Make the rule of an operator with broadcasting operands."""
+    return Elementwise(lambda _, x: function(*x))
+
+
+class Pool(Rule):
+    """An operator that works on each channel by itself over the remaining axes.
+
+    Args:
+        keeps_constant: Given the site, whether a non-zero constant map stays that constant; zero always stays zero.
+        mixes: Given the site, the axes it works over, all but the first two where None.
+    """
+
+    def __init__(
+        self,
+        keeps_constant: Callable[[Site], bool] = lambda _: True,
+        mixes: Callable[[Site], Sequence[int]] | None = None,
+        keeps_zero: bool = True,
+    ) -> None:
+        self.keeps_constant = keeps_constant
+        self.keeps_zero = keeps_zero
+        self.mixes = mixes
+
+    def forward(self, site: Site) -> list[Flow]:
+        """Pass units on; pin those along the axes that are mixed."""
+        flow = site.flow(0)
+        if flow is None:
+            return super().forward(site)
+        axes = range(2, flow.rank) if self.mixes is None else [a % max(flow.rank, 1) for a in self.mixes(site)]
+        if set(varying(flow.ids)) & set(axes) or any(v.uses() for v in site.node.outputs[1:]):
+            return super().forward(site)
+        for other in site.flows()[1:]:
+            site.pin(other.ids, f"read as a parameter by {site.label}")
+        const = flow.const if self.keeps_constant(site) else np.where(flow.const == 0, 0.0, np.nan)
+        const = const if self.keeps_zero else np.full(const.shape, np.nan)
+        first = Flow(site.out_shape(), flow.ids, const)
+        return [first, *(site.trace.unknown_flow(v) for v in site.node.outputs[1:])]
+
+    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+        """A channel is needed where its output is."""
+        return [live[0], *super().backward(site, live)[1:]]
+
+
+def _data(site: Site, index: int) -> NDArray[np.float64] | None:
+    """Return an operand's known values: a constant's numbers or an activation's constants."""
+    flow = site.flow(index)
+    if flow is not None:
+        return flow.const
+    array = site.array(index)
+    return None if array is None or array.dtype.kind not in "fiub" else array.astype(np.float64)
+
+
+def _line(main: NDArray[np.int64], axis: int) -> NDArray[np.int64]:
+    """Return the units along one axis, PINNED where they vary along others too."""
+    others = [k for k in varying(main) if k != axis]
+    return np.zeros(main.shape[axis], np.int64) if others else main.reshape(-1)

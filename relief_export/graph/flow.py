@@ -1,0 +1,251 @@
+"""What the analyses know while they walk over a graph, and the protocol that an operator's rule follows.
+
+A *unit* is a set of tensor elements that are removed together: an output channel of a convolution and all its copies in
+the activations, poolings and flattened features behind it. Units are integers; ``PINNED`` is the one that always
+stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relief_export.errors import UnsupportedModelError
+from relief_export.graph.fold import constant_array
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import onnx_ir as ir
+    from numpy.typing import NDArray
+
+    from relief_export.graph.cutting import Cut
+    from relief_export.graph.layout import Shape
+
+PINNED = 0
+
+
+@dataclass(frozen=True)
+class Flow:
+    """What is known of one activation.
+
+    Attributes:
+        shape: Length of each axis, None where it is not known.
+        ids: Compact array of units.
+        const: Compact array of the same shape: the value of an element that is the same number at every position for
+            every input, NaN where there is no such number. float64.
+    """
+
+    shape: Shape
+    ids: NDArray[np.int64]
+    const: NDArray[np.float64]
+
+    @property
+    def rank(self) -> int:
+        """Number of axes."""
+        return self.ids.ndim
+
+
+@dataclass(frozen=True)
+class Use:
+    """Entries of one parameter, as boolean arrays of its shape.
+
+    Attributes:
+        dead: The entry cannot influence any output of the graph.
+        constant: The entry belongs to a channel whose input to this operator is exactly zero for every input of the
+            graph: a batch norm's scale and shift behind a neuron without incoming connections.
+    """
+
+    dead: NDArray[np.bool_]
+    constant: NDArray[np.bool_]
+
+
+@dataclass
+class Trace:
+    """State of one forward walk.
+
+    Attributes:
+        flows: What is known of each activation.
+        constants: Values computed from initializers alone that are kept as nodes (dequantised weights).
+        ties: Pairs of unit arrays that must be removed together, with the node that ties them.
+        pins: Unit arrays that must stay, with the reason.
+        axes: Shared initializer and axis -> the units that each use puts there.
+    """
+
+    flows: dict[ir.Value, Flow] = field(default_factory=dict)
+    constants: dict[ir.Value, NDArray[np.generic]] = field(default_factory=dict)
+    ties: list[tuple[NDArray[np.int64], NDArray[np.int64], ir.Node]] = field(default_factory=list)
+    pins: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
+    axes: dict[tuple[ir.Value, int], NDArray[np.int64]] = field(default_factory=dict)
+    count: int = 1
+
+    def fresh(self, shape: Sequence[int]) -> NDArray[np.int64]:
+        """Return an array of new units."""
+        size = int(np.prod(shape, dtype=np.int64))
+        ids = np.arange(self.count, self.count + size, dtype=np.int64).reshape(shape)
+        self.count += size
+        return ids
+
+    def pin(self, ids: NDArray[np.int64], reason: str) -> None:
+        """Keep the given units."""
+        self.pins.append((np.unique(ids), reason))
+
+    def unknown_flow(self, value: ir.Value) -> Flow:
+        """Describe a value of which nothing is known and nothing may be removed."""
+        shape = static_shape(value)
+        compact = (1,) * len(shape)
+        return Flow(shape, np.full(compact, PINNED), np.full(compact, np.nan))
+
+    def constant(self, value: ir.Value | None) -> NDArray[np.generic] | None:
+        """Return the array of a constant, or None for an activation or an absent input."""
+        if value is None or value in self.flows:
+            return None
+        return self.constants[value] if value in self.constants else constant_array(value)
+
+
+class Site:
+    """One node as its rule sees it: inputs, attributes, and the trace to write into."""
+
+    def __init__(self, node: ir.Node, trace: Trace) -> None:
+        self.node = node
+        self.trace = trace
+        self.cache: dict[str, Any] = {}
+        self.given_up = False
+        self.deferred: NDArray[np.bool_] | None = None
+        """Constant input channels that a zero-padded convolution needs, set by its backward rule."""
+
+    @property
+    def source(self) -> ir.Value:
+        """The first input, for operators that cannot do without."""
+        value = self.node.inputs[0]
+        if value is None:
+            raise UnsupportedModelError(f"{self.label} has no first input: check the model with onnx.checker")
+        return value
+
+    @property
+    def result(self) -> ir.Value:
+        """The first output."""
+        return self.node.outputs[0]
+
+    def integer(self, name: str, default: int) -> int:
+        """Return an integer attribute."""
+        return int(self.node.attributes.get_int(name, default))
+
+    @property
+    def label(self) -> str:
+        """Operator and name, for reasons and reports."""
+        return f"{self.node.op_type} {self.node.name or self.node.outputs[0].name}"
+
+    def flow(self, index: int) -> Flow | None:
+        """Return what is known of an activation, None for a constant or absent input."""
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        return None if value is None else self.trace.flows.get(value)
+
+    def array(self, index: int) -> NDArray[Any] | None:
+        """Return the array of a constant input, None for an activation or absent input."""
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        return self.trace.constant(value)
+
+    def flows(self) -> list[Flow]:
+        """Return all activations among the inputs."""
+        return [f for i in range(len(self.node.inputs)) if (f := self.flow(i)) is not None]
+
+    def out_shape(self, index: int = 0) -> Shape:
+        """Return the inferred shape of an output."""
+        return static_shape(self.node.outputs[index])
+
+    def tie(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+        """Require that broadcast partners are removed together."""
+        left, right = np.broadcast_arrays(a, b)
+        different = left != right
+        if different.any():
+            self.trace.ties.append((left[different], right[different], self.node))
+
+    def pin(self, ids: NDArray[np.int64], reason: str) -> None:
+        """Keep the given units."""
+        self.trace.pin(ids, reason)
+
+    def use_axis(self, index: int, axis: int, ids: NDArray[np.int64]) -> None:
+        """State that axis ``axis`` of constant input ``index`` counts the units ``ids``; other uses must agree."""
+        value = self.node.inputs[index]
+        if value is None or len(value.uses()) < 2:
+            return
+        self.cache.setdefault("axes", set()).add((index, axis))
+        ids = ids.reshape(-1)
+        known = self.trace.axes.setdefault((value, axis), ids)
+        if known.shape == ids.shape:
+            self.tie(known, ids)
+        else:
+            self.pin(ids, f"shares {value.name} with another shape")
+            self.pin(known, f"shares {value.name} with another shape")
+
+    def pin_shared(self) -> None:
+        """Keep whole the axes of shared constants that this node's rule said nothing about."""
+        stated = self.cache.get("axes", set())
+        for index, value in enumerate(self.node.inputs):
+            array = self.array(index)
+            if value is None or array is None or len(value.uses()) < 2:
+                continue
+            for axis in range(array.ndim):
+                if (index, axis) not in stated:
+                    self.use_axis(index, axis, np.zeros(array.shape[axis], np.int64))
+
+    def give_up(self, reason: str) -> list[Flow]:
+        """Keep whole all that the node reads and writes; the engine then treats it as unknown in every respect."""
+        self.given_up = True
+        for flow in self.flows():
+            self.pin(flow.ids, reason)
+        return [self.trace.unknown_flow(value) for value in self.node.outputs]
+
+    def exclusive(self, index: int) -> bool:
+        """Tell whether this node alone uses a constant input, so that its values may change."""
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        if value is None:
+            return True
+        return value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output()
+
+
+class Rule:
+    """How an operator passes units, constants and liveness on, and how it is rewritten.
+
+    The default is a rule for an operator of which nothing is known: all that it touches stays.
+    """
+
+    reason = "pinned by"
+
+    def forward(self, site: Site) -> list[Flow]:
+        """Describe the outputs; state ties and pins."""
+        return site.give_up(f"{self.reason} {site.label}")
+
+    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+        """Return, for each input that is an activation, which of its elements the live outputs need."""
+        del live
+        flows = (site.flow(i) for i in range(len(site.node.inputs)))
+        return [None if f is None else np.ones(f.ids.shape, np.bool_) for f in flows]
+
+    def require(self, site: Site, cut: Cut) -> list[tuple[NDArray[np.int64], str]]:
+        """Return units that the operator cannot do without, given what else is kept."""
+        del site, cut
+        return []
+
+    def regret(self, site: Site, cut: Cut) -> NDArray[np.bool_] | None:
+        """Return elements of the first input that should have stayed live, because doing without them costs more."""
+        del site, cut
+        return None
+
+    def rewrite(self, site: Site, cut: Cut) -> None:
+        """Remove what is cut from the node's parameters and attributes, in place."""
+
+    def use(self, site: Site, live: list[NDArray[np.bool_]]) -> dict[int, Use]:
+        """Return the use of each constant input, by index; inputs left out are used whole."""
+        del site, live
+        return {}
+
+
+def static_shape(value: ir.Value) -> Shape:
+    """Return the shape of a value with None for symbolic dimensions; an unknown rank counts as a scalar."""
+    if value.shape is None:
+        return ()
+    return tuple(d if isinstance(d, int) else None for d in value.shape)

@@ -1,0 +1,342 @@
+"""Rules of the operators that mix channels with constant weights: Conv, ConvTranspose, Gemm, MatMul.
+
+All are seen as ``y[o] = b[o] + Σ_c Σ_k W[o, c, k] x[c, …]`` in groups. Write ``nz[o, c]`` where any ``W[o, c, k] ≠ 0``.
+
+- A constant input channel of value ``v_c`` is *absorbed*: ``b[o] += v_c Σ_k W[o, c, k]``. Under zero padding (and in a
+  transposed convolution, whose windows overlap unevenly) the border sees fewer taps, so only ``v_c = 0`` may be.
+- Such an output channel is constant itself where every ``c`` with ``nz[o, c]`` is absorbed.
+- An input channel is live where ``nz[o, c]`` for a live, not constant ``o``, and it is not absorbed.
+- Constants that padding forbids to absorb are *merged*: ``W[o, r, k] += W[o, m, k] v_m / v_r`` for one representative
+  ``r`` of the tensor, which is exact because both channels are flat and see the same border.
+
+Source: ONNX operators Conv-11, ConvTranspose-11, Gemm-13, MatMul-13.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relief_export.graph.flow import Flow, Rule, Site, Use
+from relief_export.graph.layout import varying
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from relief_export.graph.cutting import Cut
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear operator's weight, seen in groups.
+
+    Attributes:
+        weight: The stored array.
+        out_axis: Axis of ``weight`` that counts output channels, those of one group only where ``split`` says so.
+        in_axis: Axis of ``weight`` that counts input channels, likewise.
+        groups: Number of groups.
+        data_axis: Axis of the activations, input and output, that counts channels.
+        border: A flat input does not give a flat output.
+    """
+
+    weight: Array
+    out_axis: int
+    in_axis: int
+    groups: int
+    data_axis: int
+    border: bool
+
+    def grouped(self, array: Array) -> Array:
+        """View an array of the weight's shape (trailing axes kept) as (groups, out/groups, in/groups, …)."""
+        if self.out_axis == 0:  # (out, in/groups, …)
+            return array.reshape(self.groups, -1, *array.shape[1:])
+        moved = array.reshape(self.groups, -1, *array.shape[1:])  # (in, out/groups, …)
+        return moved.swapaxes(1, 2)
+
+    def nonzero(self) -> NDArray[np.bool_]:
+        """Return nz: (groups, out/groups, in/groups) bool."""
+        taps = tuple(range(2, self.weight.ndim))
+        return self.grouped((self.weight != 0).any(axis=taps) if taps else self.weight != 0)
+
+    def sums(self) -> NDArray[np.float64]:
+        """Return Σ_k W: (groups, out/groups, in/groups) float64."""
+        taps = tuple(range(2, self.weight.ndim))
+        return self.grouped(self.weight.sum(axis=taps, dtype=np.float64) if taps else self.weight)
+
+
+def conv(site: Site) -> Matrix | None:
+    """See a Conv: weight (out, in/groups, k…)."""
+    weight = site.array(1)
+    if weight is None or weight.ndim < 3:
+        return None
+    pads = site.node.attributes.get_ints("pads", ())
+    padded = any(pads) or site.node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return Matrix(weight, 0, 1, site.integer("group", 1), 1, padded)
+
+
+def conv_transpose(site: Site) -> Matrix | None:
+    """See a ConvTranspose: weight (in, out/groups, k…)."""
+    weight = site.array(1)
+    if weight is None or weight.ndim < 3:
+        return None
+    return Matrix(weight, 1, 0, site.integer("group", 1), 1, border=True)
+
+
+def gemm(site: Site) -> Matrix | None:
+    """See a Gemm whose second operand is constant."""
+    weight, flow = site.array(1), site.flow(0)
+    attributes = site.node.attributes
+    if weight is None or flow is None or site.integer("transA", 0):
+        return None
+    if attributes.get_float("alpha", 1.0) != 1 or attributes.get_float("beta", 1.0) != 1:
+        return None
+    bias = site.array(2)
+    if bias is not None and bias.size not in (1, weight.shape[0 if site.integer("transB", 0) else 1]):
+        return None
+    out_axis = 0 if site.integer("transB", 0) else 1
+    return Matrix(weight, out_axis, 1 - out_axis, 1, 1, border=False)
+
+
+def matmul(site: Site) -> Matrix | None:
+    """See a MatMul with a constant right operand (in, out)."""
+    weight, flow = site.array(1), site.flow(0)
+    if weight is None or weight.ndim != 2 or flow is None or flow.rank < 2:
+        return None
+    return Matrix(weight, 1, 0, 1, flow.rank - 1, border=False)
+
+
+class Linear(Rule):
+    """The rule of all of them.
+
+    Args:
+        see: Returns the operator's matrix, or None where its form is not one of the above.
+        has_bias: The third input, where present, is a bias vector.
+    """
+
+    def __init__(self, see: Callable[[Site], Matrix | None], *, has_bias: bool) -> None:
+        self.see = see
+        self.has_bias = has_bias
+
+    def forward(self, site: Site) -> list[Flow]:
+        """Give every output channel a unit of its own and work out which are constant."""
+        matrix, flow = self.see(site), site.flow(0)
+        if matrix is None or flow is None or site.flow(2) is not None or self._blocked(site, matrix):
+            return super().forward(site)
+        axis = matrix.data_axis
+        if set(varying(flow.ids)) - {axis} or (matrix.groups > 1 and _splits_quantised(site, matrix)):
+            return super().forward(site)
+        nonzero = matrix.nonzero()
+        groups, outs, ins = nonzero.shape
+        rank = max(flow.rank, matrix.weight.ndim if axis == 1 else flow.rank)
+        shape = [groups * outs if k == axis else 1 for k in range(rank)]
+        const_in = np.broadcast_to(flow.const.reshape(-1), groups * ins)
+        absorbed = ~np.isnan(const_in) & ((const_in == 0) | (not matrix.border))
+        if not (site.exclusive(1) and site.exclusive(2)):
+            absorbed &= const_in == 0
+        site.cache.update(matrix=matrix, nonzero=nonzero, absorbed=absorbed, const_in=const_in)
+        ids = site.trace.fresh(shape)
+        site.cache["sums"] = matrix.sums() if (absorbed & (const_in != 0)).any() else None
+        const = self._const(site, nonzero, absorbed).reshape(shape)
+        site.cache["const_out"] = const.reshape(-1)
+        self._share(site, matrix, flow, ids)
+        return [Flow(site.out_shape(), ids, const)]
+
+    def _blocked(self, site: Site, matrix: Matrix) -> bool:
+        channels = matrix.weight.shape[0] if matrix.in_axis == 0 else matrix.weight.shape[1] * matrix.groups
+        flow = site.flow(0)
+        length = 1 if flow is None or flow.rank == 0 else flow.ids.shape[matrix.data_axis]
+        return length not in (1, channels)
+
+    def _share(self, site: Site, matrix: Matrix, flow: Flow, ids: NDArray[np.int64]) -> None:
+        ins, outs = matrix.weight.shape[matrix.in_axis], matrix.weight.shape[matrix.out_axis]
+        rows, columns = ids.reshape(-1), np.broadcast_to(flow.ids.reshape(-1), len(site.cache["const_in"]))
+        if matrix.groups > 1:  # the grouped axis of the weight counts only one group's channels
+            rows = rows if len(rows) == outs else np.zeros(outs, np.int64)
+            columns = columns if len(columns) == ins else np.zeros(ins, np.int64)
+        site.use_axis(1, matrix.out_axis, rows)
+        site.use_axis(1, matrix.in_axis, columns)
+        if self.has_bias and (bias := site.array(2)) is not None and bias.size > 1:
+            site.use_axis(2, bias.ndim - 1, ids.reshape(-1))
+
+    def _const(self, site: Site, nonzero: NDArray[np.bool_], absorbed: NDArray[np.bool_]) -> NDArray[np.float64]:
+        groups, outs, ins = nonzero.shape
+        by_group = absorbed.reshape(groups, 1, ins)
+        const = ~(nonzero & ~by_group).any(axis=2).reshape(-1)
+        return np.where(const, self._shift(site) + self._bias(site, groups * outs), np.nan)
+
+    def _shift(self, site: Site) -> NDArray[np.float64]:
+        """Return what the absorbed channels add to each output: (out,) float64."""
+        sums, absorbed, const_in = site.cache["sums"], site.cache["absorbed"], site.cache["const_in"]
+        groups, outs, ins = site.cache["nonzero"].shape
+        if sums is None:
+            return np.zeros(groups * outs)
+        values = np.where(absorbed, const_in, 0.0).reshape(groups, ins, 1)
+        shift: NDArray[np.float64] = np.matmul(sums, values).reshape(-1)
+        return shift
+
+    def _bias(self, site: Site, channels: int) -> NDArray[np.float64]:
+        bias = site.array(2) if self.has_bias else None
+        if bias is None:
+            return np.zeros(channels)
+        return np.broadcast_to(bias.astype(np.float64).reshape(-1), channels)
+
+    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+        """An input channel is needed where a live output reads it and it cannot be absorbed."""
+        flow = site.trace.flows[site.source]
+        nonzero = site.cache["nonzero"]
+        groups, outs, _ = nonzero.shape
+        wanted = (live[0].reshape(-1) & np.isnan(site.cache["const_out"])).reshape(groups, outs, 1)
+        read = (nonzero & wanted).any(axis=1).reshape(-1) & ~site.cache["absorbed"]
+        flat = ~np.isnan(site.cache["const_in"])
+        site.deferred = None
+        if site.cache["matrix"].border and groups == 1 and site.exclusive(1):
+            site.deferred = _narrow(read & flat, flow)
+            read = read & ~flat
+        return [_narrow(read, flow), *(None for _ in site.node.inputs[1:])]
+
+    def require(self, site: Site, cut: Cut) -> list[tuple[NDArray[np.int64], str]]:
+        """Keep the groups of a grouped convolution equal, and one input for a layer that has outputs left."""
+        groups, outs, ins = site.cache["nonzero"].shape
+        source, value = site.source, site.result
+        keep_in = cut.mask(source, groups * ins).reshape(groups, ins)
+        keep_out = cut.mask(value, groups * outs).reshape(groups, outs)
+        if groups == 1:
+            missing_in = np.zeros_like(keep_in)
+            missing_in[0, 0] = keep_out.any() and not keep_in.any()
+            missing_out, reason = np.zeros_like(keep_out), f"the last input of {site.label}"
+        else:
+            active = np.logical_or(keep_in.any(axis=1), keep_out.any(axis=1))
+            missing_in, missing_out = _fill_up(keep_in, active), _fill_up(keep_out, active)
+            reason = f"equal groups at {site.label}"
+        ids_in = np.broadcast_to(site.trace.flows[source].ids.reshape(-1), groups * ins)
+        ids_out = site.trace.flows[value].ids.reshape(-1)
+        pairs = [(ids_in[missing_in.reshape(-1)], reason), (ids_out[missing_out.reshape(-1)], reason)]
+        return [(ids, why) for ids, why in pairs if len(ids)]
+
+    def rewrite(self, site: Site, cut: Cut) -> None:
+        """Absorb and merge constants, then cut rows, columns and groups."""
+        matrix: Matrix = site.cache["matrix"]
+        groups, outs, ins = site.cache["nonzero"].shape
+        keep_in = cut.mask(site.source, groups * ins)
+        keep_out = cut.mask(site.result, groups * outs)
+        grouped = matrix.grouped(matrix.weight)
+        if cut.gone(site.result):
+            return
+        merged = self._merge(site, cut, grouped)
+        changed = merged is not None
+        grouped = grouped if merged is None else merged
+        touched = self._absorb(site, cut)
+        if touched.any():
+            grouped = grouped.copy() if not changed else grouped
+            for group, column in zip(*np.nonzero(touched.reshape(groups, ins)), strict=True):
+                grouped[group, :, column] = 0
+            changed = True
+        if keep_in.all() and keep_out.all() and not changed:
+            return
+        bias = site.array(2) if self.has_bias else None
+        if bias is not None and bias.size > 1 and not keep_out.all():
+            cut.constant(site.node, 2, {bias.ndim - 1: np.flatnonzero(keep_out)})
+        if groups == 1 and not changed:
+            lists = {matrix.out_axis: np.flatnonzero(keep_out), matrix.in_axis: np.flatnonzero(keep_in)}
+            cut.constant(site.node, 1, lists)
+            return
+        active = keep_in.reshape(groups, ins).any(axis=1) | keep_out.reshape(groups, outs).any(axis=1)
+        blocks = [
+            grouped[g][keep_out.reshape(groups, outs)[g]][:, keep_in.reshape(groups, ins)[g]]
+            for g in np.flatnonzero(active)
+        ]
+        cut.replace(site.node, 1, _ungroup(blocks, matrix).astype(matrix.weight.dtype, copy=False))
+        if groups > 1:
+            cut.attribute(site.node, "group", int(active.sum()))
+
+    def _merge(self, site: Site, cut: Cut, grouped: Array) -> Array | None:
+        """Move the kernels of constants that padding forbids to absorb onto their representative."""
+        live, flow = cut.live(site.source), site.trace.flows[site.source]
+        if site.deferred is None or not (site.deferred & ~live).any():
+            return None
+        const, channels = site.cache["const_in"], grouped.shape[2]
+        lost = np.flatnonzero(np.broadcast_to((site.deferred & ~live).reshape(-1), channels))
+        usable = live & ~np.isnan(flow.const) & (flow.const != 0)
+        target = int(np.flatnonzero(np.broadcast_to(usable.reshape(-1), channels))[0])
+        result = grouped.astype(np.float64)
+        result[0, :, target] += np.tensordot(result[0][:, lost], const[lost] / const[target], axes=(1, 0))
+        result[0, :, lost] = 0
+        return result.astype(grouped.dtype)
+
+    def _taken(self, site: Site, cut: Cut) -> NDArray[np.bool_]:
+        """Return the input channels whose non-zero constant goes into the bias: (in,) bool."""
+        const = site.cache["const_in"]
+        taken = site.cache["absorbed"] & (const != 0) & site.cache["nonzero"].any(axis=1).reshape(-1)
+        result: NDArray[np.bool_] = taken & ~np.broadcast_to(cut.live(site.source).reshape(-1), const.shape)
+        return result
+
+    def regret(self, site: Site, cut: Cut) -> NDArray[np.bool_] | None:
+        """A new bias pays only where a column goes for it."""
+        flow = site.trace.flows[site.source]
+        if self.has_bias and site.array(2) is not None:
+            return None
+        taken = self._taken(site, cut)
+        if not taken.any() or cut.gone(site.result) or not cut.stays(site.source).all():
+            return None
+        return _narrow(taken, flow)
+
+    def _absorb(self, site: Site, cut: Cut) -> NDArray[np.bool_]:
+        """Add the absorbed constants to the bias; return the columns that were: (in,) bool."""
+        const, taken = site.cache["const_in"], self._taken(site, cut)
+        if not taken.any() or cut.gone(site.result):
+            return np.zeros_like(taken)
+        groups, _, ins = site.cache["nonzero"].shape
+        values = np.where(taken, const, 0.0).reshape(groups, ins, 1)
+        shift = np.matmul(site.cache["sums"], values).reshape(-1)
+        bias = (self._bias(site, len(shift)) + shift).astype(site.cache["matrix"].weight.dtype)
+        cut.bias(site, bias, self.has_bias)
+        return taken
+
+    def use(self, site: Site, live: list[NDArray[np.bool_]]) -> dict[int, Use]:
+        """Weights of dead outputs and of inputs that are always zero are dead."""
+        matrix: Matrix = site.cache["matrix"]
+        groups, outs, ins = site.cache["nonzero"].shape
+        dead_out = ~np.broadcast_to(live[0].reshape(-1), groups * outs)
+        zero_in = site.cache["const_in"] == 0
+        dead = dead_out.reshape(groups, outs, 1) | zero_in.reshape(groups, 1, ins)
+        blocks = _ungroup(list(dead), matrix).reshape(*matrix.weight.shape[:2], *(1 for _ in matrix.weight.shape[2:]))
+        shape = matrix.weight.shape
+        uses = {1: Use(np.broadcast_to(blocks, shape), np.zeros(shape, np.bool_))}
+        bias = site.array(2) if self.has_bias else None
+        if bias is not None and bias.size == len(dead_out):
+            uses[2] = Use(dead_out.reshape(bias.shape), np.zeros(bias.shape, np.bool_))
+        return uses
+
+
+def _narrow(flags: NDArray[np.bool_], flow: Flow) -> NDArray[np.bool_]:
+    """Write flags by channel as a compact array of the input."""
+    if flow.ids.size == 1:
+        return np.full(flow.ids.shape, bool(flags.any()))
+    return flags.reshape(flow.ids.shape)
+
+
+def _fill_up(keep: NDArray[np.bool_], active: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which removed channels must stay so that every active group keeps as many as the largest, at least one."""
+    target = max(int(keep.sum(axis=1).max(initial=0)), 1)
+    need = np.where(active, target - keep.sum(axis=1), 0)
+    rank = np.cumsum(~keep, axis=1)  # the first removed ones, by index
+    return ~keep & (rank <= need[:, None])
+
+
+def _ungroup(blocks: list[Array], matrix: Matrix) -> Array:
+    """Put (out/groups, in/groups, …) blocks back into the order in which the weight is stored."""
+    if matrix.out_axis == 0:
+        return np.concatenate(blocks, axis=0)
+    return np.concatenate([b.swapaxes(0, 1) for b in blocks], axis=0)
+
+
+def _splits_quantised(site: Site, matrix: Matrix) -> bool:
+    """Tell a quantised weight in groups of several inputs, which cannot be cut by axis."""
+    value = site.node.inputs[1]
+    return value in site.trace.constants and matrix.nonzero().shape[2] > 1

@@ -1,0 +1,230 @@
+"""The two analyses and their joint fixed point. This engine knows graphs and rules, and no operator by name.
+
+Forward, once, in topological order: units, ties and constants. Backward: liveness, from the outputs to the inputs.
+Constants do not depend on liveness, so one forward walk and one backward sweep are the joint fixed point, but for two
+decisions that can only make more elements live, after which the sweep is repeated:
+
+- constants that zero padding forbids to absorb need one representative a tensor;
+- absorbing a constant must not cost more parameters (a new bias) than it saves.
+
+Where operators tie units together (a residual addition), a unit stays where any unit tied to it is live.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from relief_export.graph.cutting import Cut
+from relief_export.graph.flow import Rule, Site, Trace, Use
+from relief_export.graph.norms import dequantized
+from relief_export.graph.ops import OPAQUE, RULES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+_UNKNOWN = Rule()
+_UNKNOWN.reason = "pinned by unknown operator"
+_DOMAINS = ("", "ai.onnx")
+
+
+@dataclass
+class Liveness:
+    """Result of the analyses of one graph.
+
+    Attributes:
+        sites: Every node with its rule, in topological order.
+        trace: Units, ties, pins and constants.
+        live: Activation -> which of its elements some graph output depends on (compact).
+        unknown: Operators without a rule -> how often.
+        opaque: Operators declared opaque -> how often.
+    """
+
+    sites: list[tuple[Site, Rule]]
+    trace: Trace
+    unknown: Counter[str]
+    opaque: Counter[str]
+    live: dict[ir.Value, NDArray[np.bool_]] = field(default_factory=dict)
+    labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    outputs: list[ir.Value] = field(default_factory=list)
+
+    def sweep(self, seeds: dict[ir.Value, NDArray[np.bool_]]) -> None:
+        """Work out liveness from the outputs and from the elements in ``seeds``."""
+        self.live = {value: np.zeros(flow.ids.shape, np.bool_) for value, flow in self.trace.flows.items()}
+        for value, flags in seeds.items():
+            self.live[value] = flags.copy()
+        for value in self.outputs:
+            self.live[value] = np.ones_like(self.live[value])
+        for site, rule in reversed(self.sites):
+            needed = [self.live[v] for v in site.node.outputs]
+            if not any(n.any() for n in needed):
+                site.deferred = None
+                continue
+            for operand, need in zip(site.node.inputs, rule.backward(site, needed), strict=False):
+                if need is not None and operand is not None and operand in self.live:
+                    self.live[operand] = self.live[operand] | need
+
+    def decide(self) -> Cut:
+        """Decide which units stay: live or pinned ones, what is tied to them, and what operators cannot do without."""
+        cut = Cut(self.trace, self.labels, self.live)
+        for value, flags in self.live.items():
+            cut.keep(self.trace.flows[value].ids[flags])
+        for ids, reason in self.trace.pins:
+            cut.keep(ids, reason)
+        news = True
+        while news:
+            news = False
+            for site, rule in self.sites:
+                for ids, why in self._required(site, rule, cut):
+                    news = cut.keep(ids, why) or news
+        return cut
+
+    def _required(self, site: Site, rule: Rule, cut: Cut) -> Iterator[tuple[NDArray[np.int64], str]]:
+        yield from rule.require(site, cut)
+        stays = any(not cut.gone(v) for v in site.node.outputs)
+        for value in site.node.inputs:
+            if value in self.trace.flows and stays and cut.gone(value) and site.node.op_type != "Concat":
+                yield self.trace.flows[value].ids.reshape(-1)[:1], f"the last input of {site.label}"
+        for value in site.node.outputs:
+            if not cut.gone(value) and cut.product(value) is None and value not in cut.shuffles(site):
+                yield self.trace.flows[value].ids.reshape(-1), f"no regular shape is left at {site.label}"
+
+    def settle(self) -> Cut:
+        """Repeat sweep and decision until no representative and no regret is added.
+
+        Returns:
+            What stays.
+        """
+        seeds: dict[ir.Value, NDArray[np.bool_]] = {}
+        while True:
+            self.sweep(seeds)
+            added = self._representatives(seeds)
+            if added:
+                continue
+            cut = self.decide()
+            regrets = [(s, mask) for s, rule in self.sites if (mask := rule.regret(s, cut)) is not None]
+            for site, mask in regrets:
+                _add_seed(seeds, site.source, mask)
+            if not regrets:
+                return cut
+
+    def _representatives(self, seeds: dict[ir.Value, NDArray[np.bool_]]) -> bool:
+        wanted: defaultdict[ir.Value, list[NDArray[np.bool_]]] = defaultdict(list)
+        for site, _ in self.sites:
+            source = site.node.inputs[0] if site.node.inputs else None
+            if site.deferred is not None and source is not None:
+                wanted[source].append(site.deferred)
+        added = False
+        for value, masks in wanted.items():
+            flow, live = self.trace.flows[value], self.live[value]
+            lost = np.logical_or.reduce(masks) & ~live
+            usable = live & ~np.isnan(flow.const) & (flow.const != 0)
+            if lost.any() and not usable.any():
+                first = np.zeros(lost.size, np.bool_)
+                first[int(np.argmax(lost.reshape(-1)))] = True
+                _add_seed(seeds, value, first.reshape(lost.shape))
+                added = True
+        return added
+
+
+def analyse(model: ir.Model) -> Liveness:
+    """Walk forward over a simplified model: units, ties, pins and constants of every activation."""
+    trace, sites = Trace(), []
+    unknown: Counter[str] = Counter()
+    opaque: Counter[str] = Counter()
+    for value in model.graph.inputs:
+        trace.flows[value] = trace.unknown_flow(value)
+    for node in model.graph:
+        if _computes_constant(node, trace):
+            continue
+        rule = RULES.get(node.op_type, _UNKNOWN) if node.domain in _DOMAINS else _UNKNOWN
+        if rule is _UNKNOWN:
+            unknown[node.op_type if node.domain in _DOMAINS else f"{node.domain}.{node.op_type}"] += 1
+        elif rule is OPAQUE:
+            opaque[node.op_type] += 1
+        site = Site(node, trace)
+        _pin_captured(site)
+        trace.flows.update(zip(node.outputs, rule.forward(site), strict=True))
+        site.pin_shared()
+        sites.append((site, _UNKNOWN if site.given_up else rule))
+    outputs = [v for v in model.graph.outputs if v in trace.flows]
+    for value in outputs:
+        trace.pin(trace.flows[value].ids, "graph output")
+    liveness = Liveness(sites, trace, unknown, opaque, outputs=outputs)
+    liveness.labels = _components(trace)
+    return liveness
+
+
+def parameter_use(model: ir.Model) -> dict[str, Use]:
+    """Tell which entries of each parameter can influence an output, on a graph as it was captured.
+
+    Args:
+        model: Initializers carry the names of the parameters; masked entries are zero. It is not changed.
+
+    Returns:
+        Initializer name -> use, for parameters of operators that have a rule. A parameter that is used twice is dead
+        only where every use is. Parameters left out are used whole.
+    """
+    liveness = analyse(model)
+    liveness.sweep({})
+    found: dict[str, Use] = {}
+    uses: Counter[str] = Counter()
+    for site, rule in liveness.sites:
+        for index, use in rule.use(site, [liveness.live[v] for v in site.node.outputs]).items():
+            value = site.node.inputs[index]
+            if value is None or not value.is_initializer() or value.name is None:
+                continue
+            uses[value.name] += 1
+            old = found.get(value.name)
+            found[value.name] = use if old is None else Use(old.dead & use.dead, old.constant & use.constant)
+    initializers = model.graph.initializers
+    return {name: use for name, use in found.items() if uses[name] == len(initializers[name].uses())}
+
+
+def _computes_constant(node: ir.Node, trace: Trace) -> bool:
+    """Evaluate a node that reads only constants where that is a weight's dequantisation."""
+    arrays = [trace.constant(v) for v in node.inputs if v is not None]
+    if node.op_type != "DequantizeLinear" or any(a is None for a in arrays):
+        return False
+    trace.constants[node.outputs[0]] = dequantized(node, [a for a in arrays if a is not None])
+    return True
+
+
+def _pin_captured(site: Site) -> None:
+    """Keep whole what a subgraph reads from outside."""
+    for attribute in site.node.attributes.values():
+        if attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
+            continue
+        graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
+        for graph in graphs:
+            for value in {v for node in graph.all_nodes() for v in node.inputs if v is not None}:
+                if value in site.trace.flows:
+                    site.pin(site.trace.flows[value].ids, f"read inside {site.label}")
+                array = site.trace.constant(value)
+                if array is None:
+                    continue
+                for axis in range(array.ndim):
+                    site.trace.axes.setdefault((value, axis), np.zeros(array.shape[axis], np.int64))
+
+
+def _components(trace: Trace) -> NDArray[np.int64]:
+    if not trace.ties:
+        return np.arange(trace.count)
+    left = np.concatenate([a.reshape(-1) for a, _, _ in trace.ties])
+    right = np.concatenate([b.reshape(-1) for _, b, _ in trace.ties])
+    graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(trace.count, trace.count))
+    labels: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
+    return labels
+
+
+def _add_seed(seeds: dict[ir.Value, NDArray[np.bool_]], value: ir.Value | None, mask: NDArray[np.bool_]) -> None:
+    if value is not None:
+        seeds[value] = seeds[value] | mask if value in seeds else mask

@@ -1,0 +1,255 @@
+"""THE op table: what each ONNX operator does to channels. Adding an operator is one line here and one test.
+
+Three outcomes: an operator has a rule; it is declared ``OPAQUE`` (it reads or mixes all channels); or it is not in the
+table, then it is unknown: everything that it touches stays, and it is counted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import special
+
+from relief_export.graph.elementwise import (
+    Elementwise,
+    Pool,
+    Product,
+    Quotient,
+    nary,
+    unary,
+    with_attributes,
+)
+from relief_export.graph.flow import Flow, Rule, Site
+from relief_export.graph.layout import LayoutError
+from relief_export.graph.linear import Linear, conv, conv_transpose, gemm, matmul
+from relief_export.graph.norms import BatchNorm, ChannelNorm, Quantize, dequantize, quantize
+from relief_export.graph.views import (
+    Concat,
+    Expand,
+    Flatten,
+    Gather,
+    Pad,
+    Reshape,
+    Resize,
+    Slice,
+    Split,
+    View,
+    squeeze,
+    transpose,
+    unsqueeze,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.float64]
+
+OPAQUE = Rule()
+REDUCE = View(lambda site, flow, array: _reduce(site, flow, array))  # noqa: PLW0108 - defined below
+IDENTITY = unary(lambda x: x)
+
+
+def _clip(site: Site, x: Sequence[Array]) -> Array:
+    low = x[1] if len(x) > 1 and site.node.inputs[1] is not None else -np.inf
+    high = x[2] if len(x) > 2 and site.node.inputs[2] is not None else np.inf
+    return np.minimum(np.maximum(x[0], low), high)
+
+
+def _gelu(site: Site, x: Sequence[Array]) -> Array:
+    v = x[0]
+    if site.node.attributes.get_string("approximate", "none") == "tanh":
+        return np.asarray(0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3))))
+    return np.asarray(0.5 * v * (1 + special.erf(v / np.sqrt(2))))
+
+
+def _softplus(x: Array) -> Array:
+    return np.logaddexp(0, x)
+
+
+def _one_axis(default: int) -> Pool:
+    """Make the rule of an operator that mixes along the attribute ``axis`` and no other."""
+    return Pool(lambda _: False, lambda s: [s.integer("axis", default)], keeps_zero=False)
+
+
+def _from_axis(default: int) -> Pool:
+    """Make the rule of an operator that mixes along ``axis`` and all behind it."""
+
+    def axes(site: Site) -> Sequence[int]:
+        rank = len(site.out_shape()) or 1
+        return range(site.integer("axis", default) % rank, rank)
+
+    return Pool(lambda _: False, axes, keeps_zero=False)
+
+
+def _reduced_axes(site: Site, rank: int) -> list[int]:
+    axes = site.array(1)
+    if axes is None:
+        listed = site.node.attributes.get_ints("axes", ())
+        if len(site.node.inputs) > 1 and site.node.inputs[1] is not None:
+            return list(range(rank))
+        noop = site.integer("noop_with_empty_axes", 0)
+        none = [] if noop else list(range(rank))
+        return [a % rank for a in listed] or none
+    return [int(a) % rank for a in axes.reshape(-1)]
+
+
+def _reduce(site: Site, _: Flow, array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+    axes = _reduced_axes(site, array.ndim)
+    if any(array.shape[a] > 1 for a in axes):
+        raise LayoutError("all channels are reduced to one number")
+    if array.dtype.kind == "f" and site.node.op_type not in ("ReduceMean", "ReduceMax", "ReduceMin"):
+        array = np.where(array == 0, 0.0, np.nan)  # the number of positions may depend on the input
+    if site.integer("keepdims", 1):
+        return [array]
+    return [array.squeeze(tuple(axes))]
+
+
+def _average_keeps(site: Site) -> bool:
+    """Padding that is counted dilutes the border."""
+    attributes = site.node.attributes
+    padded = any(attributes.get_ints("pads", ())) or attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
+    diluted = site.integer("count_include_pad", 0) and (padded or site.integer("ceil_mode", 0))
+    return not diluted
+
+
+RULES: dict[str, Rule] = {
+    # linear maps
+    "Conv": Linear(conv, has_bias=True),
+    "ConvTranspose": Linear(conv_transpose, has_bias=True),
+    "Gemm": Linear(gemm, has_bias=True),
+    "MatMul": Linear(matmul, has_bias=False),
+    # normalisation
+    "BatchNormalization": BatchNorm(),
+    "InstanceNormalization": ChannelNorm(grouped=False),
+    "GroupNormalization": ChannelNorm(grouped=True),
+    "LpNormalization": _one_axis(-1),
+    "LayerNormalization": _from_axis(-1),
+    "RMSNormalization": _from_axis(-1),
+    # activations
+    "Abs": unary(np.abs),
+    "Acos": unary(np.arccos, partial=True),
+    "Acosh": unary(np.arccosh, partial=True),
+    "Asin": unary(np.arcsin, partial=True),
+    "Asinh": unary(np.arcsinh),
+    "Atan": unary(np.arctan),
+    "Atanh": unary(np.arctanh, partial=True),
+    "Cast": IDENTITY,
+    "CastLike": IDENTITY,
+    "Ceil": unary(np.ceil),
+    "Celu": with_attributes(lambda x, a: np.maximum(x, 0) + np.minimum(0, a * np.expm1(x / a)), alpha=1.0),
+    "Clip": Elementwise(_clip),
+    "Cos": unary(np.cos),
+    "Cosh": unary(np.cosh, partial=True),
+    "Dropout": Pool(mixes=lambda _: []),
+    "Elu": with_attributes(lambda x, a: np.where(x < 0, a * np.expm1(x), x), alpha=1.0),
+    "Erf": unary(special.erf),
+    "Exp": unary(np.exp, partial=True),
+    "Floor": unary(np.floor),
+    "Gelu": Elementwise(_gelu),
+    "HardSigmoid": with_attributes(lambda x, a, b: np.clip(a * x + b, 0, 1), alpha=0.2, beta=0.5),
+    "HardSwish": unary(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
+    "Identity": IDENTITY,
+    "LeakyRelu": with_attributes(lambda x, a: np.where(x < 0, a * x, x), alpha=0.01),
+    "Log": unary(np.log, partial=True),
+    "Mish": unary(lambda x: x * np.tanh(_softplus(x))),
+    "Neg": unary(np.negative),
+    "Not": unary(np.logical_not),
+    "Reciprocal": unary(np.reciprocal, partial=True),
+    "Relu": unary(lambda x: np.maximum(x, 0)),
+    "Round": unary(np.rint),
+    "Selu": with_attributes(
+        lambda x, a, g: g * np.where(x < 0, a * np.expm1(x), x), alpha=1.6732632423543772, gamma=1.0507009873554805
+    ),
+    "Shrink": with_attributes(lambda x, b, t: np.where(x < -t, x + b, np.where(x > t, x - b, 0)), bias=0.0, lambd=0.5),
+    "Sigmoid": unary(special.expit),
+    "Sign": unary(np.sign),
+    "Sin": unary(np.sin),
+    "Sinh": unary(np.sinh, partial=True),
+    "Softplus": unary(_softplus),
+    "Softsign": unary(lambda x: x / (1 + np.abs(x))),
+    "Sqrt": unary(np.sqrt, partial=True),
+    "Swish": with_attributes(lambda x, a: x * special.expit(a * x), alpha=1.0),
+    "Tan": unary(np.tan, partial=True),
+    "Tanh": unary(np.tanh),
+    "ThresholdedRelu": with_attributes(lambda x, a: np.where(x > a, x, 0), alpha=1.0),
+    # arithmetic with broadcasting
+    "Add": nary(np.add),
+    "Div": Quotient(),
+    "Max": Elementwise(lambda _, x: np.maximum.reduce(np.broadcast_arrays(*x))),
+    "Mean": Elementwise(lambda _, x: np.mean(np.broadcast_arrays(*x), axis=0)),
+    "Min": Elementwise(lambda _, x: np.minimum.reduce(np.broadcast_arrays(*x))),
+    "Mul": Product(),
+    "PRelu": nary(lambda x, slope: np.where(x < 0, slope * x, x)),
+    "Pow": Elementwise(lambda _, x: np.power(x[0], x[1]), partial=True),
+    "Sub": nary(np.subtract),
+    "Sum": Elementwise(lambda _, x: np.sum(np.broadcast_arrays(*x), axis=0)),
+    "Where": Elementwise(lambda _, x: x[1] + x[2] + np.nan),
+    # quantisation
+    "DequantizeLinear": Quantize(dequantize),
+    "QuantizeLinear": Quantize(quantize),
+    # space
+    "AveragePool": Pool(_average_keeps),
+    "GlobalAveragePool": Pool(),
+    "GlobalLpPool": Pool(lambda _: False),
+    "GlobalMaxPool": Pool(),
+    "LpPool": Pool(lambda _: False),
+    "LRN": Pool(mixes=lambda _: [1]),
+    "MaxPool": Pool(),
+    "ReduceL1": REDUCE,
+    "ReduceL2": REDUCE,
+    "ReduceMax": REDUCE,
+    "ReduceMean": REDUCE,
+    "ReduceMin": REDUCE,
+    "ReduceSum": REDUCE,
+    "ReduceSumSquare": REDUCE,
+    "Resize": Resize(),
+    "Upsample": Resize(),
+    # views
+    "Concat": Concat(),
+    "Expand": Expand(),
+    "Flatten": Flatten(),
+    "Gather": Gather(),
+    "Pad": Pad(),
+    "Reshape": Reshape(),
+    "Slice": Slice(),
+    "Split": Split(),
+    "Squeeze": View(squeeze),
+    "Transpose": View(transpose),
+    "Unsqueeze": View(unsqueeze),
+    # one axis is mixed, the others pass
+    "ArgMax": _one_axis(0),
+    "ArgMin": _one_axis(0),
+    "Hardmax": _one_axis(-1),
+    "LogSoftmax": _one_axis(-1),
+    "Softmax": _one_axis(-1),
+    # opaque: they read or mix all channels, or run other graphs
+    "Attention": OPAQUE,
+    "CumSum": OPAQUE,
+    "ConvInteger": OPAQUE,
+    "DepthToSpace": OPAQUE,
+    "Einsum": OPAQUE,
+    "GRU": OPAQUE,
+    "GatherElements": OPAQUE,
+    "GatherND": OPAQUE,
+    "GridSample": OPAQUE,
+    "If": OPAQUE,
+    "LSTM": OPAQUE,
+    "Loop": OPAQUE,
+    "MatMulInteger": OPAQUE,
+    "NonMaxSuppression": OPAQUE,
+    "QLinearConv": OPAQUE,
+    "QLinearMatMul": OPAQUE,
+    "RNN": OPAQUE,
+    "RoiAlign": OPAQUE,
+    "Scan": OPAQUE,
+    "ScatterElements": OPAQUE,
+    "ScatterND": OPAQUE,
+    "Shape": OPAQUE,
+    "Size": OPAQUE,
+    "SpaceToDepth": OPAQUE,
+    "Tile": OPAQUE,
+    "TopK": OPAQUE,
+}
