@@ -82,8 +82,9 @@ class Checkpoint:
     def save(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write everything to ``path``, atomically."""
         state = vars(self) | {"version": _VERSION, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        # An open file, because torch refuses some names.
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
 
     def resume(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Go on from ``path`` if it holds this very training; one of another training is left unused.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from relief_export.recipe import ModelConfig
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
 """Channels, height, width."""
 
 _VGG: dict[str, tuple[tuple[int, ...], ...]] = {
