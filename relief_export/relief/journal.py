@@ -47,7 +47,7 @@ class Iteration:
         dense, kept: Connections, by the paper's count.
         within_tolerance: Whether it may be the result.
         layers: Layer name -> dense and kept connections, and neurons that have any left, of how many.
-        unknown: Operators that the search for disconnected neurons had no rule for -> how often; it kept what they touch.
+        unknown: Operators that the search for disconnected neurons does not know -> how often; it kept all they touch.
         seconds: Wall time of scoring (with selection), disconnection, retraining, and all.
     """
 
