@@ -33,9 +33,10 @@ def load_arrays(path: Path) -> Arrays:
         IntegrityError: The file is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InputError(f"{path} is a single array: save x and y with numpy.savez")
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise InputError(f"{path} is a single array: save x and y with numpy.savez")
+        with loaded as file:
             found = {key: _array(file, key, path) for key in ("x", "y", "logits") if key in file.files}
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: give an .npz file with arrays x and y") from None

@@ -1,0 +1,227 @@
+"""The gate: it opens for the network that was exported, and for nothing else."""
+
+import io
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from relief_export import formats
+from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
+from relief_export.evaluation import load_arrays, open_session, validate
+
+FLOAT64_LIMIT = 1e-5  # of ONNX Runtime's float32 against the float64 reference of these tests
+
+KINDS = tuple(formats.FORMATS)
+
+
+def test_every_format_passes_on_the_network_it_holds(export, samples):
+    x, y, logits = samples
+    found = validate(export(*KINDS), x, y, logits)
+    assert found.failures == ()
+    assert found.ok
+    assert [(m.format, m.optimised) for m in found.measurements] == [(k, on) for k in KINDS for on in (False, True)]
+    assert found.reference_accuracy == 1 - 6 / 64
+    for each in found.measurements:
+        if each.format == "dense":
+            assert each.agreement.relative_error < FLOAT64_LIMIT
+            assert (each.agreement.agreement, each.agreement.accuracy) == (1.0, 1 - 6 / 64)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_flipped_byte_fails_by_its_hash(kind, export, samples):
+    folder = export(*dict.fromkeys(("dense", kind)))
+    artifact = formats.read_manifest(folder).artifacts[-1]
+    path = folder / max(artifact.files, key=lambda file: file.bytes).path
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    found = validate(folder, *samples)
+    assert [(check.artifact, check.quantity) for check in found.failures] == [(artifact.name, "sha256")]
+    assert path.name in found.failures[0].message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_changed_weight_fails_by_its_numbers(kind, export, samples, weights, tamper):
+    folder = export(kind)
+    weights["fc_w"][0, np.flatnonzero(weights["fc_w"][0])[0]] = 1000
+    tamper(kind, hashes=False, fc_w=weights["fc_w"])
+    assert {check.quantity for check in validate(folder, *samples).failures} == {"sha256"}
+    tamper(kind, hashes=True, fc_w=weights["fc_w"])
+    found = validate(folder, *samples)
+    name = formats.FORMATS[kind].suffix
+    assert not found.ok
+    assert {check.artifact for check in found.failures} == {name}
+    assert "accuracy" in {check.quantity for check in found.failures}
+    for check in found.failures:
+        assert check.value > check.tolerance
+        assert f"sample {check.worst_sample}" in check.message
+
+
+def test_one_slightly_changed_weight_is_enough(export, samples, weights, tamper):
+    folder = export("dense")
+    weights["conv_w"][2, 1, 0, 0] += np.float32(0.02)
+    tamper("dense", hashes=True, conv_w=weights["conv_w"])
+    found = validate(folder, *samples)
+    assert "relative error" in {check.quantity for check in found.failures}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_predictions_with_moved_logits_fail(kind, export, samples, weights, tamper):
+    folder = export(kind)
+    if formats.read_manifest(folder).artifacts[0].tolerance.relative_error is None:
+        pytest.skip(f"{kind} promises an accuracy and nothing about single outputs")
+    tamper(kind, hashes=True, fc_b=weights["fc_b"] + np.float32(1))
+    found = validate(folder, *samples)
+    assert {check.quantity for check in found.failures} == {"relative error"}
+    for each in found.measurements:
+        assert each.agreement.max_error == pytest.approx(1, abs=1e-4)
+    if kind == "dense":
+        assert all(m.agreement.agreement == 1 for m in found.measurements)
+
+
+def test_the_worst_sample_is_the_one_that_is_wrong(export, samples):
+    x, y, logits = samples
+    logits[37, 2] += 0.5
+    found = validate(export("dense"), x, y, logits)
+    assert {check.worst_sample for check in found.failures if check.quantity == "relative error"} == {37}
+    assert "worst at sample 37" in found.failures[0].message
+
+
+def test_a_network_that_gives_nan_fails_and_can_be_stored(export, samples, weights, tamper):
+    folder = export("dense")
+    weights["fc_b"][1] = 3e38
+    weights["fc_w"][1] = 3e38
+    tamper("dense", hashes=True, fc_b=weights["fc_b"], fc_w=weights["fc_w"])
+    found = validate(folder, *samples)
+    assert {check.quantity for check in found.failures} == {"finite"}
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_a_file_that_is_no_model_fails_the_gate(export, samples, refresh):
+    folder = export("dense")
+    (folder / "model.onnx").write_bytes(b"not a model")
+    refresh(folder)
+    found = validate(folder, *samples)
+    assert [(check.artifact, check.quantity) for check in found.failures] == [("model.onnx", "loads")]
+
+
+def test_the_masked_network_stands_in_for_missing_logits(export, network, samples):
+    folder = export("dense")
+    with pytest.raises(InputError, match=r"masked\.onnx does not exist"):
+        validate(folder, samples[0], samples[1], None)
+    ir.save(network, folder / "masked.onnx")
+    found = validate(folder, samples[0], None, None)
+    assert (found.ok, found.reference, found.reference_accuracy) == (True, "masked.onnx", None)
+
+
+def test_a_build_folder_is_found_and_progress_is_told(export, samples, tmp_path):
+    calls = []
+    export("dense")
+    found = validate(tmp_path, *samples, progress=lambda *call: calls.append(call))
+    assert found.ok
+    assert calls == [("model.onnx (plain)", 64, 64, ""), ("model.onnx (optimised)", 64, 64, "")]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, y, logits: (x[:, :1], y, logits), "input 'x' has shape batchx2x6x6, the samples 64x1x6x6"),
+        (lambda x, y, logits: (x.astype(int), y, logits), "give floating-point samples"),
+        (lambda x, y, logits: (x, y[:5], logits), "one label a sample"),
+        (lambda x, y, logits: (x, y + 1, logits), "label 4 of sample .* is outside 0 to 3"),
+        (lambda x, y, logits: (x, y - 1, logits), "label -1 of sample"),
+        (lambda x, y, logits: (x, y.astype(float), logits), "give whole numbers"),
+        (lambda x, y, logits: (x, y, logits[:5]), "logits have shape"),
+        (lambda x, y, logits: (x, y, np.pad(logits, ((0, 0), (0, 3)))), "model.onnx gives outputs"),
+        (lambda x, y, logits: (x[:0], y[:0], logits[:0]), "no samples"),
+    ],
+)
+def test_a_test_set_that_does_not_fit_is_refused(export, samples, change, message):
+    with pytest.raises(InputError, match=message):
+        validate(export("dense"), *change(*samples))
+
+
+def test_a_missing_manifest_or_artifact_is_refused(export, samples, tmp_path):
+    with pytest.raises(InputError, match=r"manifest\.json does not exist"):
+        validate(tmp_path, *samples)
+    folder = export("dense")
+    (folder / "model.onnx").unlink()
+    with pytest.raises(InputError, match=r"model\.onnx is missing though the manifest lists it"):
+        validate(folder, *samples)
+    formats.write_manifest(folder, [], {})
+    with pytest.raises(InputError, match="lists no artifact"):
+        validate(folder, *samples)
+
+
+def test_arrays_are_read(tmp_path, samples):
+    x, y, _ = samples
+    np.savez(tmp_path / "test.npz", x=x, y=y)
+    found = load_arrays(tmp_path / "test.npz")
+    np.testing.assert_array_equal(found.x, x)
+    np.testing.assert_array_equal(found.y, y)
+    assert found.logits is None
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was executed",))
+
+
+def npz(path, **members):
+    """Write raw members, so that nothing of NumPy's own checks is in the way."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in members.items():
+            file.writestr(f"{name}.npy", data)
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (None, InputError, "does not exist"),
+        (b"garbage", IntegrityError, "is no readable .npz file"),
+        (npy(np.zeros(3)), InputError, "is a single array"),
+        (pickle.dumps(Bomb()), IntegrityError, "is no readable .npz file"),
+        ({"y": npy(np.zeros(3))}, InputError, "has no array 'x'"),
+        ({"x": npy(np.array([Bomb()], dtype=object))}, InputError, "'x' holds pickled objects"),
+        ({"x": npy(np.zeros(300))[:500]}, IntegrityError, "is no readable .npz file"),
+    ],
+)
+def test_hostile_arrays_are_refused(tmp_path, content, kind, message):
+    path = tmp_path / "test.npz"
+    if isinstance(content, dict):
+        npz(path, **content)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(kind, match=message):
+        load_arrays(path)
+
+
+@pytest.mark.parametrize(
+    ("graph", "message"),
+    [
+        ("g (float[n, 3] x, float[n, 3] z) => (float[n, 3] y) { y = Add (x, z) }", "has 2 inputs .'x', 'z'."),
+        ("g (float x) => (float y) { y = Relu (x) }", "input 'x' has no batch axis"),
+        ("g (float[n, 3] x) => (float[1] y) { y = ReduceMax <keepdims = 0> (x, a) }", "has no batch axis in front"),
+        (
+            "g (float[n, 3] x) => (float[n, 3] y) { y = my.domain.Mystery (x) }",
+            "operator my.domain:Mystery, which this",
+        ),
+    ],
+)
+def test_a_model_that_cannot_be_compared_is_refused(tmp_path, graph, message):
+    header = '<ir_version: 10, opset_import: ["" : 21, "my.domain" : 1]>\n'
+    parsed = ir.from_onnx_text(header + graph.replace("Max <keepdims = 0> (x, a)", "Max <keepdims = 1> (x)"))
+    ir.save(parsed, tmp_path / "odd.onnx")
+    with pytest.raises(UnsupportedModelError, match=message):
+        open_session(tmp_path / "odd.onnx").run(np.zeros((2, 3), np.float32))
