@@ -158,7 +158,7 @@ def bytes_chart(sizes: Sequence[tuple[str, int]], marks: Sequence[tuple[str, int
 
     def plot(axes: Axes) -> None:
         values = [size for _, size in sizes]
-        for (label, size), style in zip(marks, ("--", ":"), strict=False):
+        for (label, size), style in zip(marks, ("--", "-", ":"), strict=False):
             axes.axvline(size, color=SECOND, linewidth=1.2, linestyle=style, label=f"{label}, {format_bytes(size)}")
         axes.hlines(range(len(values)), 1, values, color=GRID, linewidth=2)  # from 1 byte: the left edge
         axes.plot(values, range(len(values)), "o", color=ACCENT, markersize=7)

@@ -75,7 +75,7 @@ class Run:
         iterations: The relief loop's history, as recorded.
         chosen: Index in it of the iteration that was exported.
         floor: Lowest validation accuracy that relief was allowed.
-        sizes: original, masked, gzip (of the original) and bound (entropy bound) where recorded.
+        sizes: original, masked, gzip (of the original), and the entropy bounds of float32 and int8 values.
         kept: Reasons for which a zero row or column stayed; ``removed`` what went, layer by layer.
     """
 
@@ -176,7 +176,7 @@ def _relieve(outcome: Table, facts: Table) -> Table:
 def _export(outcome: Table, _: Table) -> Table:
     original, shrunk = outcome["cost"]["original"], outcome["cost"]["shrunk"]
     figures = {name: (original[name], shrunk[name]) for name in ("parameters", "macs", "flops")}
-    baselines, ledger = outcome["baselines"], outcome["ledger"]
+    baselines, bounds = outcome["baselines"], outcome["ledger"]["total"]["bound"]
     return {
         "costs": {name: (b["structural"], a["structural"], a["nonzero"]) for name, (b, a) in figures.items()},
         "paper_flops": (original["paper_flops"], shrunk["paper_flops"]),
@@ -186,7 +186,7 @@ def _export(outcome: Table, _: Table) -> Table:
             "original": baselines["original"]["bytes"],
             "gzip": baselines["original"]["gzip"],
             "masked": baselines["masked"]["bytes"],
-            "bound": ledger["bound"],
+            **{f"bound {code}": round(bounds[code]) for code in ("f32", "int8")},
         },
         "removed": tuple(outcome["shrink"]["removed"]),
         "kept": tuple(outcome["shrink"]["kept"]),

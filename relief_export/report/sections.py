@@ -15,8 +15,6 @@ from relief_export.report.text import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from markupsafe import Markup
 
     from relief_export.report.facts import File, Run
@@ -41,8 +39,8 @@ _CONVENTIONS = (
 )
 _SIZES = (
     "Smaller: against the dense network as an ONNX file. Largest error: of a logit against the relieved network, "
-    "relative to the largest logit, with ONNX Runtime's optimisations off and on. The entropy bound is what the "
-    "positions and values of the non-zero weights need at least."
+    "relative to the largest logit, with ONNX Runtime's optimisations off and on. The entropy bounds are "
+    "what positions and values of the non-zero weights need at least."
 )
 
 _ITERATIONS = (
@@ -119,9 +117,9 @@ def files(run: Run) -> Section:
     for file in sorted(run.files, key=lambda file: -file.bytes):
         size = (f"{file.bytes:,}", format_ratio(original, file.bytes))
         rows.append((file.name, *size, *_measured(file), file.format))
-    marks = [("gzip of the dense file", run.sizes["gzip"])]
-    if "bound" in run.sizes:
-        marks.append(("entropy bound", run.sizes["bound"]))
+    marks = [("gzip of the dense file", run.sizes["gzip"]), ("entropy bound, float32", run.sizes["bound f32"])]
+    if not all(file.exact for file in run.files):
+        marks.append(("entropy bound, int8", run.sizes["bound int8"]))
     rows += [_reference(label, "for comparison", size, original) for label, size in marks]
     shown = [("original.onnx", original), *((file.name, file.bytes) for file in run.files)]
     chart = charts.bytes_chart(sorted(shown, key=lambda pair: -pair[1]), marks)

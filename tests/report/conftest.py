@@ -138,7 +138,7 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
                 "removed": [removed("fc1", (HIDDEN, ALIVE), (36, 36)), removed("fc2", (10, 10), (HIDDEN, ALIVE))],
                 "kept": [{"layer": "fc1", "side": "input", "count": SIDE, "reason": "graph input"}],
             },
-            "ledger": {"bound": 700},
+            "ledger": formats.ledger(graphs["shrunk"]).to_dict(),
             "baselines": baselines,
             "artifacts": [artifact.to_dict() for artifact in written],
         },

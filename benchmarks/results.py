@@ -1,0 +1,123 @@
+"""Render docs/results.md from the records of runs and benchmarks: ``python -m benchmarks.results``.
+
+No number on that page is typed: runs come from benchmarks/results/runs/*.json, benchmarks from the files beside it.
+A section whose records are absent is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from benchmarks.common import RESULTS, ROOT
+from relief_export.errors import IntegrityError
+from relief_export.records import read_json, write_bytes
+from relief_export.report.page import escape_markdown
+from relief_export.report.text import (
+    format_bytes,
+    format_milliseconds,
+    format_percent,
+    format_points,
+    format_ratio,
+    format_seconds,
+)
+
+Table = dict[str, Any]
+
+PAGE = ROOT / "docs" / "results.md"
+EXPORTED = "exported, in ONNX Runtime"
+
+
+def render(results: Path = RESULTS) -> str:
+    """Return the page as Markdown.
+
+    Raises:
+        IntegrityError: A record is damaged, or lacks what its section needs; the message names it.
+    """
+    runs = [read_json(path) | {"path": path} for path in sorted((results / "runs").glob("*.json"))]
+    tables = [read_json(path) | {"path": path} for path in sorted(results.glob("*.json"))]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # noqa: S701  Markdown, escaped by its own filter
+    )
+    environment.filters |= {
+        "md": escape_markdown,
+        "bytes": format_bytes,
+        "ms": format_milliseconds,
+        "percent": lambda value: "–" if value is None else format_percent(value),
+        "duration": format_seconds,
+    }
+    environment.globals |= {"ratio": format_ratio, "points": format_points, "cell": cell, "smallest": smallest}
+    try:
+        seeds = [group for group in map(seed_group, _by_recipe(runs)) if group["seeds"] > 1]
+        page = environment.get_template("results.md.j2").render(
+            runs=runs, seeds=seeds, benchmarks=tables, EXPORTED=EXPORTED, machines=machines(runs, tables)
+        )
+    except (jinja2.UndefinedError, KeyError, TypeError, ValueError) as error:
+        raise IntegrityError(
+            f"a record under {results} lacks what docs/results.md shows ({error}): make it again"
+        ) from None
+    return "\n".join(line.rstrip() for line in page.strip().splitlines()) + "\n"
+
+
+def _by_recipe(runs: list[Table]) -> list[list[Table]]:
+    ordered = sorted(runs, key=lambda run: (run["recipe"], run["seed"]))
+    return [list(group) for _, group in groupby(ordered, key=lambda run: run["recipe"])]
+
+
+def seed_group(runs: list[Table]) -> Table:
+    """Summarise the runs of one recipe over their seeds: means, and the extremes of each figure."""
+    columns = {
+        "dense": [run["accuracy"]["dense"]["test"] for run in runs],
+        "relieved": [run["accuracy"]["relieved"]["test"] for run in runs],
+        "exported": [run["accuracy"][EXPORTED]["test"] for run in runs],
+        "kept": [run["connections"]["kept"] / run["connections"]["dense"] for run in runs],
+    }
+    spread = {name: (statistics.mean(values), min(values), max(values)) for name, values in columns.items()}
+    return {"recipe": runs[0]["recipe"], "seeds": len(runs), "numbers": [run["seed"] for run in runs]} | spread
+
+
+def smallest(run: Table, *, exact: bool) -> Table:
+    """Return the smallest file of a run that passed and that ONNX Runtime loads, exact or rounded."""
+    files = [file for file in run["files"] if file["ok"] and file["loads"] and file["exact"] == exact]
+    return min(files, key=lambda file: file["bytes"], default={})
+
+
+def machines(runs: list[Table], tables: list[Table]) -> list[str]:
+    """Name each machine that something was measured on, once."""
+    found = [machine for run in runs for machine in run["machines"].values()]
+    found += [row["machine"] for table in tables for row in table["rows"]]
+    return sorted({f"{m['cpu']}, {m['cores']} cores, {m['system']}" for m in found})
+
+
+def cell(row: Table, column: Table) -> str:
+    """Write one cell of a benchmark's table as its column says; a dash where the row has no such figure."""
+    value = row.get(column["key"])
+    if value is None:
+        return "–"
+    if isinstance(value, bool | str | list | dict):
+        return escape_markdown(value if isinstance(value, str) else json.dumps(value))
+    return f"{value * column['scale']:{column['format']}}" if column["format"] else f"{value:,}"
+
+
+def main() -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description="Render docs/results.md.")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=PAGE, help="page to write (default: %(default)s)")
+    options = parser.parse_args()
+    write_bytes(options.out, render(options.results).encode())
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()
