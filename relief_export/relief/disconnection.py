@@ -52,8 +52,8 @@ class Disconnected:
 def use_of_parameters(model: ir.Model) -> dict[str, Use]:
     """Tell which entries of each initializer can be zeroed without changing any output.
 
-    Export's analysis absorbs constant channels into biases. Zeroing a connection absorbs nothing, so here a channel counts
-    as constant only where it is zero: what reads the constant of a lonely bias matters.
+    Export's analysis absorbs constant channels into biases. Zeroing a connection absorbs nothing, so here a channel
+    counts as constant only where it is zero: what reads the constant of a lonely bias matters.
     """
     liveness = analyse(model)
     flows = liveness.trace.flows
@@ -65,8 +65,8 @@ def use_of_parameters(model: ir.Model) -> dict[str, Use]:
     uses: Counter[str] = Counter()
     for site, rule in liveness.sites:
         for index, use in rule.use(site, [liveness.live[value] for value in site.node.outputs]).items():
-            value = site.node.inputs[index]
-            name = str(value.name) if value is not None else ""
+            operand = site.node.inputs[index]
+            name = str(operand.name) if operand is not None else ""
             uses[name] += 1
             old = found.get(name)
             found[name] = use if old is None else Use(old.dead & use.dead, old.constant & use.constant)
