@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,11 +77,13 @@ def _load(path: Path) -> Any:  # noqa: ANN401  a torch file holds any of the for
     if path.suffix == ".safetensors":
         return Masks.load(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol, of a file that is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise IntegrityError(f"{path} is damaged or holds more than tensors ({reason}): it is not loaded") from None
 
 

@@ -1,0 +1,139 @@
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from relief_export.errors import InputError, IntegrityError
+from relief_export.recipe import ModelConfig
+from relief_export.relief.masks import Masks
+from relief_export.relief.readers import read_masks, zeros
+from relief_export.training.models import build_model
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+
+
+def half(*shape):
+    mask = torch.ones(shape)
+    mask.view(-1)[::2] = 0
+    return mask
+
+
+def test_modules_pruned_by_torch():
+    model = net()
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    prune.random_unstructured(model[3], "bias", 1)
+    found = read_masks(model, model)
+    assert set(found.masks) == {"0.weight", "3.bias"}
+    assert torch.equal(found.masks["0.weight"], model[0].weight_mask.bool())
+    assert found.disagreements == {}  # the weight in use is the masked one
+    assert sum(read_masks(model, net()).disagreements.values()) == 9 + 1
+
+
+def test_a_dict_of_layers():
+    found = read_masks({"0": {"weight": half(2, 1, 3, 3), "bias": None}, "3": {"weight": half(3, 8).int()}}, net())
+    assert set(found.masks) == {"0.weight", "3.weight"}
+    assert found.masks["3.weight"].sum() == 12
+
+
+def test_the_authors_list_goes_by_position():
+    model = net()
+    listed = [half(2, 1, 3, 3), torch.tensor([1.0, 0.0]), half(3, 8), torch.ones(3)]
+    with torch.no_grad():
+        model[0].weight.view(-1)[::2] = 0
+        model[3].weight.zero_()
+    found = read_masks(listed, model)
+    assert list(found.masks) == ["0.weight", "0.bias", "3.weight", "3.bias"]
+    assert found.disagreements == {"0.bias": 1}  # masked, but not zero: reported, and the mask wins
+    found.masks.apply_(model)
+    assert model[0].bias[1] == 0
+    with pytest.raises(InputError, match="list has 3 masks, the network 4 weights and biases"):
+        read_masks(listed[:3], model)
+
+
+def authors_resnet(blocks=3, widths=(16, 32, 64)):
+    content, channels = {"conv1.mask": half(16, 3, 3, 3)}, 16
+    for stage, width in enumerate(widths, 1):
+        for block in range(blocks):
+            content[f"layer{stage}.{block}.conv1.mask"] = torch.ones(width, channels, 3, 3)
+            content[f"layer{stage}.{block}.conv2.mask"] = torch.ones(width, width, 3, 3)
+            content[f"layer{stage}.{block}.shortcut.mask"] = half(width)
+            channels = width
+    return content | {"linear.weight.mask": half(10, 64), "linear.bias.mask": torch.ones(10)}
+
+
+def test_the_authors_resnet_file(tmp_path):
+    model, path = build_model(ModelConfig("resnet20"), (3, 32, 32), 10, 0), tmp_path / "net_masks.pt"
+    torch.save(authors_resnet(), path)
+    found = read_masks(path, model)
+    assert len(found.masks) == 1 + 9 * 3 + 2
+    assert torch.equal(found.masks["layer2.1.join.shortcut_mask"], half(32).bool())
+    assert found.disagreements["conv1.weight"] == 216  # never masked by the authors' code
+    found.masks.apply_(model)
+    assert model.layer2[1].join.shortcut_mask.tolist() == half(32).tolist()
+
+
+def test_the_authors_resnet_without_its_shortcuts_is_refused():
+    model, content = build_model(ModelConfig("resnet20"), (3, 32, 32), 10, 0), authors_resnet()
+    del content["layer3.2.shortcut.mask"]
+    with pytest.raises(InputError, match=r"lack 'layer3.2.shortcut.mask': without its shortcut masks"):
+        read_masks(content, model)
+    with pytest.raises(InputError, match=r"no residual join in 'layer1.0' for the mask 'layer1.0.shortcut.mask'"):
+        read_masks(authors_resnet(), net())
+
+
+def test_zeros_in_the_weights():
+    model = net()
+    with torch.no_grad():
+        model[3].weight[1] = 0
+    found = zeros(model)
+    assert set(found) == {"0.weight", "0.bias", "3.weight", "3.bias"}
+    assert found["3.weight"].sum() == 16
+
+
+def test_our_own_file_and_plain_tensor_names(tmp_path):
+    path = tmp_path / "masks.safetensors"
+    Masks({"3.bias": torch.tensor([True, False, True])}).save(path)
+    assert read_masks(path, net()).masks["3.bias"].tolist() == [True, False, True]
+    assert read_masks({"3.bias": [1, 0, 1]}, net()).masks["3.bias"].tolist() == [True, False, True]
+
+
+class Payload:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_files_that_would_run_code_or_are_damaged_are_refused(tmp_path, capsys):
+    path = tmp_path / "masks.pt"
+    for write in (
+        lambda: path.write_bytes(pickle.dumps(Payload())),
+        lambda: torch.save({"a": Payload()}, path),
+        lambda: path.write_bytes(b""),
+        lambda: (torch.save(authors_resnet(), path), path.write_bytes(path.read_bytes()[:2000])),
+    ):
+        write()
+        with pytest.raises(IntegrityError, match=r"masks.pt is damaged or holds more than tensors"):
+            read_masks(path, net())
+    assert capsys.readouterr().out == ""
+    with pytest.raises(InputError, match=r"gone.pt does not exist"):
+        read_masks(tmp_path / "gone.pt", net())
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"3": {"bias": torch.tensor([0.5, 1, 1])}}, "mask of '3.bias' holds something else than zeros and ones"),
+        ({"3.bias": "1"}, "mask of '3.bias' holds something else"),
+        ({"4": {"bias": half(3)}}, "masks name '4.bias', which the network does not have"),
+        ({"3": {"bias": half(4)}}, r"mask of '3.bias' has shape \(4,\)"),
+        ({}, "a dict is no known form of masks, or it is empty"),
+        (nn.Linear(2, 2), "Linear has nothing pruned"),
+    ],
+)
+def test_what_fits_nothing_is_refused(source, message):
+    with pytest.raises(InputError, match=message):
+        read_masks(source, net())
