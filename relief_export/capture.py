@@ -65,7 +65,7 @@ def capture(
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("capturing a network", "onnxscript")
-    plain = plain_copy(module).cpu().eval()
+    plain = plain_copy(module).cpu()
     if masks:
         _multiply(plain, masks)
     model = _export(plain, _example(example_input))
@@ -76,7 +76,7 @@ def capture(
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
-    """Return a deep copy in which every reparametrised tensor (pruned or parametrised) is a plain parameter."""
+    """Return a deep copy in evaluation mode in which every pruned or parametrised tensor is a plain parameter."""
     # A reparametrised weight is the result of an operation, which deepcopy refuses: hand it a detached twin.
     memo: dict[int, object] = {
         id(value): value.detach().clone()
@@ -84,15 +84,23 @@ def plain_copy(module: nn.Module) -> nn.Module:
         for value in vars(part).values()
         if isinstance(value, torch.Tensor) and value.grad_fn is not None
     }
-    plain = copy.deepcopy(module, memo)
+    plain = copy.deepcopy(module, memo).eval()
     for part in list(plain.modules()):
         for hook in list(part._forward_pre_hooks.values()):  # noqa: SLF001  prune keeps its tensor's name only there
             if isinstance(hook, prune.BasePruningMethod):
                 prune.remove(part, hook._tensor_name)  # type: ignore[no-untyped-call]  # noqa: SLF001
         if parametrize.is_parametrized(part):
-            for name in list(part.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+            _make_plain(part)
     return plain
+
+
+def _make_plain(part: nn.Module) -> None:
+    # Not remove_parametrizations: that takes the property from the class, which the copy shares with the original.
+    values = {name: getattr(part, name).detach() for name in part.parametrizations}  # type: ignore[union-attr]
+    part.__class__ = type(part).__bases__[0]
+    del part.parametrizations
+    for name, value in values.items():
+        part.register_parameter(name, torch.nn.Parameter(value, requires_grad=False))
 
 
 def _multiply(plain: nn.Module, masks: Mapping[str, Tensor]) -> None:

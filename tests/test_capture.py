@@ -1,0 +1,189 @@
+import copy
+import logging
+import warnings
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+
+from relief_export.capture import OPSET, capture
+from relief_export.errors import InputError, MissingExtraError
+from relief_export.recipe import ModelConfig
+from relief_export.training.models import build_model
+
+TOLERANCE = 1e-5
+
+
+class Net(nn.Module):
+    """A masked join's buffers, dropout, batch norm and a shared weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.register_buffer("gate", torch.ones(3))
+        self.drop = nn.Dropout(0.5)
+        self.a, self.b = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.b.weight = self.a.weight
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.conv(x))) * self.gate[:, None, None]
+        return self.b(self.a(self.drop(x.mean((2, 3)))))
+
+
+def net():
+    torch.manual_seed(0)
+    model = Net()
+    model.norm.running_mean.normal_()
+    return model
+
+
+def run(model, *inputs):
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    names = [i.name for i in session.get_inputs()]
+    return session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+
+
+def expected(model, *inputs):
+    with torch.no_grad():
+        return copy.deepcopy(model).eval()(*inputs)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_names_are_the_state_dicts_and_the_batch_is_dynamic(batch):
+    model = net()
+    graph = capture(model, torch.randn(batch, 2, 4, 4)).graph
+    names = set(graph.initializers)
+    assert names | {"a.weight"} == set(model.state_dict()) - {"norm.num_batches_tracked"}
+    assert graph.inputs[0].shape == ir.Shape(["batch", 2, 4, 4])
+    assert [value.name for value in graph.outputs] == ["output"]
+    x = torch.randn(7, 2, 4, 4)
+    found = run(capture(model, x[:batch]), x)[0]
+    np.testing.assert_allclose(found, expected(model, x).numpy(), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_the_module_is_not_changed_and_the_graph_does_not_follow_it():
+    model = net().train()
+    model.norm.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.randn(3, 2, 4, 4)
+    masks = {"conv.weight": torch.zeros(3, 2, 3, 3, dtype=torch.bool), "gate": torch.tensor([True, False, True])}
+    graph = capture(model, x, masks=masks)
+    assert [m.training for m in model.modules()] == [True, True, False, True, True, True]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert model.a.weight is model.b.weight
+    assert not graph.graph.initializers["conv.weight"].const_value.numpy().any()
+    masked = copy.deepcopy(model)
+    with torch.no_grad():
+        masked.conv.weight.zero_()
+        masked.gate[1] = 0
+        model.conv.bias.fill_(9)
+    np.testing.assert_allclose(run(graph, x)[0], expected(masked, x).numpy(), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+class Double(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_reparametrised_weights_become_plain_ones():
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    prune.l1_unstructured(model[0], "weight", 0.5)
+    prune.random_unstructured(model[0], "bias", 1)
+    parametrize.register_parametrization(model[2], "weight", Double())
+    x = torch.randn(3, 4)
+    model(x).sum().backward()  # its weight is now the result of an operation
+    graph = capture(model, x)
+    assert set(graph.graph.initializers) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert (graph.graph.initializers["0.weight"].const_value.numpy() == 0).sum() == 8
+    assert prune.is_pruned(model)
+    assert parametrize.is_parametrized(model[2])
+    np.testing.assert_allclose(run(graph, x)[0], model(x).detach().numpy(), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_the_same_network_gives_the_same_bytes_without_traces_of_the_machine():
+    data = [ir.to_proto(capture(net(), torch.randn(n, 2, 4, 4))).SerializeToString() for n in (1, 3)]
+    assert data[0] == data[1]
+    for trace in (__file__.encode(), b"test_capture", b"/site-packages", b"File ", b"pkg.torch", b"forward"):
+        assert trace not in data[0]
+
+
+class Two(nn.Module):
+    def forward(self, x, i):
+        return x + i.float(), i
+
+
+def test_several_inputs_and_outputs():
+    model = capture(Two(), (torch.randn(1, 3), torch.ones(1, 3, dtype=torch.int64)))
+    assert [v.name for v in model.graph.inputs] == ["x", "i"]
+    assert [v.name for v in model.graph.outputs] == ["output_0", "i"]  # handed through: its own name
+    found = run(model, torch.zeros(4, 3), torch.ones(4, 3, dtype=torch.int64))
+    assert found[0].tolist() == [[1.0] * 3] * 4
+
+
+def test_nothing_is_printed_warned_or_logged(capfd, caplog):
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO):
+        warnings.simplefilter("error")
+        capture(net(), torch.randn(1, 2, 4, 4))
+        with pytest.raises(InputError):
+            capture(Branch(), torch.randn(2, 3))
+    assert capfd.readouterr() == ("", "")
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+
+
+class Branch(nn.Module):
+    def forward(self, x):
+        return x if x.sum() > 0 else -x
+
+
+class Fixed(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, 3).sum(0)
+
+
+@pytest.mark.parametrize(
+    ("module", "example", "message"),
+    [
+        (Branch(), torch.randn(2, 3), "Branch cannot be exported to ONNX: Could not guard on data-dependent"),
+        (Fixed(), torch.randn(2, 3), r"Fixed (cannot be exported to ONNX|fixes the batch axis)"),
+        (nn.Linear(3, 1), torch.randn(2, 4), "Linear cannot be exported to ONNX: .*mat1 and mat2|cannot be exported"),
+        (nn.Linear(3, 1), torch.randn(0, 3), "example input 0 must be a tensor with a batch axis"),
+        (nn.Linear(3, 1), [[1.0, 2.0]], "example input 0 must be a tensor"),
+    ],
+)
+def test_what_cannot_be_captured_is_refused_in_one_sentence(module, example, message):
+    with pytest.raises(InputError, match=message) as caught:
+        capture(module, example)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        ({"conv": torch.ones(1)}, "no tensor 'conv' for the mask"),
+        ({"conv.bias": torch.ones(4)}, r"mask of 'conv.bias' has shape \(4,\), its tensor \(3,\)"),
+    ],
+)
+def test_masks_that_fit_nothing_are_refused(masks, message):
+    with pytest.raises(InputError, match=message):
+        capture(net(), torch.randn(1, 2, 4, 4), masks=masks)
+
+
+def test_a_missing_exporter_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
+    with pytest.raises(MissingExtraError, match="onnxscript, which is not installed"):
+        capture(net(), torch.randn(1, 2, 4, 4))
+
+
+def test_a_network_with_masked_joins():
+    model, x = build_model(ModelConfig("resnet20"), (3, 32, 32), 10, 0), torch.randn(2, 3, 32, 32)
+    masks = {"layer2.0.join.shortcut_mask": torch.arange(32) % 2 == 0}
+    graph = capture(model, x, masks=masks)
+    assert graph.opset_imports == {"": OPSET}
+    assert graph.graph.initializers["layer2.0.join.shortcut_mask"].const_value.numpy().tolist() == [1.0, 0.0] * 16
+    plain = run(graph, x)[0]
+    model.layer2[0].join.shortcut_mask.copy_(masks["layer2.0.join.shortcut_mask"])
+    np.testing.assert_allclose(plain, expected(model, x).numpy(), rtol=1e-4, atol=TOLERANCE)
