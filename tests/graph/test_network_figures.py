@@ -1,4 +1,4 @@
-"""MACs, parameters and the arena of torchvision networks, against PyTorch's own counter and fvcore's."""
+"""MACs, parameters and the arena of torchvision's and our own networks, against PyTorch's counter and fvcore's."""
 
 import onnx_ir as ir
 import pytest
@@ -7,6 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from relief_export.graph.arena import plan_arena
 from relief_export.graph.cost import cost
+from relief_export.recipe import ModelConfig
+from relief_export.training.models import build_model
 from relief_export.training.vision import import_torchvision
 
 FVCORE_MACS = ("conv", "linear", "addmm", "matmul", "bmm")
@@ -22,11 +24,18 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(params=NETWORKS)
-def network(request):
+ZOO = {"lenet300-100": (1, 28, 28), "lenet5": (1, 28, 28), "resnet20": (3, 32, 32)}
+
+
+@pytest.fixture(params=[*NETWORKS, *ZOO])
+def case(request):
+    """A network and one sample for it."""
+    if request.param in ZOO:
+        shape = ZOO[request.param]
+        return build_model(ModelConfig(request.param), shape, 10, 0).eval(), torch.zeros(1, *shape)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return import_torchvision().models.get_model(request.param, weights=None).eval()
+        return import_torchvision().models.get_model(request.param, weights=None).eval(), torch.zeros(1, 3, 64, 64)
 
 
 def exported(network, x):
@@ -34,8 +43,8 @@ def exported(network, x):
     return ir.from_proto(ir.to_proto(program.model))
 
 
-def test_figures_agree_with_the_other_counters_and_the_arena_with_its_bound(network):
-    x = torch.zeros(1, 3, 64, 64)
+def test_figures_agree_with_the_other_counters_and_the_arena_with_its_bound(case):
+    network, x = case
     graph = exported(network, x)
     bill = cost(graph)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
