@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from relief_export.formats import csr, dense
+from relief_export.formats import csr, dense, int8, ort, packed, sparse
 from relief_export.formats.artifact import EXACT, VALUES, Artifact, File, Options, Tolerance, Values
-from relief_export.formats.manifest import Manifest, read_manifest, write_manifest
+from relief_export.formats.container import load_proto, to_ir
+from relief_export.formats.ledger import Ledger, ledger
+from relief_export.formats.manifest import Manifest, check_listed, read_manifest, write_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,10 +24,12 @@ __all__ = [
     "Artifact",
     "File",
     "Format",
+    "Ledger",
     "Manifest",
     "Options",
     "Tolerance",
     "Values",
+    "ledger",
     "read",
     "read_manifest",
     "write_manifest",
@@ -53,11 +57,31 @@ FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         Format("dense", "model.onnx", dense.write, dense.read),
+        Format("sparse", "model.sparse.onnx", sparse.write, sparse.read),
+        Format("packed", "model.packed.onnx", packed.write, packed.read),
         Format("csr", "csr", csr.write, csr.read),
+        Format("int8", "model.int8.onnx", int8.write, dense.read),
+        Format("packed-int8", "model.packed-int8.onnx", int8.write_packed, packed.read),
+        Format("ort", "model.ort", ort.write, ort.read),
     )
 }
 
 
 def read(path: Path) -> ir.Model:
-    """Read a model in any readable format, which is recognised from the file itself."""
-    return csr.read(path) if path.is_dir() else dense.read(path)
+    """Read a model in any readable format, which is recognised from the file itself, as a plain dense one.
+
+    Raises:
+        InputError: There is no such file.
+        IntegrityError: It is damaged, or differs from the manifest beside it.
+        UnsupportedModelError: It is in ONNX Runtime's own format.
+    """
+    if path.is_dir():
+        return csr.read(path)
+    if path.suffix == ".ort":
+        ort.read(path)
+    check_listed(path)
+    proto = load_proto(path)
+    sparse.densify(proto, path)
+    if packed.is_packed(proto):
+        packed.unpack(proto, path)
+    return to_ir(proto, path)

@@ -45,11 +45,13 @@ class Options:
             (or whose only array) holds them.
         external_bytes: A dense model with more bytes of weights keeps them in ``NAME.data`` beside it; protobuf ends
             at 2 GiB.
+        verify: Open the written file in ONNX Runtime, which takes the memory of the whole model once more.
     """
 
     values: Values = "f32"
     calibration: np.ndarray[Any, Any] | Path | None = field(default=None, compare=False)
     external_bytes: int = 2_000_000_000
+    verify: bool = True
 
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the written bytes, as plain data."""

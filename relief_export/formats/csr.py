@@ -121,31 +121,44 @@ def _write_tensor(value: ir.Value, position: int, folder: Path) -> Entry:
     return Entry(value.name, position, overridable, layout, dtype, shape, stored, name, file.bytes, file.sha256)
 
 
-def _choose(array: Array) -> tuple[str, Any]:
-    """Return the layout that takes the fewest bytes before compression, and the array in it."""
+def _sizes(array: Array) -> dict[str, int]:
+    """Return layout -> bytes before compression."""
     if array.ndim < 2 or array.size == 0 or array.size >= 2**31:
-        return "dense", array
-    matrix = array.reshape(array.shape[0], -1)
+        return {"dense": array.nbytes}
     kernel = int(np.prod(array.shape[2:], dtype=np.int64))
-    support = matrix != 0
-    nonzeros, blocks = int(support.sum()), int(support.reshape(-1, kernel).any(axis=1).sum())
-    rows = 4 * (matrix.shape[0] + 1)
-    sizes = {
-        "csr": rows + nonzeros * (4 + array.itemsize),
-        "bsr": rows + blocks * (4 + kernel * array.itemsize),
-        "dense": array.nbytes,
-    }
-    layout = min(("csr", "bsr", "dense") if kernel > 1 else ("csr", "dense"), key=sizes.__getitem__)
-    makers: dict[str, Any] = {
-        "csr": lambda: sp.csr_array(matrix),
-        "bsr": lambda: _to_bsr(matrix, support, kernel),
-        "dense": lambda: array,
-    }
-    return layout, makers[layout]()
+    support = array != 0
+    rows = 4 * (array.shape[0] + 1)
+    sizes = {"csr": rows + int(support.sum()) * (4 + array.itemsize), "dense": array.nbytes}
+    if kernel > 1:
+        blocks = int(support.reshape(-1, kernel).any(axis=1).sum())
+        sizes["bsr"] = rows + blocks * (4 + kernel * array.itemsize)
+    return sizes
 
 
-def _to_bsr(matrix: Array, support: Array, kernel: int) -> Any:  # noqa: ANN401 - scipy's stubs give bsr_array no common type
-    mask = support.reshape(matrix.shape[0], -1, kernel).any(axis=2)
+def layout_bytes(array: Array) -> int:
+    """Return the bytes of ``array`` in its smallest layout, before compression."""
+    return min(_sizes(array).values())
+
+
+def _choose(array: Array) -> tuple[str, Any]:
+    sizes = _sizes(array)
+    layout = min(sizes, key=sizes.__getitem__)
+    if layout == "dense":
+        return layout, array
+    matrix, kernel = array.reshape(array.shape[0], -1), int(np.prod(array.shape[2:], dtype=np.int64))
+    if layout == "csr":
+        return layout, _to_csr(matrix)
+    return layout, _to_bsr(matrix, kernel)
+
+
+def _to_csr(matrix: Array) -> Any:  # noqa: ANN401 - scipy's stubs have no common type for this
+    made = sp.csr_array(matrix)
+    indices, indptr = made.indices.astype(np.int32), made.indptr.astype(np.int32)
+    return sp.csr_array((made.data, indices, indptr), shape=matrix.shape)
+
+
+def _to_bsr(matrix: Array, kernel: int) -> Any:  # noqa: ANN401 - scipy's stubs have no common type for this
+    mask = (matrix != 0).reshape(matrix.shape[0], -1, kernel).any(axis=2)
     rows, columns = np.nonzero(mask)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=matrix.shape[0]))]).astype(np.int32)
     data = matrix.reshape(*mask.shape, kernel)[rows, columns][:, None, :]

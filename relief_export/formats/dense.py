@@ -20,7 +20,8 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     """
     prepared = canonical(model)
     save(prepared, path, options)
-    open_session(path)
+    if options.verify:
+        open_session(path)
     data = data_path(path)
     files = (path, data) if data.exists() else (path,)
     return Artifact(path.name, "dense", tuple(File.of(path.parent, f) for f in files), EXACT, options.to_dict())

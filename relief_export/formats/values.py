@@ -1,0 +1,142 @@
+"""Codes for the values of weights, decoded by standard ONNX operators.
+
+    raw         the values as they are, in their own type
+    f16         w ≈ float32(h), h the nearest half: relative error at most 2^−11 for normal halves
+    int8        w ≈ s_c · q, one scale s_c = max |w_c| / 127 an output channel c, |q| >= 1 where w ≠ 0
+    codebook    w ≈ B[i], 16 or 256 float32 centres a tensor, by k-means over its non-zero values
+
+The decoded value is 0 exactly where the weight is 0, so no code changes which connections exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from onnx import TensorProto
+
+from relief_export.formats.kmeans import codebook, nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from relief_export.formats.builder import Builder
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Coded:
+    """The values of one tensor in a code.
+
+    Attributes:
+        code: Its name in ``BITS``.
+        symbols: What is stored, in the tensor's shape.
+        table: The centres of a codebook.
+        scale: The scales of int8, in a shape that broadcasts over the tensor.
+    """
+
+    code: str
+    symbols: Array
+    table: Array | None = None
+    scale: Array | None = None
+
+    def decoded(self) -> Array:
+        """Return the tensor that a reader gets where its unit is stored."""
+        if self.table is not None:
+            return self.table[self.symbols] if self.table.size else np.zeros(self.symbols.shape, np.float32)
+        values = self.symbols if self.code == "raw" else self.symbols.astype(np.float32)
+        return values if self.scale is None else values * self.scale
+
+
+def bits(coded: Coded) -> int:
+    """Return the bits one stored value takes."""
+    return 4 if coded.code == "codebook16" else 8 * coded.symbols.itemsize
+
+
+def encode(array: Array, code: str, axis: int) -> Coded:
+    """Put ``array`` into ``code``; what the code cannot hold (overflow, NaN, another type) stays raw.
+
+    Args:
+        array: A tensor; only float32 of two axes and more loses precision, vectors of float32 go to f16 at most.
+        code: A value of ``Options.values``; f32 is raw.
+        axis: The output-channel axis, for int8.
+    """
+    if array.dtype != np.float32 or code == "f32" or not np.isfinite(array).all():
+        return Coded("raw", array)
+    halves = _f16(array, axis)
+    if array.ndim < 2 or code == "f16":
+        return halves
+    coded, count = _ENCODERS[code](array, axis), int(np.count_nonzero(array))
+    return min(coded, halves, key=lambda found: _cost(found, count))
+
+
+def _cost(coded: Coded, count: int) -> int:
+    """Return the bits of ``count`` values with what goes with them."""
+    extra = (part.nbytes for part in (coded.table, coded.scale) if part is not None)
+    return count * bits(coded) + 8 * sum(extra)
+
+
+def _f16(array: Array, _: int) -> Coded:
+    with np.errstate(over="ignore"):
+        halves = array.astype(np.float16)
+    kept = np.isfinite(halves).all() and np.array_equal(halves != 0, array != 0)
+    return Coded("f16", halves) if kept else Coded("raw", array)
+
+
+def _int8(array: Array, axis: int) -> Coded:
+    others = tuple(other for other in range(array.ndim) if other != axis)
+    largest = np.abs(array).max(axis=others, keepdims=True, initial=0.0)
+    scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
+    if not np.isfinite(1 / scale.astype(np.float32)).all():
+        return Coded("raw", array)  # scales so small that they are subnormal
+    quantised = np.clip(np.rint(array / scale), -127, 127)
+    lost = (quantised == 0) & (array != 0)
+    return Coded("int8", np.where(lost, np.sign(array), quantised).astype(np.int8), scale=scale)
+
+
+def _codebook(name: str, size: int) -> Callable[[Array, int], Coded]:
+    def code(array: Array, _: int) -> Coded:
+        # Index 0 is kept for zero: a kernel that is stored whole may hold some, and they must stay zero.
+        inner = codebook(array[array != 0], size - 1)
+        table = np.concatenate([np.zeros(1, np.float32), inner[inner != 0]])
+        symbols = np.where(array != 0, nearest(array, table[1:]) + np.uint8(1), np.uint8(0)).astype(np.uint8)
+        return Coded(name, symbols, table=table)
+
+    return code
+
+
+_ENCODERS: dict[str, Callable[[Array, int], Coded]] = {
+    "int8": _int8,
+    "codebook16": _codebook("codebook16", 16),
+    "codebook256": _codebook("codebook256", 256),
+}
+
+
+def emit(builder: Builder, parts: list[tuple[Coded, Array]], unit: int) -> str:
+    """Add the values of several tensors in one code and return the name of the decoded ``(k,)`` or ``(k, unit)``.
+
+    Args:
+        builder: Where constants and nodes go.
+        parts: For each tensor its code and the symbols to store, ``(k_t,)`` or ``(k_t, unit)``.
+        unit: Values a position stands for.
+    """
+    code = parts[0][0].code
+    symbols = np.concatenate([stored for _, stored in parts])
+    if code == "raw":
+        return builder.constant(symbols)
+    if not code.startswith("codebook"):
+        return builder.node("Cast", builder.constant(symbols), to=TensorProto.FLOAT)
+    if code == "codebook16":
+        pieces = [builder.nibbles(stored.ravel()) for _, stored in parts]
+    else:
+        indices = builder.node("Cast", builder.constant(symbols.ravel()), to=TensorProto.INT32)
+        pieces = builder.split(indices, [stored.size for _, stored in parts]) if len(parts) > 1 else [indices]
+    looked = [
+        builder.node("Gather", builder.constant(coded.table), piece)
+        for piece, (coded, _) in zip(pieces, parts, strict=True)
+        if coded.table is not None
+    ]
+    values = builder.node("Concat", *looked, axis=0) if len(looked) > 1 else looked[0]
+    return builder.node("Reshape", values, builder.constant([-1, unit])) if unit > 1 else values
