@@ -2,12 +2,17 @@
 
 import gzip
 import json
+import re
+from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 
+from relief_export import formats
 from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.evaluation import TARGETS, Budget, audit, parse_size
+from relief_export.formats import FORMATS
+from relief_export.graph.cost import cost
 
 
 @pytest.mark.parametrize(
@@ -102,3 +107,24 @@ def test_what_cannot_be_audited_is_refused(export, tmp_path):
     ir.save(ir.from_onnx_text(text), tmp_path / "open.onnx")
     with pytest.raises(UnsupportedModelError, match="tensor 'x' has no known size"):
         audit(tmp_path / "open.onnx", Budget())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "ort"])  # which only ONNX Runtime reads
+def test_every_format_costs_what_the_network_costs(kind, export, network):
+    folder = export(kind)
+    plain = cost(network)
+    bill = cost(formats.read(folder / FORMATS[kind].suffix))
+    assert bill.unknown == ()
+    assert bill.macs == plain.macs
+    assert bill.prunable == plain.prunable
+
+
+def test_the_documented_targets_are_the_built_in_ones():
+    page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+    rows = re.findall(r"^\| `([\w-]+)` \| (.+?) \| (.+?) \| (.+?) \|", page, re.MULTILINE)
+    documented = {name: (title, flash, ram) for name, title, flash, ram in rows}
+
+    def text(size):
+        return "card" if size is None else f"{size // 1024} KiB" if size % 1024**2 else f"{size // 1024**2} MiB"
+
+    assert documented == {name: (t.title, text(t.flash), text(t.ram)) for name, t in TARGETS.items()}
