@@ -188,3 +188,14 @@ def _default(field):
     text = json.dumps(field.default)
     assert tomllib.loads(f"value = {text}")
     return text
+
+
+def test_the_documentation_counts_the_epochs_of_every_recipe():
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    counted = {name: int(total) for name, total in re.findall(r"^\| `([\w.-]+)` \| .* = (\d+) \|", text, re.MULTILINE)}
+    expected = {}
+    for path in FILES:
+        recipe = load_recipe(path)
+        again = recipe.relief.retrain or recipe.train
+        expected[path.stem] = recipe.train.epochs + recipe.relief.iterations * again.epochs
+    assert counted == expected

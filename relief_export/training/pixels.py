@@ -122,7 +122,7 @@ class FilePixels(Dataset[torch.Tensor]):
     def batches(self, rows: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
         """Yield the pictures of each of ``rows``, on ``device``, decoded ahead by worker processes."""
         order = [numbers.tolist() for numbers in rows]
-        workers = min(_WORKERS, len(os.sched_getaffinity(0)), len(order) // 4)
+        workers = min(_WORKERS, os.cpu_count() or 1, len(order) // 4)
         pinned = device.type == "cuda"
         for pictures in DataLoader(self, batch_sampler=order, num_workers=workers, pin_memory=pinned):
             yield pictures.to(device, non_blocking=pinned)
