@@ -37,6 +37,9 @@ class Elementwise(Rule):
             because a kept channel with garbage in it could spread NaN through a zero weight.
     """
 
+    annihilates = False
+    """The result may be known although an operand is not."""
+
     def __init__(self, function: Callable[[Site, Sequence[Array]], Array], *, partial: bool = False) -> None:
         self.function = function
         self.partial = partial
@@ -50,8 +53,8 @@ class Elementwise(Rule):
         main = max(lifted, key=lambda ids: ids.size)
         if any(other.size != 1 and other.shape != main.shape for other in lifted):
             return site.give_up(f"operands vary along different axes at {site.label}")
-        for other in lifted:
-            if other.size == main.size:
+        for flow, other in zip(flows, lifted, strict=True):
+            if other.size == main.size or not _broadcasts(flow, main):
                 site.tie(other, main)
         for index in range(len(site.node.inputs)):
             self._constant_axes(site, index, main)
@@ -59,15 +62,15 @@ class Elementwise(Rule):
 
     def _const(self, site: Site, rank: int) -> NDArray[np.float64]:
         operands = [_data(site, i) for i in range(len(site.node.inputs))]
-        if all(f.const.size == 0 or np.isnan(f.const).all() for f in site.flows()) and not self._annihilates(site):
-            return np.full((1,) * rank, np.nan)
         arrays = [np.full((), np.nan) if o is None else o for o in operands]
-        with np.errstate(all="ignore"):
-            result = finite(np.asarray(self.function(site, arrays), np.float64))
-        return result.reshape((1,) * (rank - result.ndim) + result.shape)
-
-    def _annihilates(self, site: Site) -> bool:
-        return site.node.op_type == "Mul"
+        if self.annihilates or not any(np.isnan(f.const).all() for f in site.flows()):
+            with np.errstate(all="ignore"):
+                result = finite(np.asarray(self.function(site, arrays), np.float64))
+            if not self.annihilates:  # a comparison with an unknown operand would pass for a known False
+                unknown = [np.isnan(f.const) for f in site.flows()]
+                result = np.where(np.logical_or.reduce(np.broadcast_arrays(*unknown)), np.nan, result)
+            return result.reshape((1,) * (rank - result.ndim) + result.shape)
+        return np.full((1,) * rank, np.nan)
 
     def _constant_axes(self, site: Site, index: int, main: NDArray[np.int64]) -> None:
         array = site.array(index)
@@ -121,6 +124,8 @@ class Elementwise(Rule):
 
 class Product(Elementwise):
     """Mul: an operand is not needed where the other one is always zero."""
+
+    annihilates = True
 
     def __init__(self) -> None:
         super().__init__(lambda _, x: np.where((x[0] == 0) | (x[1] == 0), 0.0, x[0] * x[1]))
@@ -206,6 +211,14 @@ class Pool(Rule):
     def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """A channel is needed where its output is."""
         return [live[0], *super().backward(site, live)[1:]]
+
+
+def _broadcasts(flow: Flow, main: NDArray[np.int64]) -> bool:
+    """Tell whether an operand of one unit has length 1, and not one unit for many elements, where units vary."""
+    if len(flow.shape) != flow.rank or not flow.rank:
+        return False
+    offset = main.ndim - flow.rank
+    return all(axis < offset or flow.shape[axis - offset] == 1 for axis in varying(main))
 
 
 def _data(site: Site, index: int) -> NDArray[np.float64] | None:

@@ -231,7 +231,7 @@ class Linear(Rule):
         merged = self._merge(site, cut, grouped)
         changed = merged is not None
         grouped = grouped if merged is None else merged
-        touched = self._absorb(site, cut)
+        touched = self._absorb(site, cut, keep_out)
         if touched.any():
             grouped = grouped.copy() if not changed else grouped
             for group, column in zip(*np.nonzero(touched.reshape(groups, ins)), strict=True):
@@ -239,7 +239,7 @@ class Linear(Rule):
             changed = True
         if keep_in.all() and keep_out.all() and not changed:
             return
-        bias = site.array(2) if self.has_bias else None
+        bias = site.array(2) if self.has_bias and not touched.any() else None
         if bias is not None and bias.size > 1 and not keep_out.all():
             cut.constant(site.node, 2, {bias.ndim - 1: np.flatnonzero(keep_out)})
         if groups == 1 and not changed:
@@ -286,7 +286,7 @@ class Linear(Rule):
             return None
         return _narrow(taken, flow)
 
-    def _absorb(self, site: Site, cut: Cut) -> NDArray[np.bool_]:
+    def _absorb(self, site: Site, cut: Cut, keep_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Add the absorbed constants to the bias; return the columns that were: (in,) bool."""
         const, taken = site.cache["const_in"], self._taken(site, cut)
         if not taken.any() or cut.gone(site.result):
@@ -295,7 +295,7 @@ class Linear(Rule):
         values = np.where(taken, const, 0.0).reshape(groups, ins, 1)
         shift = np.matmul(site.cache["sums"], values).reshape(-1)
         bias = (self._bias(site, len(shift)) + shift).astype(site.cache["matrix"].weight.dtype)
-        cut.bias(site, bias, self.has_bias)
+        cut.bias(site, bias[keep_out], self.has_bias)
         return taken
 
     def use(self, site: Site, live: list[NDArray[np.bool_]]) -> dict[int, Use]:

@@ -63,7 +63,7 @@ class View(Rule):
             return site.give_up(f"{error} at {site.label}")
         flows = []
         for index, (ids, const) in enumerate(moved):
-            axes = constant_axes(ids)
+            axes = sorted(set(constant_axes(ids)) & set(constant_axes(const)))
             flows.append(Flow(site.out_shape(index), drop_axes(ids, axes), drop_axes(const, axes)))
         return flows
 

@@ -1,0 +1,314 @@
+"""Random networks with random masks, for the fuzz tests of graph/.
+
+The structure is drawn through ``choose`` (hypothesis, so that failures shrink), the numbers come from a seeded generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+OPSET = 20
+ACTIVATIONS: dict[str, dict[str, float | str]] = {
+    "Relu": {},
+    "LeakyRelu": {"alpha": 0.1},
+    "Sigmoid": {},
+    "HardSigmoid": {},
+    "HardSwish": {},
+    "Gelu": {},
+    "Elu": {},
+    "Selu": {},
+    "Softplus": {},
+    "Tanh": {},
+    "Mish": {},
+    "Erf": {},
+    "Softsign": {},
+    "Celu": {"alpha": 0.7},
+    "Abs": {},
+    "Neg": {},
+    "Identity": {},
+    "ThresholdedRelu": {"alpha": 0.2},
+}
+SMOOTH = ("LeakyRelu", "Sigmoid", "Tanh", "Elu", "Softplus", "Softsign")
+
+
+@dataclass(frozen=True)
+class Map:
+    """A feature map of the network under construction."""
+
+    name: str
+    channels: int
+    side: int
+
+
+class Builder:
+    """Adds random layers to an ONNX graph of 2-D feature maps with a symbolic batch.
+
+    Args:
+        choose: Picks one of a sequence.
+        seed: Seed of all numbers.
+        padding: Zero padding may occur (an obstacle to the removal of non-zero constants).
+    """
+
+    def __init__(self, choose: Callable[[Sequence], object], seed: int, *, padding: bool = True) -> None:
+        self.choose = choose
+        self.rng = np.random.default_rng(seed)
+        self.padding = padding
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.count = 0
+
+    def name(self, stem: str) -> str:
+        self.count += 1
+        return f"{stem}{self.count}"
+
+    def add(self, op: str, inputs: list[str], outputs: int = 1, **attributes: object) -> str:
+        names = [self.name(op.lower()) for _ in range(outputs)]
+        self.nodes.append(helper.make_node(op, inputs, names, name=f"node_{names[0]}", **attributes))
+        return names[0]
+
+    def constant(self, array: np.ndarray, stem: str = "c") -> str:
+        name = self.name(stem)
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def chance(self, percent: int) -> bool:
+        return self.choose(range(0, 100, 5)) < percent
+
+    # Parameters with masks ------------------------------------------------------------------------------------------
+
+    def weight(self, shape: tuple[int, ...], out_axis: int = 0, in_axis: int = 1) -> np.ndarray:
+        array = self.rng.normal(size=shape).astype(np.float32)
+        array /= np.sqrt(array.size / shape[out_axis])
+        kind = self.choose(("none", "rows", "columns", "kernels", "unstructured", "sparse", "all"))
+        share = {"sparse": 0.95, "all": 1.0}.get(kind, 0.5)
+        if kind in ("rows", "all"):
+            dead = self.rng.random(shape[out_axis]) < share
+            array[tuple(dead if k == out_axis else slice(None) for k in range(len(shape)))] = 0
+        if kind == "columns":
+            dead = self.rng.random(shape[in_axis]) < share
+            array[tuple(dead if k == in_axis else slice(None) for k in range(len(shape)))] = 0
+        if kind in ("kernels", "sparse"):
+            drop = self.rng.random(shape[:2]) < share
+            array[drop] = 0
+        if kind == "unstructured":
+            array[self.rng.random(shape) < 0.7] = 0
+        return array
+
+    def vector(self, n: int) -> np.ndarray:
+        array = self.rng.normal(scale=0.5, size=n).astype(np.float32)
+        kind = self.choose(("random", "zero", "half"))
+        if kind == "zero":
+            array[:] = 0
+        if kind == "half":
+            array[self.rng.random(n) < 0.5] = 0
+        return array
+
+    # Layers on feature maps -----------------------------------------------------------------------------------------
+
+    def conv(self, x: Map, out: int | None = None, *, same: bool = False, groups: bool = True) -> Map:
+        kernel = self.choose((1, 3)) if self.padding or not same else 1
+        pads = [kernel // 2] * 4 if same else self.choose(([0] * 4, [0] * 4, [1, 1, 1, 1], [0, 1, 1, 0]))
+        pads = pads if self.padding else [0] * 4
+        stride = 1 if same else self.choose((1, 1, 2))
+        out = out or self.choose((2, 4, 6))
+        options = [g for g in (2, x.channels) if x.channels % g == 0 and out % g == 0 and g > 1]
+        group = self.choose((1, 1, *options)) if groups else 1
+        side = (x.side + pads[0] + pads[2] - kernel) // stride + 1
+        width = (x.side + pads[1] + pads[3] - kernel) // stride + 1
+        if min(side, width) < 1 or side != width:
+            kernel, pads, stride, side = 1, [0] * 4, 1, x.side
+        inputs = [x.name, self.constant(self.weight((out, x.channels // group, kernel, kernel)), "w")]
+        if self.chance(60):
+            inputs.append(self.constant(self.vector(out), "b"))
+        y = self.add("Conv", inputs, kernel_shape=[kernel] * 2, pads=pads, strides=[stride] * 2, group=group)
+        return Map(y, out, side)
+
+    def conv_transpose(self, x: Map) -> Map:
+        out, kernel, stride = self.choose((2, 4)), self.choose((1, 2, 3)), self.choose((1, 2))
+        weight = self.weight((x.channels, out, kernel, kernel), 1, 0)
+        inputs = [x.name, self.constant(weight, "w"), self.constant(self.vector(out), "b")]
+        y = self.add("ConvTranspose", inputs, kernel_shape=[kernel] * 2, strides=[stride] * 2)
+        return Map(y, out, (x.side - 1) * stride + kernel)
+
+    def batch_norm(self, x: Map) -> Map:
+        n = x.channels
+        variance = np.where(self.rng.random(n) < 0.2, 0, self.rng.random(n) + 0.1).astype(np.float32)
+        scale = self.vector(n) * np.where(variance == 0, 1e-2, 1).astype(np.float32)
+        arrays = (scale, self.vector(n), self.vector(n), variance)
+        y = self.add("BatchNormalization", [x.name, *(self.constant(a, "bn") for a in arrays)], epsilon=1e-2)
+        return Map(y, n, x.side)
+
+    def activation(self, x: Map, names: Sequence[str] = tuple(ACTIVATIONS)) -> Map:
+        op = self.choose((*names, *(("PRelu", "Clip") if len(names) == len(ACTIVATIONS) else ())))
+        if op == "PRelu":
+            slope = self.rng.random((x.channels, 1, 1)).astype(np.float32)
+            return Map(self.add(op, [x.name, self.constant(slope)]), x.channels, x.side)
+        if op == "Clip":
+            bounds = [self.constant(np.array(v, np.float32)) for v in (-0.4, 0.9)]
+            return Map(self.add(op, [x.name, *bounds]), x.channels, x.side)
+        return Map(self.add(op, [x.name], **ACTIVATIONS[op]), x.channels, x.side)
+
+    def pool(self, x: Map) -> Map:
+        if x.side < 2:
+            return x
+        op = self.choose(("MaxPool", "AveragePool", "AveragePool"))
+        pad = self.choose((0, 1)) if self.padding else 0
+        attributes = {"count_include_pad": self.choose((0, 1))} if op == "AveragePool" else {}
+        y = self.add(op, [x.name], kernel_shape=[2, 2], strides=[2, 2], pads=[pad] * 4, **attributes)
+        return Map(y, x.channels, (x.side + 2 * pad - 2) // 2 + 1)
+
+    def scale(self, x: Map) -> Map:
+        op = self.choose(("Mul", "Add", "Sub"))
+        array = self.vector(x.channels).reshape(-1, 1, 1)
+        return Map(self.add(op, [x.name, self.constant(array)]), x.channels, x.side)
+
+    def residual(self, x: Map) -> Map:
+        y = self.conv(x, same=True)
+        y = self.activation(y) if self.chance(50) else y
+        y = self.conv(y, x.channels, same=True)
+        y = self.batch_norm(y) if self.chance(40) else y
+        op = self.choose(("Add", "Add", "Add", "Sub", "Mul", "Max", "Min"))
+        return Map(self.add(op, self.choose(([x.name, y.name], [y.name, x.name]))), x.channels, x.side)
+
+    def gate(self, x: Map) -> Map:
+        pooled = Map(self.add(self.choose(("GlobalAveragePool", "GlobalMaxPool")), [x.name]), x.channels, 1)
+        hidden = self.activation(self.conv(pooled, same=True, groups=False), ("Relu", "Tanh"))
+        y = self.conv(hidden, x.channels, same=True, groups=False)
+        y = Map(self.add("Sigmoid", [y.name]), y.channels, 1)
+        return Map(self.add("Mul", [x.name, y.name]), x.channels, x.side)
+
+    def concat(self, x: Map) -> Map:
+        parts = [self.conv(x, same=True), x if self.chance(40) else self.conv(x, same=True)]
+        parts = [self.activation(p) if self.chance(50) else p for p in parts]
+        y = self.add("Concat", [p.name for p in parts], axis=1)
+        return Map(y, sum(p.channels for p in parts), x.side)
+
+    def split(self, x: Map) -> Map:
+        if x.channels < 2:
+            return x
+        left = int(self.choose(range(1, x.channels)))
+        sizes = self.constant(np.array([left, x.channels - left], np.int64))
+        first = self.add("Split", [x.name, sizes], 2, axis=1)
+        second = f"split{int(first.removeprefix('split')) + 1}"
+        a = self.activation(Map(first, left, x.side))
+        b = self.conv(Map(second, x.channels - left, x.side), same=True)
+        names = self.choose(([a.name, b.name], [b.name, a.name]))
+        return Map(self.add("Concat", names, axis=1), a.channels + b.channels, x.side)
+
+    def slice(self, x: Map) -> Map:
+        start = int(self.choose(range(x.channels)))
+        stop = int(self.choose(range(start + 1, x.channels + 1)))
+        bounds = [self.constant(np.array([v], np.int64)) for v in (start, stop, 1)]
+        return Map(self.add("Slice", [x.name, *bounds]), stop - start, x.side)
+
+    def gather(self, x: Map) -> Map:
+        indices = self.rng.integers(-x.channels, x.channels, size=int(self.choose((2, 4, 6))))
+        return Map(self.add("Gather", [x.name, self.constant(indices)], axis=1), len(indices), x.side)
+
+    def shuffle(self, x: Map) -> Map:
+        if x.channels % 2:
+            return x
+        shapes = ([0, 2, x.channels // 2, x.side, x.side], [0, x.channels, x.side, x.side])
+        y = self.add("Reshape", [x.name, self.constant(np.array(shapes[0]))])
+        y = self.add("Transpose", [y], perm=[0, 2, 1, 3, 4])
+        return Map(self.add("Reshape", [y, self.constant(np.array(shapes[1]))]), x.channels, x.side)
+
+    def pad(self, x: Map) -> Map:
+        channel = self.choose((0, 0, 1))
+        amounts = [0, channel, 1, 1, 0, self.choose((0, channel)), 1, 1]
+        mode = "constant" if channel else self.choose(("constant", "edge"))
+        inputs = [x.name, self.constant(np.array(amounts))]
+        y = self.add("Pad", inputs, mode=mode)
+        return Map(y, x.channels + amounts[1] + amounts[5], x.side + 2)
+
+    def instance_norm(self, x: Map) -> Map:
+        if x.side < 2:
+            return x
+        arrays = (self.constant(self.vector(x.channels)), self.constant(self.vector(x.channels)))
+        return Map(self.add("InstanceNormalization", [x.name, *arrays], epsilon=0.1), x.channels, x.side)
+
+    def resize(self, x: Map) -> Map:
+        scales = self.constant(np.array([1, 1, 2, 2], np.float32))
+        y = self.add("Resize", [x.name, "", scales], mode=self.choose(("nearest", "linear")))
+        return Map(y, x.channels, 2 * x.side)
+
+    def opaque(self, x: Map) -> Map:
+        return Map(self.add("Softmax", [x.name], axis=1), x.channels, x.side)
+
+    # Whole networks -------------------------------------------------------------------------------------------------
+
+    def head(self, x: Map, classes: int) -> str:
+        """Flatten or pool, one hidden linear layer, logits."""
+        if self.chance(50):
+            y, features = self.add("Flatten", [x.name]), x.channels * x.side**2
+        else:
+            pooled = self.add("ReduceMean", [x.name, self.constant(np.array([2, 3]))], keepdims=0)
+            y, features = pooled, x.channels
+        for out in (5, classes):
+            if self.chance(50):
+                weight = self.constant(self.weight((out, features)), "w")
+                y = self.add("Gemm", [y, weight, self.constant(self.vector(out), "b")], transB=1)
+            else:
+                y = self.add("MatMul", [y, self.constant(self.weight((features, out), 1, 0), "w")])
+                y = self.add("Add", [y, self.constant(self.vector(out), "b")])
+            y, features = (self.add("Relu", [y]) if out != classes and self.padding else y), out
+        return y
+
+    def model(self, outputs: Sequence[str], side: int, channels: int = 3) -> ir.Model:
+        given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", channels, side, side])]
+        results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+        graph = helper.make_graph(self.nodes, "random", given, results, self.initializers)
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        onnx.checker.check_model(proto)
+        return ir.from_proto(proto)
+
+
+BLOCKS = (
+    "conv", "conv", "residual", "residual", "concat", "batch_norm", "activation", "pool", "gate", "scale", "split",
+    "slice", "gather", "shuffle", "pad", "instance_norm", "resize", "conv_transpose", "opaque",
+)  # fmt: skip
+
+
+def random_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:
+    """Build a network of up to six random blocks, of every kind the engine knows, with one or two outputs."""
+    builder = Builder(choose, seed)
+    x = builder.conv(Map("x", 3, 6))
+    maps = [x]
+    for _ in range(choose(range(1, 7))):
+        block = choose(BLOCKS)
+        if x.side > 12 or x.channels > 16:
+            block = "conv"
+        x = getattr(builder, block)(x)
+        maps.append(x)
+    outputs = [builder.head(x, 3)]
+    if choose(range(4)) == 0:
+        outputs.append(builder.add("Identity", [choose(maps).name]))
+    return builder.model(outputs, 6)
+
+
+def plain_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:
+    """Build chains, branches and concats without padding, groups, additions or units that die by chance."""
+    builder = Builder(choose, seed, padding=False)
+    x = builder.conv(Map("x", 3, 6), groups=False)
+    for _ in range(choose(range(1, 5))):
+        block = choose(("conv", "branch", "activation", "norm"))
+        if block == "conv":
+            x = builder.activation(builder.conv(x, groups=False), SMOOTH)
+        elif block == "branch":
+            parts = [builder.activation(builder.conv(x, same=True, groups=False), SMOOTH) for _ in range(2)]
+            x = Map(builder.add("Concat", [p.name for p in parts], axis=1), sum(p.channels for p in parts), x.side)
+        elif block == "norm":
+            x = builder.batch_norm(x)
+        else:
+            x = builder.activation(x, SMOOTH)
+    return builder.model([builder.head(x, 3)], 6)
