@@ -136,6 +136,8 @@ def open_session(source: Path | ir.Model, *, name: str = "", optimised: bool = T
     )
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.use_deterministic_compute = True
+    # Threads that wait by spinning take the cores from whatever else runs, and then from each other.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
     try:
         inner = ort.InferenceSession(_loadable(source), options, providers=["CPUExecutionProvider"])
