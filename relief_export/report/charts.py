@@ -21,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 from relief_export.report.text import format_bytes, format_count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from matplotlib.axes import Axes
 
@@ -39,6 +39,7 @@ _WIDTH = 380
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "relief-export",
+    "text.parse_math": False,
     "font.size": 9.5,
     "font.sans-serif": ["DejaVu Sans"],
     "axes.spines.top": False,
@@ -81,7 +82,7 @@ def _inline(svg: str, alternative: str) -> Markup:
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     svg = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", svg)
     svg = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{key}-", svg).replace("xlink:href", "href")
-    svg = re.sub(r"font: ((?:\d+ )?[\d.]+px) [^;\"]*", r"font: \1 var(--font)", svg)
+    svg = re.sub(r"font-family: [^;\"]*", "font-family: var(--font)", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     viewbox = re.search(r'viewBox="[^"]+"', svg)
@@ -212,15 +213,11 @@ def latency_chart(rows: Sequence[tuple[str, float, float, float]]) -> Markup:
 
 def pareto_chart(runs: Sequence[tuple[str, Sequence[tuple[str, int, float]]]]) -> Markup:
     """Test accuracy against bytes: one colour and marker a run, (format, bytes, accuracy) each, and the frontier."""
-    points = sorted((size, -accuracy) for _, files in runs for _, size, accuracy in files)
-    best, frontier = -math.inf, []
-    for size, negated in points:
-        if -negated > best:
-            best = -negated
-            frontier.append((size, best))
+    points = [(size, accuracy) for _, files in runs for _, size, accuracy in files]
+    best = frontier(points)
 
     def plot(axes: Axes) -> None:
-        reach = [*frontier, (max(size for size, _ in points), best)]
+        reach = [*best, (max(size for size, _ in points), best[-1][1])]
         axes.step([size for size, _ in reach], [top for _, top in reach], where="post", color=GRID, linewidth=2.5)
         for row, (name, files) in enumerate(runs):
             style: dict[str, Any] = {
@@ -236,6 +233,15 @@ def pareto_chart(runs: Sequence[tuple[str, Sequence[tuple[str, int, float]]]]) -
 
     words = "; ".join(f"{name}: {', '.join(f'{f} {format_bytes(b)} {a:.2%}' for f, b, a in fs)}" for name, fs in runs)
     return _draw(f"Test accuracy against bytes. {words}.", 260 + 16 * math.ceil(len(runs) / 2), plot)
+
+
+def frontier(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return the (bytes, accuracy) points that no other one beats in one without losing in the other, by bytes."""
+    best: list[tuple[int, float]] = []
+    for size, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or accuracy > best[-1][1]:
+            best.append((size, accuracy))
+    return best
 
 
 def pixels_chart(uses: Sequence[Sequence[int]]) -> Markup:

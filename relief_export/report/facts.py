@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from relief_export.errors import IntegrityError
+from relief_export.errors import InputError, IntegrityError
 from relief_export.records import Record, read_record
 from relief_export.report.inputs import InputUse, input_use
 
@@ -75,7 +75,7 @@ class Run:
         iterations: The relief loop's history, as recorded.
         chosen: Index in it of the iteration that was exported.
         floor: Lowest validation accuracy that relief was allowed.
-        sizes: original, masked, gzip (of the original), and the entropy bounds of float32 and int8 values.
+        sizes: original and masked, both also after gzip, and the entropy bounds of float32 and int8 values.
         kept: Reasons for which a zero row or column stayed; ``removed`` what went, layer by layer.
     """
 
@@ -123,15 +123,18 @@ class Run:
 
 
 @contextmanager
-def _reading(path: Path, stage: str) -> Iterator[None]:
-    """Turn a record of an unexpected shape into one sentence that names it."""
+def reading(folder: Path, stage: str) -> Iterator[None]:
+    """Turn a record of an unexpected shape into one sentence that names it.
+
+    Raises:
+        IntegrityError: The code in the block did not find in the stage's record what it looked for.
+    """
     try:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
-        raise IntegrityError(
-            f"{path}, the record of stage {stage!r}, {what}: remove it and run the stage again"
-        ) from None
+        where = f"{folder / RECORDS[stage]}, the record of stage {stage!r},"
+        raise IntegrityError(f"{where} {what}: remove it and run the stage again") from None
 
 
 def read_run(folder: Path) -> Run:
@@ -141,14 +144,15 @@ def read_run(folder: Path) -> Run:
         InputError: A record is missing; the message names the file and its stage.
         IntegrityError: A record is damaged or lacks what the page needs.
     """
-    found = {
-        stage: read_record(folder / path, stage)
-        for stage, path in RECORDS.items()
-        if stage not in OPTIONAL or (folder / path).exists()
-    }
+    found = {}
+    for stage, name in RECORDS.items():
+        if (folder / name).exists():
+            found[stage] = read_record(folder / name, stage)
+        elif stage not in OPTIONAL:
+            raise InputError(f"{folder / name} does not exist: run stage {stage!r} first")
     facts: Table = {"folder": folder, "records": found, "audit": None}
     for stage, read in (("train", _train), ("relieve", _relieve), ("export", _export), ("validate", _validate)):
-        with _reading(folder / RECORDS[stage], stage):
+        with reading(folder, stage):
             facts |= read(found[stage].outcome, facts)
     if "audit" in found:
         facts["audit"] = found["audit"].outcome
@@ -184,8 +188,9 @@ def _export(outcome: Table, _: Table) -> Table:
         "files": tuple(_file(entry) for entry in outcome["artifacts"]),
         "sizes": {
             "original": baselines["original"]["bytes"],
-            "gzip": baselines["original"]["gzip"],
             "masked": baselines["masked"]["bytes"],
+            "gzip": baselines["original"]["gzip"],
+            "masked gzip": baselines["masked"]["gzip"],
             **{f"bound {code}": round(bounds[code]) for code in ("f32", "int8")},
         },
         "removed": tuple(outcome["shrink"]["removed"]),

@@ -117,9 +117,10 @@ def files(run: Run) -> Section:
     for file in sorted(run.files, key=lambda file: -file.bytes):
         size = (f"{file.bytes:,}", format_ratio(original, file.bytes))
         rows.append((file.name, *size, *_measured(file), file.format))
-    marks = [("gzip of the dense file", run.sizes["gzip"]), ("entropy bound, float32", run.sizes["bound f32"])]
+    marks = [("masked.onnx, gzipped", run.sizes["masked gzip"]), ("entropy bound, float32", run.sizes["bound f32"])]
     if not all(file.exact for file in run.files):
         marks.append(("entropy bound, int8", run.sizes["bound int8"]))
+    rows.append(_reference("original.onnx, gzipped", "for comparison", run.sizes["gzip"], original))
     rows += [_reference(label, "for comparison", size, original) for label, size in marks]
     shown = [("original.onnx", original), *((file.name, file.bytes) for file in run.files)]
     chart = charts.bytes_chart(sorted(shown, key=lambda pair: -pair[1]), marks)
@@ -266,7 +267,8 @@ def latency(run: Run) -> Section | None:
     )
     heads = ("file", "median", "lower quartile", "upper quartile", f"speed-up over {found[0]['name']}", "loading, once")
     first = found[0]
-    how = f"Batch {first['batch']}, {first['threads']} thread(s), {first['repeats']} interleaved repetitions"
+    threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
+    how = f"Batch {first['batch']}, {threads}, {first['repeats']} interleaved repetitions"
     return Section(
         "Latency, measured",
         charts=((chart, f"{how}, ONNX Runtime on {first['machine']['cpu']}."),),

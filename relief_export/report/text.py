@@ -32,7 +32,7 @@ def format_points(after: float | None, before: float | None) -> str:
 
 def format_ratio(whole: float, part: float) -> str:
     """Write how many times smaller ``part`` is than ``whole``: 43×, 4.3×; a dash where ``part`` is 0."""
-    return f"{_three(whole / part)}×" if part else "-"
+    return f"{_three(whole / part)}×" if part else "–"
 
 
 def format_seconds(seconds: float) -> str:

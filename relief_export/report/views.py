@@ -9,30 +9,31 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from relief_export.report import charts, sections
+from relief_export.report.facts import reading
 from relief_export.report.sections import Section, TableView, percent
 from relief_export.report.text import format_bytes, format_percent, format_points, format_ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from markupsafe import Markup
 
     from relief_export.report.facts import Run
 
-_SECTIONS = (
-    sections.accuracy,
-    sections.costs,
-    sections.files,
-    sections.iterations,
-    sections.layers,
-    sections.inputs,
-    sections.kept,
-    sections.latency,
-    sections.audit,
-    sections.usage,
-    sections.provenance,
+_SECTIONS: tuple[tuple[str, Callable[[Run], Section | None]], ...] = (
+    ("relieve", sections.accuracy),
+    ("export", sections.costs),
+    ("export", sections.files),
+    ("relieve", sections.iterations),
+    ("relieve", sections.layers),
+    ("relieve", sections.inputs),
+    ("export", sections.kept),
+    ("validate", sections.latency),
+    ("audit", sections.audit),
+    ("export", sections.usage),
+    ("export", sections.provenance),
 )
-"""The order of the page; a section that has nothing to say of a run is left out."""
+"""The order of the page, each with the stage whose record it reads; what has nothing to say of a run is left out."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,21 @@ class Comparison:
 
 
 def view(run: Run) -> View:
-    """Lay out one run."""
-    found = (section(run) for section in _SECTIONS)
-    answer, reason = verdict(run)
+    """Lay out one run.
+
+    Raises:
+        IntegrityError: A record lacks a figure; the message names it with its stage.
+    """
+    found = []
+    for stage, section in _SECTIONS:
+        with reading(run.folder, stage):
+            found.append(section(run))
+    with reading(run.folder, "validate"):
+        answer, reason = verdict(run)
     return View(
         name=run.name,
-        description=str(run.recipe.get("description", "")),
-        reproduces=str(run.recipe.get("reproduces", "")),
+        description=_sentence(run.recipe.get("description")),
+        reproduces=_sentence(run.recipe.get("reproduces")),
         ok=run.ok,
         answer=answer,
         reason=reason,
@@ -92,9 +101,14 @@ def verdict(run: Run) -> tuple[str, str]:
         )
     if smallest is not None and smallest != exact and exact is not None:
         change = format_points(smallest.accuracy, exact.accuracy)
+        moved = "keeps the accuracy" if change == "+0.00" else f"moves the accuracy by {change} points"
         reason += f" {smallest.name}, whose values are rounded, has {format_bytes(smallest.bytes)}"
-        reason += f" ({format_ratio(original, smallest.bytes)}) and moves the accuracy by {change} points."
+        reason += f" ({format_ratio(original, smallest.bytes)}) and {moved}."
     return ("Provisional: " + answer.lower() if validation.get("provisional") else answer), reason
+
+
+def _sentence(text: str | None) -> str:
+    return f"{text.rstrip('.')}." if text else ""
 
 
 def _source(run: Run) -> str:

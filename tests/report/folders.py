@@ -1,0 +1,150 @@
+"""A build folder as the stages leave it: what needs no torch comes from the code that makes it in earnest."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import TensorProto, helper, numpy_helper
+
+from relief_export import evaluation, formats
+from relief_export.graph.arena import plan_arena
+from relief_export.graph.cost import cost
+from relief_export.records import Record, write_bytes
+
+HIDDEN, ALIVE, SIDE = 12, 5, 6
+
+
+def network(fc1, b1, fc2, b2):
+    """Build x (N, 1, SIDE, SIDE) -> Flatten -> Gemm -> Relu -> Gemm."""
+    weights = {"fc1.weight": fc1, "fc1.bias": b1, "fc2.weight": fc2, "fc2.bias": b2}
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"], name="flatten"),
+        helper.make_node("Gemm", ["flat", "fc1.weight", "fc1.bias"], ["h"], name="fc1", transB=1),
+        helper.make_node("Relu", ["h"], ["a"], name="relu"),
+        helper.make_node("Gemm", ["a", "fc2.weight", "fc2.bias"], ["y"], name="fc2", transB=1),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, SIDE, SIDE])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 10])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return ir.serde.deserialize_model(model)
+
+
+def write_masks(path, masks):
+    header, data = {}, b""
+    for name, mask in masks.items():
+        raw = mask.astype(np.uint8).tobytes()
+        header[name] = {"dtype": "BOOL", "shape": list(mask.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    write_bytes(path, struct.pack("<Q", len(text)) + text + data)
+
+
+def iteration(number, kept, accuracy, dense, *, before=None):
+    layers = {"fc1": {"dense": 444, "kept": kept - 60, "neurons": HIDDEN, "alive": ALIVE}}
+    layers["fc2"] = {"dense": 130, "kept": 60, "neurons": 10, "alive": 10}
+    return {
+        "iteration": number,
+        "accuracy_before": before,
+        "accuracy": accuracy,
+        "test_accuracy": accuracy - 0.002,
+        "dense": dense,
+        "kept": kept,
+        "within_tolerance": accuracy >= 0.94,
+        "layers": layers,
+        "seconds": {"scoring": 0.25, "disconnection": 0.01, "retraining": 3.5, "all": 3.8},
+    }
+
+
+def removed(layer, outputs, inputs):
+    row = {"layer": layer, "op": "Gemm"}
+    sides = {"outputs": outputs, "inputs": inputs, "weights": [a * b for a, b in zip(outputs, inputs, strict=True)]}
+    return row | {f"{side}_{when}": sides[side][i] for side in sides for i, when in enumerate(("before", "after"))}
+
+
+def make_folder(folder, name="tiny", *, description="A tiny network <on> digits & such.", moved=0.0):
+    """Write a whole build folder; ``moved`` shifts one weight of model.onnx, so that validation fails."""
+    rng = np.random.default_rng(7)
+    fc1, b1 = rng.normal(size=(HIDDEN, SIDE * SIDE)), rng.normal(size=HIDDEN)
+    fc2, b2 = rng.normal(size=(10, HIDDEN)), rng.normal(size=10)
+    keep1 = (rng.random(fc1.shape) < 0.3) & (np.arange(SIDE * SIDE) >= SIDE)  # the first row of pixels is unused
+    keep1[ALIVE:] = False
+    keep2 = (rng.random(fc2.shape) < 0.8) & (np.arange(HIDDEN) < ALIVE)
+    masked = (fc1 * keep1, b1 * (np.arange(HIDDEN) < ALIVE), fc2 * keep2, b2)
+    shrunk = (masked[0][:ALIVE] + moved, masked[1][:ALIVE], masked[2][:, :ALIVE], b2)
+    graphs = {"original": network(fc1, b1, fc2, b2), "masked": network(*masked), "shrunk": network(*shrunk)}
+
+    artifacts = folder / "artifacts"
+    artifacts.mkdir(parents=True)
+    baselines = {}
+    for key in ("original", "masked"):
+        made = formats.FORMATS["dense"].write(graphs[key], artifacts / f"{key}.onnx", formats.Options())
+        baselines[key] = {"path": f"{key}.onnx", "bytes": made.bytes, "gzip": made.bytes // 2, "sha256": "0" * 64}
+    written = [
+        form.write(graphs["shrunk"], artifacts / form.suffix, formats.Options())
+        for form in (formats.FORMATS[key] for key in ("dense", "csr"))
+    ]
+    formats.write_manifest(artifacts, written)
+    x = rng.random((64, 1, SIDE, SIDE)).astype(np.float32)
+    logits = evaluation.open_session(artifacts / "masked.onnx", optimised=False).run(x)[0]
+    y = np.where(np.arange(64) < 60, logits.argmax(axis=1), (logits.argmax(axis=1) + 1) % 10)
+    np.savez(artifacts / "reference.npz", x=x, y=y, logits=logits)
+    original = cost(graphs["original"])
+    masks = {"fc2.weight": keep2, "fc1.weight": keep1}
+    write_masks(folder / "relieved" / "masks.safetensors", masks)
+
+    recipe = {
+        "name": name,
+        "description": description,
+        "reproduces": "",
+        "seed": 3,
+        "train": {"epochs": 2, "lr": 0.001},
+    }
+    dense, kept = fc1.size + fc2.size + 22, int(keep1.sum() + keep2.sum()) + ALIVE + 10
+    history = [iteration(0, dense, 0.95, dense), iteration(1, 300, 0.956, dense, before=0.8)]
+    history += [iteration(2, kept, 0.945, dense, before=0.7), iteration(3, kept - 40, 0.6, dense, before=0.2)]
+    found = evaluation.validate(artifacts, x, y, logits)
+    models = {key: artifacts / f"{key}.onnx" for key in baselines} | {"model.onnx": artifacts / "model.onnx"}
+    latency = evaluation.measure_latency(models, x, repeats=3) if found.ok else []
+    outcomes = {
+        ("train", "dense/record.json"): {
+            "validation": 0.95,
+            "test": 0.94,
+            "parameters": dense,
+            "input_shape": [1, SIDE, SIDE],
+            "samples": {"train": 500, "validation": 100, "test": 64},
+        },
+        ("relieve", "relieved/record.json"): {
+            "relief": {"iteration": 2, "tolerance": 0.01, "history": history},
+            "validation": 0.945,
+            "test": 0.9375,
+            "connections": {"dense": dense, "kept": kept},
+        },
+        ("export", "artifacts/record.json"): {
+            "cost": {"original": original.to_dict()}
+            | {key: cost(graphs[key], baseline=original).to_dict() for key in ("masked", "shrunk")},
+            "arena": {key: plan_arena(graphs[key]).to_dict() for key in ("original", "shrunk")},
+            "shrink": {
+                "removed": [removed("fc1", (HIDDEN, ALIVE), (36, 36)), removed("fc2", (10, 10), (HIDDEN, ALIVE))],
+                "kept": [{"layer": "fc1", "side": "input", "count": SIDE, "reason": "graph input"}],
+            },
+            "ledger": formats.ledger(graphs["shrunk"]).to_dict(),
+            "baselines": baselines,
+            "artifacts": [artifact.to_dict() for artifact in written],
+        },
+        ("validate", "validation.json"): found.to_dict()
+        | {"source": "test set", "provisional": False, "latency": [row.to_dict() for row in latency]},
+        ("audit", "audit.json"): evaluation.audit(folder, evaluation.Budget.of(flash="1k", ram="64k")).to_dict(),
+    }
+    for (stage, path), outcome in outcomes.items():
+        Record(stage, recipe, {}, 1.5, json.loads(json.dumps(outcome))).write(folder / path)
+    return folder

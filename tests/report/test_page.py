@@ -1,0 +1,223 @@
+import html
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from relief_export.errors import InputError, IntegrityError
+from relief_export.report import build_report
+from relief_export.report.facts import OPTIONAL, RECORDS, read_run
+from tests.report.folders import make_folder
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+
+class Page(html.parser.HTMLParser):
+    """Every tag with its attributes, the ids, and the cells' text; complains of a tag that closes nothing."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.cells = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag in {"td", "th"}:
+            self.cells.append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] in {"td", "th"}:
+            self.cells[-1] += data
+
+
+@pytest.fixture(scope="module")
+def pages(build, tmp_path_factory):
+    """Return the texts (HTML, Markdown) of: one run that passed, one with a hostile name that failed, both compared."""
+    out = tmp_path_factory.mktemp("pages")
+    hostile = '<script>alert(1)</script>|`x`"'
+    bad = make_folder(out / "bad", hostile, description="<img src=x onerror=alert(2)>", moved=0.01)
+    made = {
+        "good": build_report([build], out / "one"),
+        "bad": build_report([bad], out / "two"),
+        "both": build_report([build, bad], out / "three"),
+    }
+    return {name: (paths.html.read_text(), paths.markdown.read_text()) for name, paths in made.items()}
+
+
+@pytest.mark.parametrize("name", ["good", "bad", "both"])
+def test_the_page_asks_for_nothing_from_outside_and_runs_nothing(pages, name):
+    text, _ = pages[name]
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "iframe", "object", "embed", "img", "base", "form"}
+        assert not any(key.startswith("on") for key in attributes)
+        for key in ("src", "href", "xlink:href", "srcset", "poster", "data", "action"):
+            assert attributes.get(key, "#").startswith(("#", "data:"))
+    assert "@import" not in text
+    assert all(target.startswith("#") for target in re.findall(r"url\(['\"]?([^)]*)", text))
+
+
+@pytest.mark.parametrize("name", ["good", "bad", "both"])
+def test_identifiers_are_unique_and_references_lead_somewhere(pages, name):
+    text, _ = pages[name]
+    ids = [attributes["id"] for _, attributes in Page(text).tags if "id" in attributes]
+    assert ids
+    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', text)) <= set(ids)
+    charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    for chart in charts:
+        own = re.findall(r' id="([^"]+)"', chart)
+        assert len(own) == len(set(own))
+        assert 'role="img"' in chart
+    assert len(charts) >= 4
+    # Two charts share an identifier only where they are the same chart.
+    assert len(set(ids)) == len({i for chart in set(charts) for i in re.findall(r' id="([^"]+)"', chart)})
+
+
+def test_the_verdict_comes_first_and_is_said_in_words(pages):
+    good, bad = pages["good"], pages["bad"]
+    for text in good:
+        assert text.index("The same network, 2.02× smaller.") < text.index("Accuracy")
+        assert "Not the same network" not in text
+    for text in bad:
+        assert text.index("Not the same network.") < text.index("Accuracy")
+        assert "The same network" not in text
+        assert "relative error" in text
+    assert '<section class="verdict yes"' in good[0]
+    assert '<section class="verdict no"' in bad[0]
+    assert Page(bad[0]).cells.count("FAILED") == 2
+
+
+def test_hostile_names_stay_text(pages):
+    for text in pages["bad"] + pages["both"]:
+        assert "<script" not in text
+        assert "<img" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;|`x`" in pages["bad"][0]
+    rows = [line for line in pages["both"][1].splitlines() if line.startswith("|")]
+    assert any(r"&lt;script>alert(1)&lt;/script>\|\`x\`" in row for row in rows)
+    for block in re.findall(r"(?:^\|.*\n)+", pages["both"][1], re.MULTILINE):
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(widths) == 1
+
+
+def test_the_markdown_twin_has_every_cell_of_the_page(pages):
+    text, twin = pages["good"]
+    written = {cell.strip() for cell in re.split(r"(?<!\\)\||\n", twin.replace("\\", ""))}
+    for cell in Page(text).cells:
+        assert html.unescape(cell).replace("<", "&lt;").replace("& ", "&amp; ") in written
+
+
+def test_the_figures_are_those_of_the_records(build, pages):
+    cost = json.loads((build / "artifacts" / "record.json").read_text())["outcome"]["cost"]["shrunk"]
+    size = (build / "artifacts" / "model.onnx").stat().st_size
+    cells = Page(pages["good"][0]).cells
+    for column in (cost["parameters"], cost["macs"], cost["flops"]):
+        assert {f"{value:,}" for value in column.values()} <= set(cells)
+    assert f"{size:,}" in cells
+    assert "24 of 36 pixels are still read" in pages["good"][0]
+
+
+def test_the_snippet_runs_as_it_is_printed(build, pages):
+    code = re.search(r"```python\n(.*?)```", pages["good"][1], re.DOTALL)[1]
+    assert code.strip() in html.unescape(pages["good"][0])
+    assert len(code.strip().splitlines()) == 5
+    done = subprocess.run([sys.executable, "-c", code], cwd=build, capture_output=True, text=True, check=True)
+    expected = np.load(build / "artifacts" / "reference.npz")["logits"].argmax(axis=1)
+    assert done.stdout == f"{expected}\n"
+
+
+def test_the_same_records_give_the_same_bytes(build, tmp_path):
+    first, second = (build_report([build], tmp_path / name) for name in "ab")
+    assert first.html.read_bytes() == second.html.read_bytes()
+    assert first.markdown.read_bytes() == second.markdown.read_bytes()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["report.html", "report.md"]
+
+
+def test_several_runs_share_one_page_with_a_pareto_chart(pages):
+    text, twin = pages["both"]
+    assert "Comparison of 2 runs" in text
+    assert text.count("<article>") == 2
+    assert "Test accuracy against bytes. tiny: dense" in text
+    assert twin.index("Comparison of 2 runs") < twin.index("# tiny")
+
+
+@pytest.mark.parametrize("stage", [stage for stage in RECORDS if stage not in OPTIONAL])
+def test_a_missing_record_is_named_with_its_stage(build, tmp_path, stage):
+    folder = shutil.copytree(build, tmp_path / "tiny")
+    (folder / RECORDS[stage]).unlink()
+    with pytest.raises(InputError, match=rf"{RECORDS[stage]} does not exist: run stage '{stage}' first"):
+        build_report([folder], tmp_path)
+
+
+@pytest.mark.parametrize("stage", RECORDS)
+@pytest.mark.parametrize("damage", ["", '{"stage"', "[]", '{"stage": "other"}'])
+def test_a_damaged_record_is_named(build, tmp_path, stage, damage):
+    folder = shutil.copytree(build, tmp_path / "tiny")
+    (folder / RECORDS[stage]).write_text(damage)
+    with pytest.raises(IntegrityError, match=RECORDS[stage]):
+        build_report([folder], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [("train", "test"), ("relieve", "connections"), ("export", "ledger"), ("validate", "checks"), ("audit", "arena")],
+)
+def test_a_record_that_lacks_a_figure_is_named_with_stage_and_key(build, tmp_path, stage, key):
+    folder = shutil.copytree(build, tmp_path / "tiny")
+    path = folder / RECORDS[stage]
+    content = json.loads(path.read_text())
+    del content["outcome"][key]
+    path.write_text(json.dumps(content))
+    with pytest.raises(IntegrityError, match=rf"{RECORDS[stage]}, the record of stage '{stage}', has no '{key}'"):
+        build_report([folder], tmp_path)
+
+
+def test_an_audit_is_no_condition(build, tmp_path):
+    folder = shutil.copytree(build, tmp_path / "tiny")
+    (folder / "audit.json").unlink()
+    assert read_run(folder).audit is None
+    assert "Flash and RAM" not in build_report([folder], tmp_path).html.read_text()
+
+
+def test_no_folder_is_refused(tmp_path):
+    with pytest.raises(InputError, match="at least one build folder"):
+        build_report([], tmp_path)
+
+
+def test_the_demonstration_is_reported_in_full_without_torch(demo, tmp_path, block_torch):
+    program = (
+        f"{block_torch}\nimport pathlib\nfrom relief_export.report import build_report\n"
+        f"print(build_report([pathlib.Path({str(demo.folder)!r})], pathlib.Path({str(tmp_path)!r})).html)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    text = (tmp_path / "report.html").read_text()
+    assert done.stdout.strip() == str(tmp_path / "report.html")
+    for title in (
+        "Accuracy",
+        "Files",
+        "Through the iterations",
+        "Layer by layer",
+        "Latency, measured",
+        "Flash and RAM",
+        "Run it",
+    ):
+        assert f"<h2>{title}</h2>" in text
+    cells = Page(text).cells
+    manifest = json.loads((demo.folder / "artifacts" / "manifest.json").read_text())
+    for artifact in manifest["artifacts"]:
+        assert artifact["name"] in cells
+        assert f"{sum(file['bytes'] for file in artifact['files']):,}" in cells

@@ -1,0 +1,142 @@
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from relief_export.errors import IntegrityError
+from relief_export.recipe import load_recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def module(monkeypatch):
+    """Return an importer of the modules in benchmarks/, which is no installed package."""
+    monkeypatch.syspath_prepend(ROOT)
+    return lambda name: importlib.import_module(f"benchmarks.{name}")
+
+
+@pytest.fixture
+def kept(module, demo, tmp_path):
+    """Return a folder of results with the demonstration's run in it, and its summary."""
+    runs, facts = module("runs"), importlib.import_module("relief_export.report.facts")
+    found = json.loads(json.dumps(runs.summary(facts.read_run(demo.folder))))
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo.json").write_text(json.dumps(found))
+    return tmp_path, found
+
+
+def test_the_committed_page_is_what_the_records_say(module):
+    assert (ROOT / "docs" / "results.md").read_text() == module("results").render()
+
+
+def test_without_records_no_section_is_left(module, tmp_path):
+    page = module("results").render(tmp_path)
+    assert page.startswith("# Results\n")
+    assert "## " not in page
+    assert not re.search(r"\d+\.\d+ %|×", page)
+
+
+def test_a_run_is_shown_with_the_figures_of_its_records(module, kept, demo):
+    folder, found = kept
+    page = module("results").render(folder)
+    relieved = json.loads((demo.folder / "relieved" / "record.json").read_text())["outcome"]
+    dense, left = relieved["connections"]["dense"], relieved["connections"]["kept"]
+    assert f"({left:,} of {dense:,})" in page
+    assert f"{100 * relieved['test']:.2f} %" in page
+    for entry in json.loads((demo.folder / "artifacts" / "manifest.json").read_text())["artifacts"]:
+        size = sum(file["bytes"] for file in entry["files"])
+        assert f"| {entry['name']} | {size:,} | " in page
+    assert found["command"] == "make digits-lenet5 SETTINGS='--set relief.iterations=2 --set train.epochs=4'"
+    assert f"`{found['command']}`, seed 0" in page
+    assert "Over seeds" not in page
+    for block in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+
+
+def test_several_seeds_of_a_recipe_are_summarised(module, kept):
+    folder, found = kept
+    for seed, accuracy in ((1, 0.5), (2, 0.75)):
+        other = json.loads(json.dumps(found)) | {"name": f"demo-{seed}", "seed": seed}
+        other["accuracy"]["dense"]["test"] = accuracy
+        (folder / "runs" / f"demo-{seed}.json").write_text(json.dumps(other))
+    first = found["accuracy"]["dense"]["test"]
+    page = module("results").render(folder)
+    mean = f"{100 * (first + 0.5 + 0.75) / 3:.2f} % (50.00 % to {100 * max(first, 0.75):.2f} %)"
+    assert f"| digits-lenet5 | 0, 1, 2 | {mean} |" in page
+
+
+def test_the_command_names_what_differs_from_the_recipe_and_nothing_else(module):
+    command = module("runs").command
+    assert command(load_recipe("digits-lenet5").to_dict()) == "make digits-lenet5"
+    changed = load_recipe("digits-lenet5@sgd", {"seed": "3", "train.milestones": "[2, 4]"}).to_dict()
+    assert (
+        command(changed) == "make digits-lenet5@sgd SETTINGS='--set seed=3 --set '\"'\"'train.milestones=[2, 4]'\"'\"''"
+    )
+
+
+def test_a_benchmark_is_run_recorded_and_shown(module, tmp_path):
+    common = module("common")
+    columns = (
+        common.Column("what", "case"),
+        common.Column("seconds", "time, ms", ".1f", 1000),
+        common.Column("n", "size"),
+    )
+    rows = [{"what": "a|b", "seconds": 0.0125, "n": 12345}, {"what": "c", "seconds": None, "n": 1}]
+    benchmark = common.Benchmark("toy", "How long is a piece?", lambda: rows, columns, seeds=(4, 5), note="Held fixed.")
+    content = json.loads(benchmark.write(tmp_path).read_text())
+    assert content["command"] == "python -m benchmarks toy"
+    assert all(set(row["machine"]) == {"cpu", "cores", "system"} for row in content["rows"])
+    page = module("results").render(tmp_path)
+    assert "### Toy\n\nHow long is a piece? Held fixed.\n\n`python -m benchmarks toy`, seeds 4, 5" in page
+    assert "| case | time, ms | size |\n| --- | --- | --- |\n| a\\|b | 12.5 | 12,345 |\n| c | – | 1 |\n" in page
+
+
+def test_candidates_are_timed_in_turn_and_alternating(module):
+    calls = []
+    found = module("common").interleave(
+        {name: lambda name=name: calls.append(name) for name in "abc"}, repeats=3, warmup=1
+    )
+    assert "".join(calls) == "abc" + "abc" + "cba" + "abc"
+    assert all(timing.repeats == 3 and 0 <= timing.lower <= timing.median <= timing.upper for timing in found.values())
+
+
+def test_one_repetition_has_no_spread(module):
+    with pytest.raises(ValueError, match="a spread needs at least 2"):
+        module("common").interleave({"a": int}, repeats=1)
+
+
+def test_a_record_without_a_figure_is_refused(module, kept):
+    folder, found = kept
+    del found["connections"]
+    (folder / "runs" / "demo.json").write_text(json.dumps(found))
+    with pytest.raises(IntegrityError, match=r"lacks what docs/results\.md shows"):
+        module("results").render(folder)
+
+
+def test_runs_are_extracted_from_the_command_line_and_bad_ones_refused_in_one_sentence(demo, tmp_path):
+    command = [sys.executable, "-m", "benchmarks.runs"]
+    made = tmp_path / "made" / f"{demo.folder.name}.json"
+    done = subprocess.run(
+        [*command, demo.folder, "--out", made.parent], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(made)
+    assert made.stat().st_size < 20_000
+    broken = shutil.copytree(demo.folder, tmp_path / "broken")
+    (broken / "validation.json").unlink()
+    failed = subprocess.run([*command, broken], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert failed.returncode == 2
+    assert failed.stderr == f"{broken / 'validation.json'} does not exist: run stage 'validate' first\n"
+
+
+def test_an_unknown_benchmark_is_refused():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "none"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "no benchmark is named 'none'" in done.stderr
