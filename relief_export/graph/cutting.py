@@ -194,3 +194,22 @@ class Cut:
                     if operand is fresh:  # a node added behind ``old`` reads what it replaces
                         new.replace_input_with(index, value)
             self._graph.insert_after(old, new)
+            if new.op_type == "Add":
+                self._merge_addition(new)
+
+    def _merge_addition(self, node: ir.Node) -> None:
+        """Join a new bias with the constant that the following node adds, so that no node is added."""
+        assert self._graph is not None  # noqa: S101
+        uses = list(node.outputs[0].uses())
+        following = uses[0].node if len(uses) == 1 else node
+        if following is node or following.op_type != "Add" or node.outputs[0].is_graph_output():
+            return
+        other = following.inputs[1 - uses[0].idx]
+        second, first = (ir.convenience.get_const_tensor(v) if v else None for v in (other, node.inputs[1]))
+        if other is None or first is None or second is None or second.shape != first.shape:
+            return
+        total = self.constant_value(str(other.name), first.numpy() + second.numpy())
+        following.replace_input_with(1 - uses[0].idx, total)
+        following.replace_input_with(uses[0].idx, node.inputs[0])
+        node.replace_input_with(0, None)
+        self._graph.remove(node)

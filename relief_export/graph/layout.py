@@ -98,8 +98,8 @@ def reshape(array: NDArray[Any], before: Shape, after: Shape) -> NDArray[Any]:
 
 def constant_axes(array: NDArray[Any]) -> tuple[int, ...]:
     """Return the axes longer than 1 along which a compact array does not vary."""
-    lines = ((k, array.take([0], k)) for k, n in enumerate(array.shape) if n > 1)
-    return tuple(k for k, first in lines if bool(((array == first) | ((array != array) & (first != first))).all()))
+    lines = ((k, np.broadcast_to(array.take([0], k), array.shape)) for k, n in enumerate(array.shape) if n > 1)
+    return tuple(k for k, first in lines if np.array_equal(array, first, equal_nan=array.dtype.kind == "f"))
 
 
 def drop_axes(array: NDArray[Any], axes: Sequence[int]) -> NDArray[Any]:
