@@ -121,11 +121,13 @@ def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: b
         error, limit = found.relative_error, tolerance.relative_error
         message = f"relative error {error:.3g}, {limit:g} allowed, worst at sample {worst}"
         checks.append(check("relative error", error, limit, message, ok=error <= limit, sample=worst))
-    exact = tolerance.accuracy_drop == 0
-    if exact:
-        count, first = found.disagreeing, found.first_disagreement
-        message = f"{count} predictions differ, none may" + ("" if first is None else f", the first at sample {first}")
-        checks.append(check("predictions", float(count), 0.0, message, ok=count == 0, sample=first))
+    exact, first = tolerance.accuracy_drop == 0, found.first_disagreement
+    if exact or found.accuracy is None:
+        # Without labels: no more accuracy can be lost than predictions differ.
+        share, limit = 1 - found.agreement, tolerance.accuracy_drop
+        message = f"{found.disagreeing} predictions ({share:.4%}) differ, {limit:.4%} allowed"
+        message += "" if first is None else f", the first at sample {first}"
+        checks.append(check("predictions", share, limit, message, ok=share <= limit, sample=first))
     if found.accuracy_difference is not None:
         drop, limit = 0.0 - found.accuracy_difference, tolerance.accuracy_drop
         message = f"accuracy {found.accuracy:.4%} is {drop:.4%} lower, {limit:.4%} allowed, worst at sample {worst}"

@@ -130,7 +130,7 @@ def audit(subject: Path, budget: Budget) -> Audit:
     """Hold a model file, or every artifact of a build folder, against a budget.
 
     Args:
-        subject: An ``.onnx`` or ``.ort`` file, an artifacts folder, or a build folder that has one.
+        subject: An ``.onnx`` file, an artifacts folder, or a build folder that has one.
         budget: Bytes of flash for the smallest file that a runtime loads, and of RAM for the activations at batch 1.
 
     Raises:

@@ -62,6 +62,15 @@ def test_a_changed_weight_fails_by_its_numbers(kind, export, samples, weights, t
         assert f"sample {check.worst_sample}" in check.message
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_changed_weight_fails_without_labels_too(kind, export, samples, weights, tamper):
+    folder = export(kind)
+    weights["fc_w"][0, np.flatnonzero(weights["fc_w"][0])[0]] = 1000
+    tamper(kind, hashes=True, fc_w=weights["fc_w"])
+    found = validate(folder, samples[0], None, samples[2])
+    assert "predictions" in {check.quantity for check in found.failures}
+
+
 def test_one_slightly_changed_weight_is_enough(export, samples, weights, tamper):
     folder = export("dense")
     weights["conv_w"][2, 1, 0, 0] += np.float32(0.02)
