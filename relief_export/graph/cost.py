@@ -172,10 +172,13 @@ class _Parameter:
 
 
 def _total(model: ir.Model, original: Cost | None, found: list[Contraction], unknown: tuple[UnknownCost, ...]) -> Cost:
-    weights = {stored(item.weight) for item in found} - {None}
-    biases = {stored(item.bias) for item in found} - {None}
+    # A quantised weight is zero where it equals its zero point, and a masked one where the mask is: the layer knows.
+    weights = {stored(item.weight): int(np.count_nonzero(item.mask)) for item in found if item.mask is not None}
+    slots = {stored(item.bias) for item in found} | weights.keys()
     parameters = {
-        value: _parameter(value) for value in _constants(model) if value in weights | biases or _is_float_tensor(value)
+        value: _parameter(value, weights.get(value))
+        for value in _constants(model)
+        if value in slots or _is_float_tensor(value)
     }
     layers = tuple(_layer(item) for item in found)
 
@@ -253,11 +256,11 @@ def _constants(model: ir.Model) -> Iterator[ir.Value]:
         )
 
 
-def _parameter(value: ir.Value) -> _Parameter:
+def _parameter(value: ir.Value, live: int | None) -> _Parameter:
+    """Count a stored tensor's elements; ``live`` of them are not zero, where that is known already."""
     tensor = ir.convenience.get_const_tensor(value)
     array = np.zeros(0) if tensor is None else tensor.numpy()
-    live = np.count_nonzero(array) if array.dtype.kind in "fiu" else np.count_nonzero(array != 0)
-    return _Parameter(array.size, int(live), len(value.uses()))
+    return _Parameter(array.size, int(np.count_nonzero(array != 0)) if live is None else live, len(value.uses()))
 
 
 def _is_float_tensor(value: ir.Value) -> bool:

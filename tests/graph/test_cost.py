@@ -205,6 +205,14 @@ def test_macs_of_an_operator(case):
     assert (bill.macs.structural, bill.macs.nonzero, bill.unknown) == (macs, nonzero, ())
 
 
+@pytest.mark.parametrize("name", [name for name in CASES if "zero point" in name or name.startswith(("QL", "MatMulI"))])
+def test_a_quantised_weight_is_zero_at_its_zero_point(name):
+    text, weights, macs, nonzero = CASES[name]
+    bill = cost(model(text, **weights))
+    repeats = macs // weights["w"].size
+    assert (bill.prunable.structural, bill.prunable.nonzero) == (weights["w"].size, nonzero // repeats)
+
+
 def test_every_rule_is_an_operator_that_exists():
     names = {name for domain, name in [*RULES, *UNCOUNTED] if not domain}
     assert [name for name in names if not onnx.defs.has(name)] == []
