@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from relief_export.graph.shrink import ShrinkResult
     from relief_export.progress import Progress
     from relief_export.recipe import TrainConfig
-    from relief_export.relief.loop import Relieved
+    from relief_export.relief.iterations import Relieved
     from relief_export.relief.masks import Masks
     from relief_export.training.data import DataSet
 
@@ -69,7 +69,8 @@ def relieve(
     """
     _need_torch("relief_export.relieve")
     from relief_export.recipe import ReliefConfig, TrainConfig
-    from relief_export.relief import loop
+    from relief_export.relief.iterations import Loop
+    from relief_export.relief.loop import relieve as run
 
     config = ReliefConfig(iterations=iterations, **settings)
     where = None if folder is None else Path(folder)
@@ -78,9 +79,10 @@ def relieve(
     if retrain is None or evaluate is None:
         train = train or TrainConfig(epochs=10)
         task = _data_set(data)
-        return loop.relieve(model, task, config, train, init=init, seed=seed, folder=where, progress=progress)
-    mine = loop.Loop(
-        calibration=data,
+        return run(model, task, config, train, init=init, seed=seed, folder=where, progress=progress)
+    batches: Any = data
+    mine = Loop(
+        calibration=batches,
         retrain=lambda network, masks, *_: retrain(network, masks),
         evaluate=evaluate,
         key={"seed": seed},

@@ -68,7 +68,7 @@ def summary_lines(result: Table) -> list[str]:
     accuracy, connections = result["accuracy"], result["connections"]
     original = result["original_bytes"]
     lines = table(("", "dense", "relieved", "ONNX Runtime"), [("test accuracy", *map(_percent, accuracy.values()))])
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("connections", f"{connections['dense']:,}", "", f"{connections['kept']:,} ({_percent(connections['share'])})")
     ]
     for title, key in (("parameters", "parameters"), ("MACs", "macs")):
@@ -91,8 +91,10 @@ def _percent(share: float | None) -> str:
 def stage_lines(done: Done) -> list[str]:
     """Say in a line or two what came of a stage."""
     state = "up to date" if done.skipped else f"{done.seconds:.1f} s"
-    text = _STAGE_LINES.get(done.stage, lambda _: "")(done.outcome)
-    return [f"{done.stage}: {text} ({state})", *(f"FAILED: {failure}" for failure in done.outcome.get("failures", ()))]
+    return [
+        f"{done.stage}: {_STAGE_LINES[done.stage](done.outcome)} ({state})",
+        *(f"FAILED: {failure}" for failure in done.outcome.get("failures", ())),
+    ]
 
 
 def _relieved(outcome: Table) -> str:
@@ -127,15 +129,20 @@ def shrunk_lines(done: Shrunk) -> list[str]:
     ]
     rows.append(("bytes", f"{done.bytes_before:,}", f"{done.artifact.bytes:,}", ""))
     lines = table(("", "before", "after", "non-zero"), rows)
-    lines += [f"stays: {row}" for row in done.result.kept]
-    return [*lines, *(f"no rule for {op} ({count}): what it touches stays" for op, count in done.result.unknown.items())]
+    lines += [f"{row.layer}: {row.count} zero {row.side} channels stay: {row.reason}" for row in done.result.kept]
+    unknown = done.result.unknown.items()
+    return [*lines, *(f"no rule for {op} ({count}): what it touches stays" for op, count in unknown)]
 
 
 def comparison_lines(done: Comparison) -> list[str]:
     """Lay out how far two models are from each other, output by output."""
     rows = [
-        (name, f"{found.relative_error:.3g}" if found.relative_error is not None else "not finite")
-        + (_percent(found.agreement), _percent(found.accuracy))
+        (
+            name,
+            "not finite" if found.relative_error is None else f"{found.relative_error:.3g}",
+            _percent(found.agreement),
+            _percent(found.accuracy),
+        )
         for name, found in done.outputs.items()
     ]
     lines = table(("output", "relative error", "same prediction", "accuracy of B"), rows)

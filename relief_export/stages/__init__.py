@@ -111,8 +111,10 @@ def validate(folder: Path, *, data: Path | None = None, progress: Progress | Non
     if (folder / "recipe.toml").is_file():
         return run_stage("validate", folder, force=True, progress=progress, data=data)
     from relief_export import evaluation
+    from relief_export.formats import read_manifest
 
     start = time.perf_counter()
+    read_manifest(folder)  # before the samples, so that a wrong folder is called wrong and not its samples
     samples = shipping.stored_samples(folder, data)
     found = evaluation.validate(folder, samples.x, samples.y, samples.logits, progress=progress)
     outcome = found.to_dict() | {"source": samples.source}

@@ -80,7 +80,7 @@ class Stage:
         return {"recipe": {key: resolved[key] for key in self.keys}, "inputs": self._hashes(job.folder)}
 
     def _hashes(self, folder: Path) -> dict[str, str]:
-        found = {}
+        found: dict[str, str] = {}
         for pattern in self.inputs:
             # This stage's own record is left out where it lies beside its inputs.
             files = sorted(path for path in folder.glob(pattern) if path.is_file() and path != folder / self.record)

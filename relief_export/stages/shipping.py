@@ -7,6 +7,7 @@ import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import onnx_ir as ir
 
 from relief_export import evaluation
 from relief_export.errors import InputError
@@ -19,8 +20,6 @@ from relief_export.records import atomic_folder, atomic_path
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
-
-    import onnx_ir as ir
 
     from relief_export.progress import Progress
     from relief_export.recipe import AuditConfig
@@ -102,12 +101,24 @@ def _capture(job: Job) -> tuple[dict[str, ir.Model], Samples, np.ndarray[Any, An
     sample = data.test.take(recipe.export.reference_samples, seed=recipe.seed)
     x, y = sample.tensors()
     load_weights(model, job.folder / "dense" / "weights.safetensors")
-    graphs = {"original": fold(capture(model, x[:2]))}
-    masks = load_relieved(model, job.folder)
-    graphs["masked"] = fold(capture(model, x[:2], masks=masks))
+    captured = capture(model, x[:2])
+    graphs = {"original": fold(captured)}
+    load_relieved(model, job.folder)
+    state = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
+    graphs["masked"] = fold(_with_values(captured, state))
     logits = evaluate(model, sample, logits=True).logits
+    assert logits is not None  # noqa: S101  asked for
     calibration = data.train.take(recipe.export.calibration_samples, seed=recipe.seed).tensors()[0].numpy()
     return graphs, Samples(x.numpy(), y.numpy(), logits.numpy(), "reference"), calibration
+
+
+def _with_values(captured: ir.Model, state: dict[str, np.ndarray[Any, Any]]) -> ir.Model:
+    """Return a captured graph with other numbers in it: the structure of a network does not depend on its weights."""
+    model = captured.clone()
+    for name, value in model.graph.initializers.items():
+        if name in state:
+            value.const_value = ir.tensor(state[name], name=name)
+    return model
 
 
 def _figures(graphs: dict[str, ir.Model], result: ShrinkResult) -> Outcome:

@@ -1,0 +1,188 @@
+"""The command line: exit codes, one sentence for a mistake, one JSON object on stdout."""
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+
+from relief_export import cli, stages
+from relief_export.cli import run
+from relief_export.cli.common import table
+from relief_export.progress import bars
+
+MODEL = """
+<ir_version: 9, opset_import: ["" : 18]>
+net (float[batch, 3] x) => (float[batch, 2] y)
+<float[2, 3] w = {1, 0, 0, 0, 2, 0}, float[2] b = {0.5, -1}>
+{ y = Gemm <transB = 1> (x, w, b) }
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run every test in a folder with a good model and several bad ones."""
+    monkeypatch.chdir(tmp_path)
+    onnx.save(onnx.parser.parse_model(MODEL), "good.onnx")
+    Path("truncated.onnx").write_bytes(Path("good.onnx").read_bytes()[:60])
+    Path("text.onnx").write_text("this is no model")
+    np.savez("data.npz", x=np.eye(3, dtype=np.float32), y=np.array([0, 1, 0]))
+    np.savez("wide.npz", x=np.ones((4, 5), dtype=np.float32))
+    np.savez("labels.npz", x=np.eye(3, dtype=np.float32), y=np.array([0, 1, 7]))
+    np.savez("pickled.npz", x=np.array([{}], dtype=object))
+    Path("broken.toml").write_text("[data\n")
+    return tmp_path
+
+
+RECIPE = str(Path(__file__).parent.parent / "pipelines" / "digits-lenet5.toml")
+
+BAD = {
+    "unknown command": (["pack", "good.onnx"], "pack"),
+    "unknown option": (["cost", "good.onnx", "--fast"], "--fast"),
+    "missing argument": (["shrink", "good.onnx"], "OUT.onnx"),
+    "run: unknown recipe": (["run", "digits-lenet6"], "digits-lenet6"),
+    "run: missing file": (["run", "missing.toml"], "missing.toml"),
+    "run: not TOML": (["run", "broken.toml"], "broken.toml"),
+    "run: unknown key": (["run", RECIPE, "--set", "train.epoch=2"], "train.epoch is not a key; did you mean"),
+    "run: wrong type": (["run", RECIPE, "--set", "train.epochs=many"], "train.epochs"),
+    "run: impossible value": (["run", RECIPE, "--set", "relief.alpha_fc=1.5"], "relief.alpha_fc"),
+    "train: no value": (["train", RECIPE, "--set", "train.epochs"], "train.epochs"),
+    "train: negative seed": (["train", RECIPE, "--seed=-1"], "seed"),
+    "train: unknown variant": (["train", RECIPE.removesuffix(".toml") + "@nope"], "digits-lenet5"),
+    "relieve: no folder": (["relieve", "nowhere"], "nowhere is no build folder"),
+    "export: no folder": (["export", "nowhere"], "nowhere is no build folder"),
+    "validate: no folder": (["validate", "nowhere"], "nowhere"),
+    "report: no folder": (["report", "nowhere"], "nowhere"),
+    "audit: missing": (["audit", "missing.onnx", "--flash", "1MiB"], "missing.onnx"),
+    "audit: no size": (["audit", "good.onnx", "--flash", "12 parsecs"], "12 parsecs"),
+    "audit: unknown target": (["audit", "good.onnx", "--target", "toaster"], "toaster"),
+    "cost: missing": (["cost", "missing.onnx"], "missing.onnx"),
+    "cost: not ONNX": (["cost", "text.onnx"], "text.onnx"),
+    "cost: truncated": (["cost", "truncated.onnx"], "truncated.onnx"),
+    "shrink: missing": (["shrink", "missing.onnx", "out.onnx"], "missing.onnx"),
+    "shrink: not ONNX": (["shrink", "text.onnx", "out.onnx"], "text.onnx"),
+    "shrink: truncated": (["shrink", "truncated.onnx", "out.onnx"], "truncated.onnx"),
+    "shrink: onto itself": (["shrink", "good.onnx", "good.onnx"], "good.onnx"),
+    "convert: missing": (["convert", "missing.onnx", "out.onnx", "--to", "sparse"], "missing.onnx"),
+    "convert: truncated": (["convert", "truncated.onnx", "out.onnx", "--to", "csr"], "truncated.onnx"),
+    "convert: unknown format": (["convert", "good.onnx", "out.onnx", "--to", "zip"], "zip"),
+    "convert: uncalibrated": (["convert", "good.onnx", "out.onnx", "--to", "int8"], "--calibration"),
+    "convert: missing samples": (
+        ["convert", "good.onnx", "out.onnx", "--to", "int8", "--calibration", "missing.npz"],
+        "missing.npz",
+    ),
+    "compare: missing": (["compare", "good.onnx", "missing.onnx", "--data", "data.npz"], "missing.onnx"),
+    "compare: missing data": (["compare", "good.onnx", "good.onnx", "--data", "missing.npz"], "missing.npz"),
+    "compare: wrong shape": (["compare", "good.onnx", "good.onnx", "--data", "wide.npz"], "4x5"),
+    "compare: wrong labels": (["compare", "good.onnx", "good.onnx", "--data", "labels.npz"], "7"),
+    "compare: pickled": (["compare", "good.onnx", "good.onnx", "--data", "pickled.npz"], "pickled"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_sentence_and_exit_2(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]):
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    assert run(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("Error: ")
+    assert named in printed.err
+    assert len(printed.err.splitlines()) == 1
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("name", ["cost: truncated", "run: unknown recipe", "convert: unknown format"])
+def test_bad_input_with_json_is_still_one_object(name: str, capsys: pytest.CaptureFixture[str]):
+    arguments, named = BAD[name]
+    assert run([*arguments, "--json"]) == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["ok"], named in answer["error"]) == (False, True)
+
+
+@pytest.mark.parametrize("command", sorted(cli.cli.commands))
+def test_every_command_has_json_and_an_example(command: str, capsys: pytest.CaptureFixture[str]):
+    assert run([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--json" in text
+    if cli.cli.commands[command].params[0].param_type_name == "argument":
+        assert f"relief-export {command} " in text
+
+
+def test_no_arguments_shows_the_help(capsys: pytest.CaptureFixture[str]):
+    assert run([]) == 2
+    assert "Commands:" in capsys.readouterr().err
+
+
+def test_cost_counts_by_hand(capsys: pytest.CaptureFixture[str]):
+    assert run(["cost", "good.onnx", "--json"]) == 0
+    cost = json.loads(capsys.readouterr().out)["cost"]
+    assert cost["parameters"] == {"dense": None, "structural": 8, "nonzero": 4}
+    assert cost["macs"] == {"dense": None, "structural": 6, "nonzero": 2}
+    assert run(["cost", "good.onnx"]) == 0
+    assert "parameters" in capsys.readouterr().out
+
+
+def test_compare_says_no_with_exit_1(capsys: pytest.CaptureFixture[str]):
+    model = onnx.parser.parse_model(MODEL)
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weight[1, 1] = 2.5
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(model, "other.onnx")
+    assert run(["compare", "good.onnx", "good.onnx", "--data", "data.npz", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["ok"] is True
+    assert run(["compare", "good.onnx", "other.onnx", "--data", "data.npz", "--json"]) == 1
+    printed = capsys.readouterr()
+    answer = json.loads(printed.out)
+    assert answer["ok"] is False
+    assert any("other.onnx" in failure for failure in answer["failures"])
+
+
+def test_audit_over_budget_is_exit_1(capsys: pytest.CaptureFixture[str]):
+    assert run(["audit", "good.onnx", "--flash", "1MiB", "--ram", "1KiB"]) == 0
+    assert run(["audit", "good.onnx", "--flash", "16B"]) == 1
+    capsys.readouterr()
+    assert run(["audit", "good.onnx", "--ram", "8B", "--json"]) == 1
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["ok"] is False
+    assert len(answer["outcome"]["failures"]) == 1
+
+
+@pytest.mark.parametrize("signal", [KeyboardInterrupt, click.Abort])
+def test_interruption_says_how_to_go_on(
+    signal: type[BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*_: object, **__: object) -> None:
+        raise signal
+
+    monkeypatch.setattr(stages, "run", interrupted)
+    assert run(["run", RECIPE]) == 130
+    assert "run the same command again to go on" in capsys.readouterr().err
+
+
+def test_recipes_are_listed_with_what_they_reproduce(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(Path(RECIPE).parent.parent)
+    assert run(["recipes", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)["recipes"]
+    assert [row["name"] for row in listed] == sorted(path.stem for path in Path("pipelines").glob("*.toml"))
+    assert all(row["description"] for row in listed)
+
+
+def test_progress_is_silent_off_a_terminal_and_drawn_when_asked(capsys: pytest.CaptureFixture[str]):
+    for wanted, drawn in ((None, False), (False, False), (True, True)):
+        with bars(wanted=wanted) as callback:
+            if callback is not None:
+                callback("train", 3, 10, "epoch 1")
+        printed = capsys.readouterr()
+        assert (printed.out, "3/10" in printed.err) == ("", drawn)
+
+
+def test_table_aligns_numbers_to_the_right():
+    lines = table(("", "dense"), [("[bold]", 1), ("b", "1,000")])
+    assert lines[-2].startswith("[bold]")  # not taken for markup
+    assert lines[-2].endswith("    1")
+    assert lines[-1].endswith("1,000")

@@ -1,0 +1,251 @@
+"""The demonstration through all stages: the files it leaves, what is skipped, what is refused, what survives a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from safetensors.numpy import load_file
+from sklearn.datasets import load_digits
+
+from relief_export import stages
+from relief_export.cli import run
+from relief_export.errors import InputError
+from relief_export.recipe import load_recipe
+from relief_export.records import read_json, sha256, write_json
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = {"train.epochs": "2", "relief.iterations": "1"}
+
+LEFT = {
+    "recipe.toml",
+    "dense/init.safetensors",
+    "dense/record.json",
+    "dense/weights.safetensors",
+    "relieved/history.jsonl",
+    "relieved/masks.safetensors",
+    "relieved/record.json",
+    "relieved/relief.json",
+    "relieved/weights.safetensors",
+    "relieved/iterations/01/masks.safetensors",
+    "relieved/iterations/01/weights.safetensors",
+    "artifacts/manifest.json",
+    "artifacts/masked.onnx",
+    "artifacts/model.int8.onnx",
+    "artifacts/model.onnx",
+    "artifacts/model.ort",
+    "artifacts/model.packed-int8.onnx",
+    "artifacts/model.packed.onnx",
+    "artifacts/model.required_operators.config",
+    "artifacts/model.sparse.onnx",
+    "artifacts/original.onnx",
+    "artifacts/record.json",
+    "artifacts/reference.npz",
+    "validation.json",
+    "audit.json",
+    "report.html",
+    "report.md",
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def built(demo, tmp_path):
+    """A copy of the demonstration's build folder that may be spoiled."""
+    return demo.copy(tmp_path / "built")
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def change_one_weight(path: Path) -> None:
+    model = onnx.load(path)
+    largest = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    array = onnx.numpy_helper.to_array(largest).copy()
+    array.ravel()[np.abs(array).argmax()] *= -1.5
+    largest.CopyFrom(onnx.numpy_helper.from_array(array, largest.name))
+    onnx.save(model, path)
+
+
+def test_demo_leaves_exactly_these_files(demo):
+    left = {path for path in contents(demo.folder) if not path.startswith("artifacts/csr/")}
+    assert left == LEFT
+    listed = {file["path"] for entry in read_json(demo.folder / "artifacts/manifest.json")["artifacts"]
+              for file in entry["files"]}  # fmt: skip
+    on_disk = {path.removeprefix("artifacts/") for path in contents(demo.folder) if path.startswith("artifacts/")}
+    assert on_disk - listed == {"manifest.json", "masked.onnx", "original.onnx", "record.json", "reference.npz"}
+    assert listed <= on_disk
+
+
+def test_closing_figures_are_those_of_the_files(demo):
+    printed, artifacts = demo.printed, demo.folder / "artifacts"
+    masks = load_file(demo.folder / "relieved/masks.safetensors")
+    assert printed["connections"]["dense"] == 431_080
+    assert printed["connections"]["kept"] == sum(int(mask.sum()) for mask in masks.values())
+    assert printed["parameters"]["dense"] == 431_080
+    assert printed["macs"]["dense"] == 2_293_000
+    sizes = {file["name"]: file["bytes"] for file in printed["files"]}
+    for entry in read_json(artifacts / "manifest.json")["artifacts"]:
+        assert sizes.pop(entry["name"]) == sum((artifacts / file["path"]).stat().st_size for file in entry["files"])
+    assert not sizes
+    assert printed["original_bytes"] == (artifacts / "original.onnx").stat().st_size
+    assert Path(printed["report"]).is_file()
+    assert Path(printed["model"]) == artifacts / "model.onnx"
+
+
+def test_accuracy_is_that_of_the_runtime_on_the_test_pictures(demo):
+    """Independent of this package's data pipeline: the pictures of the stored sample are scikit-learn's."""
+    session = ort.InferenceSession(demo.folder / "artifacts/model.onnx", providers=["CPUExecutionProvider"])
+    stored = np.load(demo.folder / "artifacts/reference.npz")
+    (logits,) = session.run(None, {session.get_inputs()[0].name: stored["x"]})
+    scale = np.abs(stored["logits"]).max()
+    assert np.abs(logits - stored["logits"]).max() <= 1e-5 * scale
+    assert (logits.argmax(1) == stored["logits"].argmax(1)).all()
+    # The sample is stratified, so its accuracy is near that of the whole test set, and far above chance.
+    accuracy = (logits.argmax(1) == stored["y"]).mean()
+    assert accuracy == pytest.approx(demo.printed["accuracy"]["onnxruntime"], abs=0.03)
+    assert stored["x"].mean() == pytest.approx(load_digits().images.mean() / 16, abs=0.02)
+    assert demo.printed["accuracy"]["onnxruntime"] == demo.printed["accuracy"]["relieved"]
+
+
+def test_second_run_changes_nothing(built):
+    before = contents(built)
+    assert stages.run(load_recipe("digits-lenet5", SETTINGS), built)
+    assert contents(built) == before
+
+
+def test_changed_export_trains_nothing_again(built, capsys):
+    before = contents(built)
+    arguments = ["run", "digits-lenet5", "--out", str(built), "--set", 'export.formats=["csr"]', "--json"]
+    assert run([*arguments, *(part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}"))]) == 0
+    after = contents(built)
+    changed = {path.split("/")[0] for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert changed == {"recipe.toml", "artifacts", "validation.json", "audit.json", "report.html", "report.md"}
+    assert "artifacts/model.packed.onnx" not in after
+    assert [file["name"] for file in json.loads(capsys.readouterr().out)["files"]] == ["model.onnx", "csr"]
+
+
+def test_changed_relief_keeps_the_dense_network(built):
+    recipe = load_recipe("digits-lenet5", SETTINGS | {"relief.tolerance": "0.5"})
+    stages.write_recipe(recipe, built)
+    dense = contents(built / "dense")
+    assert stages.run_stage("train", built).skipped
+    assert not stages.run_stage("relieve", built).skipped
+    assert contents(built / "dense") == dense
+
+
+@pytest.mark.parametrize("honest", [False, True], ids=["stale manifest", "manifest brought up to date"])
+def test_one_changed_weight_fails_validation_by_name(built, honest, capsys):
+    artifacts = built / "artifacts"
+    change_one_weight(artifacts / "model.onnx")
+    if honest:
+        manifest = read_json(artifacts / "manifest.json")
+        (entry,) = (entry for entry in manifest["artifacts"] if entry["name"] == "model.onnx")
+        size = (artifacts / "model.onnx").stat().st_size
+        entry["files"] = [{"path": "model.onnx", "bytes": size, "sha256": sha256(artifacts / "model.onnx")}]
+        write_json(artifacts / "manifest.json", manifest)
+    assert run(["validate", str(built)]) == 1
+    printed = capsys.readouterr().out
+    failures = [line for line in printed.splitlines() if line.startswith("FAILED")]
+    assert failures
+    assert all("model.onnx" in line for line in failures)
+    assert read_json(built / "validation.json")["outcome"]["ok"] is False
+    # Make compares times: a failed validation must be asked again.
+    assert (built / "validation.json").stat().st_mtime < (artifacts / "record.json").stat().st_mtime
+    assert run(["run", "digits-lenet5", "--out", str(built), "--json", *_flags()]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+def _flags() -> list[str]:
+    return [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+
+
+def test_validation_on_given_samples_is_provisional(built, tmp_path, capsys):
+    stored = np.load(built / "artifacts/reference.npz")
+    np.savez(tmp_path / "mine.npz", x=stored["x"][:50], y=stored["y"][:50])
+    assert run(["validate", str(built), "--data", str(tmp_path / "mine.npz"), "--json"]) == 0
+    outcome = json.loads(capsys.readouterr().out)["outcome"]
+    assert (outcome["samples"], outcome["reference"], outcome["provisional"]) == (50, "given", True)
+    assert not stages.run_stage("validate", built).skipped  # the full test set is asked again
+    assert read_json(built / "validation.json")["outcome"]["samples"] == 360
+    assert stages.run_stage("validate", built).skipped
+
+
+def test_artifacts_alone_are_validated_without_torch(demo, tmp_path, without_torch):
+    """In a process that has no torch, from the artifacts' folder alone, on stored and on given samples."""
+    built = demo.copy(tmp_path / "built")
+    np.savez(tmp_path / "mine.npz", x=np.load(built / "artifacts/reference.npz")["x"])
+    code = (
+        "import sys; from relief_export.cli import run\n"
+        "folder, data = sys.argv[1:]\n"
+        "assert run(['validate', folder]) == 0\n"
+        "assert run(['validate', folder, '--data', data]) == 0\n"
+        "assert run(['report', folder + '/..']) == 0\n"
+    )
+    done = without_torch(code, str(built / "artifacts"), str(tmp_path / "mine.npz"))
+    assert done.returncode == 0, done.stderr
+    assert "256 samples of reference.npz" in done.stdout
+
+
+def test_over_budget_fails_the_run_and_still_reports(built, capsys):
+    arguments = ["run", "digits-lenet5", "--out", str(built), "--set", "audit.flash=1KiB", *_flags()]
+    (built / "report.html").unlink()
+    assert run(arguments) == 1
+    assert "FAILED" in capsys.readouterr().out
+    assert (built / "report.html").is_file()
+    assert run(["audit", str(built), "--flash", "8MiB"]) == 0  # the option wins over the recipe
+
+
+@pytest.mark.parametrize(
+    ("missing", "stage"),
+    [
+        ("dense/weights.safetensors", "relieve"),
+        ("relieved/masks.safetensors", "export"),
+        ("artifacts/manifest.json", "audit"),
+    ],
+)
+def test_missing_input_names_the_file(built, missing, stage):
+    (built / missing).unlink()
+    with pytest.raises(InputError, match=missing):
+        stages.run_stage(stage, built, force=True)
+
+
+def test_weights_of_another_network_are_refused(built):
+    recipe = load_recipe("digits-lenet5", SETTINGS)
+    stages.write_recipe(replace(recipe, model=replace(recipe.model, name="lenet300-100")), built)
+    before = contents(built / "artifacts")
+    with pytest.raises(InputError, match=r"weights\.safetensors"):
+        stages.run_stage("export", built)
+    assert contents(built / "artifacts") == before
+
+
+@pytest.mark.parametrize("moment", ["dense/checkpoint.pt", "relieved/iterations/01/retraining.pt"])
+def test_killed_run_goes_on_to_the_same_network(demo, moment, tmp_path):
+    """SIGKILL in training and in relief; the same command ends with the same bytes as the run that was never killed."""
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "relief_export", "run", "digits-lenet5", "--out", str(folder), *_flags()]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 120
+        while not (folder / moment).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert (folder / moment).exists(), process.stderr.read() if process.stderr else ""
+        os.kill(process.pid, signal.SIGKILL)
+    assert not (folder / "artifacts").exists()
+    for stage in ("train", "relieve"):
+        stages.run_stage(stage, folder)
+    for name in ("dense/weights.safetensors", "relieved/masks.safetensors", "relieved/weights.safetensors"):
+        assert sha256(folder / name) == sha256(demo.folder / name)
+    assert not (folder / "dense/checkpoint.pt").exists()
