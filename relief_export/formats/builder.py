@@ -49,6 +49,7 @@ class Builder:
         self.shapes: list[onnx.ValueInfoProto] = []
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._nibbles: list[tuple[str, Array]] = []
+        self._tables: list[tuple[str, Array]] = []
         self._mark = 0
 
     def constant(self, value: Array | list[int] | int, dtype: type = np.int64) -> str:
@@ -69,6 +70,13 @@ class Builder:
         self.nodes.append(helper.make_node(op, inputs, [name], **attributes))  # type: ignore[arg-type]
         return name
 
+    def rename(self, value: str, out: str) -> None:
+        """Give ``value`` the name ``out``; it is used nowhere yet."""
+        if self.nodes and self.nodes[-1].output[:] == [value]:
+            self.nodes[-1].output[0] = out
+        else:  # a constant, which others may share
+            self.node("Identity", value, out=out)
+
     def split(self, value: str, sizes: list[int], outs: list[str] | None = None) -> list[str]:
         """Split along the first axis and return the outputs' names."""
         names = outs or [next(self.names) for _ in sizes]
@@ -77,18 +85,29 @@ class Builder:
 
     def nibbles(self, words: Array) -> str:
         """Promise the int64 values of 4-bit ``words``; ``flush`` stores all that were promised in one constant."""
-        if not self._nibbles:
+        if not self._mark_set():
             self._mark = len(self.nodes)
         name = next(self.names)
         self._nibbles.append((name, words))
         return name
 
+    def _mark_set(self) -> bool:
+        return bool(self._nibbles or self._tables)
+
     def flush(self) -> None:
-        """Store the promised words: the first half in the high, the second half in the low nibbles of one constant."""
-        if not self._nibbles:
+        """Store everything that was promised, ahead of the nodes that use it."""
+        if not self._mark_set():
             return
         users = self.nodes[self._mark :]
         del self.nodes[self._mark :]
+        self._flush_nibbles()
+        self._flush_tables()
+        self.nodes.extend(users)
+
+    def _flush_nibbles(self) -> None:
+        # The first half of the words lies in the high, the second half in the low nibbles.
+        if not self._nibbles:
+            return
         names, sizes = [name for name, _ in self._nibbles], [words.size for _, words in self._nibbles]
         words = np.zeros(sum(sizes) + sum(sizes) % 2, np.uint8)
         np.concatenate([words for _, words in self._nibbles], out=words[: sum(sizes)], casting="unsafe")
@@ -96,14 +115,30 @@ class Builder:
             names, sizes = [*names, next(self.names)], [*sizes, 1]
         half = words.size // 2
         packed = self.constant((words[:half] << 4) | words[half:])
-        high = self.node("BitShift", packed, self.constant(4, np.uint8), direction="RIGHT")
-        low = self.node("Mod", packed, self.constant(16, np.uint8))
-        both = self.node("Concat", high, low, axis=0)
-        wide = self.node("Cast", both, out=names[0] if len(names) == 1 else None, to=onnx.TensorProto.INT64)
+        wide, base = self.node("Cast", packed, to=onnx.TensorProto.INT64), self.constant(16)
+        parts = self.node("Div", wide, base), self.node("Mod", wide, base)
+        both = self.node("Concat", *parts, out=names[0] if len(names) == 1 else None, axis=0)
+        if len(names) > 1:
+            self.split(both, sizes, names)
+        self._nibbles.clear()
+
+    def table(self, centres: Array) -> str:
+        """Promise float32 ``centres``, which are halves; ``flush`` stores all that were promised in one constant."""
+        if not self._mark_set():
+            self._mark = len(self.nodes)
+        name = next(self.names)
+        self._tables.append((name, centres))
+        return name
+
+    def _flush_tables(self) -> None:
+        if not self._tables:
+            return
+        names, sizes = [name for name, _ in self._tables], [centres.size for _, centres in self._tables]
+        stored = self.constant(np.concatenate([centres for _, centres in self._tables]).astype(np.float16))
+        wide = self.node("Cast", stored, out=names[0] if len(names) == 1 else None, to=onnx.TensorProto.FLOAT)
         if len(names) > 1:
             self.split(wide, sizes, names)
-        self.nodes.extend(users)
-        self._nibbles.clear()
+        self._tables.clear()
 
     def declare(self, name: str, kind: int, shape: list[int]) -> str:
         """State the shape of a value that shape inference cannot see; the runtime folds no value of unknown size."""

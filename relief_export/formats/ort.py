@@ -6,10 +6,9 @@ machine's processor are left out.
 
 from __future__ import annotations
 
-import contextlib
-import io
 import logging
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -55,7 +54,8 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
             except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no other base
                 reason = " ".join(str(error).split())[:300]
                 raise UnsupportedModelError(f"ONNX Runtime cannot convert this model ({reason})") from None
-    with atomic_path(operators_path(path)) as temporary, contextlib.redirect_stdout(io.StringIO()):
+    with atomic_path(operators_path(path)) as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the tool leaves its open file to the garbage collector
         create_config_from_models([path.resolve()], temporary.resolve(), enable_type_reduction=False)
     if options.verify:
         open_session(path)

@@ -39,7 +39,7 @@ TOLERANCES: dict[str, Tolerance] = {
 }
 SMALLEST = 32
 _ALONE = 1 << 20
-_STREAM_BITS = 8 * 220
+_STREAM_BITS, _TENSOR_BITS = 8 * 220, 8 * 40  # what the nodes of a stream, and of each weight in it, take
 DTYPES = frozenset(["float16", "float32", "float64", "int8", "uint8", "int16", "uint16", "int32", "int64"])
 _CHANNEL_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
 
@@ -113,7 +113,7 @@ def _items(model: ir.Model, code: str) -> tuple[list[Item], list[str]]:
             continue
         coded = values.encode(array, code, channel_axis(value))
         item = make_item(value.name, array, coded)
-        if coded.code == "raw" and _bits(item) + _STREAM_BITS / 8 >= 8 * array.nbytes:
+        if _bits(item) + _TENSOR_BITS >= 8 * array.nbytes:
             if array.ndim > 1 and array.dtype.kind == "f":
                 notes.append(f"{value.name} stays dense: it has too few zeros")
             continue
@@ -127,8 +127,10 @@ def _items(model: ir.Model, code: str) -> tuple[list[Item], list[str]]:
 def _error(array: Array, coded: values.Coded) -> float:
     if coded.code == "raw":
         return 0.0
-    largest = float(np.abs(array).max())
-    return float(np.abs(coded.decoded() - array).max()) / largest if largest else 0.0
+    support = array != 0
+    if not support.any():
+        return 0.0
+    return float(np.abs((coded.decoded() - array)[support]).max() / np.abs(array).max())
 
 
 def channel_axis(value: ir.Value) -> int:
@@ -205,7 +207,7 @@ def emit_stream(builder: Builder, stream: list[Item], outs: dict[str, str]) -> N
     if len(stream) > 1:
         names = builder.split(buffer, sizes, names)
     elif not last[0]:
-        builder.nodes[-1].output[0] = outs[stream[0].name]
+        builder.rename(buffer, outs[stream[0].name])
     else:
         names = [buffer]
     for item, name, tail in zip(stream, names, last, strict=True):
@@ -236,7 +238,7 @@ def _scatter(builder: Builder, found: Array, shape: list[int], stored: str, kind
     zeros = _zeros(builder, shape, kind)
     if len(shape) == 1:
         return builder.node("ScatterElements", zeros, indices, stored)
-    return builder.node("ScatterND", zeros, builder.node("Reshape", indices, builder.constant([-1, 1])), stored)
+    return builder.node("ScatterND", zeros, builder.node("Reshape", indices, builder.constant([found.size, 1])), stored)
 
 
 def is_packed(proto: onnx.ModelProto) -> bool:

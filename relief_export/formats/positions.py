@@ -6,7 +6,7 @@ bitmap:  bit i is 1 exactly where i is a position.
 Elias-Fano with l = the integer that makes it shortest:  l bit planes of the low parts, then the high parts in unary,
     so that the j-th one stands at h_j:  p_j = 2^l (h_j − j) + Σ_i 2^i low_{i,j}.
 
-Bits fill bytes from the most significant end. Operator versions: CumSum 11, Compress 11, BitShift 11, Split 13.
+Bits fill bytes from the most significant end. Operator versions: CumSum 11, Compress 11, Range 11, Split 13.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-SLOW_ABOVE = 1 << 20
+SLOW_ABOVE = 1 << 19
 """Universes above this use gap codes only: bit codes cost the runtime several passes over 8 bytes a bit at load."""
 
 
@@ -72,26 +72,22 @@ def _emit_gaps(builder: Builder, positions: Array, dtype: type[np.unsignedintege
 
 
 def _unpack_bits(builder: Builder, bits: Array) -> str:
-    """Store bits and return them as uint8 0 or 1, padded at the end to whole bytes."""
-    packed = builder.constant(np.packbits(bits)[:, None])
-    shifts = builder.constant(np.arange(7, -1, -1, dtype=np.uint8))
-    shifted = builder.node("BitShift", packed, shifts, direction="RIGHT")
-    odd = builder.node("Mod", shifted, builder.constant(2, np.uint8))
-    return builder.node("Reshape", odd, builder.constant([-1]))
+    """Store bits and return them as int64 0 or 1, padded at the end to whole bytes."""
+    wide = builder.node("Cast", builder.constant(np.packbits(bits)[:, None]), to=TensorProto.INT64)
+    shifted = builder.node("Div", wide, builder.constant([128, 64, 32, 16, 8, 4, 2, 1]))
+    return builder.node("Mod", shifted, builder.constant(2))
 
 
-def _ones(builder: Builder, bits: str, count: int, step: int, found: int) -> str:
-    """Return ``step`` times the indices of the ones among ``count`` bits, of which ``found`` are ones."""
-    mask = builder.node("Cast", bits, to=TensorProto.BOOL)
-    line = builder.node("Range", *(builder.constant(value) for value in (0, count * step, step)))
-    name = builder.node("Compress", line, mask, axis=0)
-    return builder.declare(name, TensorProto.INT64, [found])
+def _ones(builder: Builder, bits: str, found: int) -> str:
+    """Return the indices of the ones among flat ``bits``, ``(1, found)``."""
+    return builder.declare(builder.node("NonZero", bits), TensorProto.INT64, [1, found])
 
 
 def _emit_bitmap(builder: Builder, positions: Array, universe: int) -> str:
     bits = np.zeros(-(-universe // 8) * 8, np.uint8)
     bits[positions] = 1
-    return _ones(builder, _unpack_bits(builder, bits), bits.size, 1, positions.size)
+    flat = builder.node("Reshape", _unpack_bits(builder, bits), builder.constant([bits.size]))
+    return builder.node("Reshape", _ones(builder, flat, positions.size), builder.constant([positions.size]))
 
 
 def low_bits(positions: Array, universe: int) -> int:
@@ -108,19 +104,18 @@ def _emit_elias_fano(builder: Builder, positions: Array, universe: int) -> str:
     planes = (positions >> np.arange(low)[:, None]) & 1
     bits = np.concatenate([planes.ravel().astype(np.uint8), unary])
     bits = np.concatenate([bits, np.zeros(-bits.size % 8, np.uint8)])
-    stored = _unpack_bits(builder, bits)
+    stored = builder.node("Reshape", _unpack_bits(builder, bits), builder.constant([bits.size]))
     lows = ""
     if low:
         lows, stored = builder.split(stored, [low * count, bits.size - low * count])
-    ones = _ones(builder, stored, bits.size - low * count, 1 << low, count)
+    ones = builder.node("Mul", _ones(builder, stored, count), builder.constant(1 << low))
     line = builder.node("Range", *(builder.constant(value) for value in (0, count << low, 1 << low)))
     result = builder.node("Sub", ones, line)
-    if not low:
-        return result
-    table = builder.node("Reshape", lows, builder.constant([low, count]))
-    floats = builder.node("Cast", table, to=TensorProto.FLOAT)
-    total = builder.node("MatMul", builder.constant((2.0 ** np.arange(low)).astype(np.float32)), floats)
-    return builder.node("Add", result, builder.node("Cast", total, to=TensorProto.INT64))
+    if low:
+        table = builder.node("Reshape", lows, builder.constant([low, count]))
+        powers = builder.constant([1 << bit for bit in range(low)])
+        result = builder.node("Add", result, builder.node("MatMul", powers, table))
+    return builder.node("Reshape", result, builder.constant([count]))
 
 
 def _gap_code(name: str, bits: int) -> Code:
@@ -139,7 +134,7 @@ def _gap_code(name: str, bits: int) -> Code:
 
 def _elias_fano_size(positions: Array, universe: int) -> float:
     low = low_bits(positions, universe)
-    return (low * positions.size + positions.size + (int(positions[-1]) >> low)) / 8 + 430
+    return (low * positions.size + positions.size + (int(positions[-1]) >> low)) / 8 + 330
 
 
 CODES: tuple[Code, ...] = (
@@ -147,7 +142,7 @@ CODES: tuple[Code, ...] = (
     _gap_code("u4", 4),
     _gap_code("u16", 16),
     Code("elias-fano", _elias_fano_size, _emit_elias_fano, slow=True),
-    Code("bitmap", lambda _, universe: universe / 8 + 200, _emit_bitmap, slow=True),
+    Code("bitmap", lambda _, universe: universe / 8 + 150, _emit_bitmap, slow=True),
 )
 
 

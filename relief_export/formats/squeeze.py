@@ -50,6 +50,11 @@ def _drop_defaults(node: onnx.NodeProto, versions: dict[str, int]) -> None:
         plain = onnx.AttributeProto()
         plain.CopyFrom(attribute)
         plain.ClearField("doc_string")
+        inferred = (
+            node.op_type == "Conv" and not node.domain and attribute.name == "kernel_shape"
+        )  # by the weight's shape
+        if inferred:
+            continue
         if default is None or default.SerializeToString() != plain.SerializeToString():
             kept.append(plain)
     del node.attribute[:]

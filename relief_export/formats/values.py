@@ -3,7 +3,7 @@
     raw         the values as they are, in their own type
     f16         w ≈ float32(h), h the nearest half: relative error at most 2^−11 for normal halves
     int8        w ≈ s_c · q, one scale s_c = max |w_c| / 127 an output channel c, |q| >= 1 where w ≠ 0
-    codebook    w ≈ B[i], 16 or 256 float32 centres a tensor, by k-means over its non-zero values
+    codebook    w ≈ B[i], 16 or 256 centres a tensor, stored as halves, by k-means over its non-zero values
 
 The decoded value is 0 exactly where the weight is 0, so no code changes which connections exist.
 """
@@ -43,9 +43,9 @@ class Coded:
     scale: Array | None = None
 
     def decoded(self) -> Array:
-        """Return the tensor that a reader gets where its unit is stored."""
+        """Return the tensor that a reader gets; only non-zero weights of it mean something."""
         if self.table is not None:
-            return self.table[self.symbols] if self.table.size else np.zeros(self.symbols.shape, np.float32)
+            return np.asarray(self.table[self.symbols])
         values = self.symbols if self.code == "raw" else self.symbols.astype(np.float32)
         return values if self.scale is None else values * self.scale
 
@@ -74,8 +74,8 @@ def encode(array: Array, code: str, axis: int) -> Coded:
 
 def _cost(coded: Coded, count: int) -> int:
     """Return the bits of ``count`` values with what goes with them."""
-    extra = (part.nbytes for part in (coded.table, coded.scale) if part is not None)
-    return count * bits(coded) + 8 * sum(extra)
+    extra = (0 if coded.table is None else 2 * coded.table.size) + (0 if coded.scale is None else coded.scale.nbytes)
+    return count * bits(coded) + 8 * extra
 
 
 def _f16(array: Array, _: int) -> Coded:
@@ -98,11 +98,15 @@ def _int8(array: Array, axis: int) -> Coded:
 
 def _codebook(name: str, size: int) -> Callable[[Array, int], Coded]:
     def code(array: Array, _: int) -> Coded:
-        # Index 0 is kept for zero: a kernel that is stored whole may hold some, and they must stay zero.
-        inner = codebook(array[array != 0], size - 1)
-        table = np.concatenate([np.zeros(1, np.float32), inner[inner != 0]])
-        symbols = np.where(array != 0, nearest(array, table[1:]) + np.uint8(1), np.uint8(0)).astype(np.uint8)
-        return Coded(name, symbols, table=table)
+        # Where whole kernels may be stored, index 0 is zero: some hold zeros, and they must stay zero.
+        zero = np.zeros(1 if array.ndim > 2 else 0, np.float32)
+        centres = codebook(array[array != 0], size - zero.size)
+        with np.errstate(over="ignore"):
+            halves = centres.astype(np.float16).astype(np.float32)
+        if not centres.size or not np.isfinite(halves).all() or (halves == 0).any():
+            return Coded("raw", array)  # nothing to code, or centres beyond the range of halves
+        symbols = np.where(array != 0, nearest(array, halves) + np.uint8(zero.size), np.uint8(0)).astype(np.uint8)
+        return Coded(name, symbols, table=np.concatenate([zero, halves]))
 
     return code
 
@@ -134,9 +138,9 @@ def emit(builder: Builder, parts: list[tuple[Coded, Array]], unit: int) -> str:
         indices = builder.node("Cast", builder.constant(symbols.ravel()), to=TensorProto.INT32)
         pieces = builder.split(indices, [stored.size for _, stored in parts]) if len(parts) > 1 else [indices]
     looked = [
-        builder.node("Gather", builder.constant(coded.table), piece)
+        builder.node("Gather", builder.table(coded.table), piece)
         for piece, (coded, _) in zip(pieces, parts, strict=True)
         if coded.table is not None
     ]
     values = builder.node("Concat", *looked, axis=0) if len(looked) > 1 else looked[0]
-    return builder.node("Reshape", values, builder.constant([-1, unit])) if unit > 1 else values
+    return builder.node("Reshape", values, builder.constant([len(symbols), unit])) if unit > 1 else values

@@ -1,0 +1,112 @@
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from relief_export.errors import InputError, IntegrityError
+from relief_export.formats import FORMATS, Options, dense, write_manifest
+
+
+def test_same_input_same_bytes_and_reading_changes_nothing(tmp_path, make_lenet):
+    dense.write(make_lenet(), tmp_path / "a.onnx", Options())
+    dense.write(dense.read(tmp_path / "a.onnx"), tmp_path / "b.onnx", Options())
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_the_writer_leaves_its_input_alone(tmp_path, make_lenet):
+    model = make_lenet()
+    model.doc_string = "mine"
+    before = ir.to_proto(model).SerializeToString()
+    for name, form in FORMATS.items():
+        if "int8" not in name:
+            form.write(model, tmp_path / form.suffix, Options())
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+def test_nothing_but_the_network_is_written(tmp_path, make_lenet):
+    model = make_lenet()
+    model.doc_string, model.producer_name = "doc", "me"
+    model.metadata_props["note"] = "x"
+    for node in model.graph:
+        node.doc_string, node.metadata_props["trace"] = "doc", "/home/me/secret.py"
+    dense.write(model, tmp_path / "m.onnx", Options())
+    assert b"secret" not in (tmp_path / "m.onnx").read_bytes()
+    proto = onnx.load(tmp_path / "m.onnx")
+    assert not proto.doc_string
+    assert not proto.producer_name
+    assert not proto.metadata_props
+
+
+def test_negative_zeros_become_zeros(tmp_path, make_linear):
+    weight = np.array([[-0.0, 1.0], [0.0, -2.0]], np.float32)
+    dense.write(make_linear(weight), tmp_path / "m.onnx", Options())
+    read = dense.read(tmp_path / "m.onnx").graph.initializers["w"].const_value.numpy()
+    assert np.array_equal(read, weight)
+    assert not np.signbit(read[read == 0]).any()
+
+
+def test_constant_nodes_become_initializers(tmp_path, run):
+    weight = np.arange(32, dtype=np.float32).reshape(4, 8)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 3, opset_import: ["": 13]> g (float[N,8] x) => (float[N,4] y) { y = Gemm <transB = 1> (x, w) }'
+    )
+    constant = onnx.helper.make_node("Constant", [], ["w"], value=onnx.numpy_helper.from_array(weight))
+    proto.graph.node.insert(0, constant)
+    dense.write(ir.from_proto(proto), tmp_path / "m.onnx", Options())
+    assert np.array_equal(dense.read(tmp_path / "m.onnx").graph.initializers["w"].const_value.numpy(), weight)
+    assert run(tmp_path / "m.onnx").shape == (5, 4)
+
+
+def test_large_models_keep_weights_beside_them(tmp_path, make_lenet, run):
+    model = make_lenet()
+    dense.write(model, tmp_path / "one.onnx", Options())
+    artifact = dense.write(model, tmp_path / "two.onnx", Options(external_bytes=1000))
+    assert [file.path for file in artifact.files] == ["two.onnx", "two.onnx.data"]
+    assert np.array_equal(run(tmp_path / "one.onnx"), run(tmp_path / "two.onnx"))
+    again = dense.write(dense.read(tmp_path / "two.onnx"), tmp_path / "two.onnx", Options())
+    assert [file.path for file in again.files] == ["two.onnx"]
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "two.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("location", ["../secret.data", "/etc/hostname"])
+def test_external_data_outside_the_folder_is_refused(tmp_path, make_lenet, location):
+    folder = tmp_path / "inner"
+    dense.write(make_lenet(), folder / "m.onnx", Options(external_bytes=1000))
+    (tmp_path / "secret.data").write_bytes((folder / "m.onnx.data").read_bytes())
+    proto = onnx.load(folder / "m.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    (folder / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(IntegrityError, match="points outside its folder"):
+        dense.read(folder / "m.onnx")
+
+
+def test_short_external_data_is_refused(tmp_path, make_lenet):
+    dense.write(make_lenet(), tmp_path / "m.onnx", Options(external_bytes=1000))
+    data = tmp_path / "m.onnx.data"
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(IntegrityError, match="missing or too short"):
+        dense.read(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"PK\x03\x04" + bytes(100), b"\x80\x04cposix\nsystem\n."])
+def test_foreign_files_are_refused(tmp_path, content):
+    (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(IntegrityError, match="is not a sound ONNX model"):
+        dense.read(tmp_path / "m.onnx")
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.onnx does not exist"):
+        dense.read(tmp_path / "gone.onnx")
+
+
+def test_the_manifest_beside_a_file_is_obeyed(tmp_path, make_lenet):
+    artifact = dense.write(make_lenet(), tmp_path / "m.onnx", Options())
+    write_manifest(tmp_path, [artifact])
+    dense.read(tmp_path / "m.onnx")
+    dense.write(make_lenet(seed=1), tmp_path / "m.onnx", Options())
+    with pytest.raises(IntegrityError, match=r"m\.onnx (differs from its SHA-256|has \d+ bytes)"):
+        dense.read(tmp_path / "m.onnx")

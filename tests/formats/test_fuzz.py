@@ -1,0 +1,62 @@
+"""Every reader on mutations of valid files: a model or one sentence, and no more memory than the file earns."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relief_export import formats
+from relief_export.errors import InputError
+from relief_export.formats import FORMATS, Options
+
+NAMES = ["dense", "sparse", "packed", "csr"]
+
+mutations = st.lists(
+    st.tuples(
+        st.sampled_from(["flip", "cut", "zero", "repeat"]), st.floats(0, 1, exclude_max=True), st.integers(1, 255)
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def mutate(data, steps):
+    data = bytearray(data)
+    for kind, place, value in steps:
+        at = int(place * len(data))
+        if kind == "flip" and data:
+            data[at] ^= value
+        elif kind == "cut":
+            data = data[:at]
+        elif kind == "zero":
+            data[at : at + value] = bytes(len(data[at : at + value]))
+        else:
+            data[at:at] = data[at : at + value]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(steps=mutations, which=st.integers(0, 100))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_mutated_file_is_a_model_or_one_sentence(tmp_path, make_lenet, name, steps, which):
+    path = tmp_path / FORMATS[name].suffix
+    FORMATS[name].write(make_lenet(0.9), path, Options(verify=False))
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    victim = files[which % len(files)]
+    victim.write_bytes(mutate(victim.read_bytes(), steps))
+    message = "it was read"
+    tracemalloc.start()
+    try:
+        model = formats.read(path)
+        for value in model.graph.initializers.values():
+            np.asarray(value.const_value.numpy())
+    except InputError as error:
+        message = str(error)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert message
+    assert "\n" not in message
+    assert peak < 1 << 28

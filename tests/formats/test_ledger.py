@@ -1,0 +1,55 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from relief_export.formats import VALUES, Options, ledger, packed
+from relief_export.formats.ledger import entropy_bound
+from relief_export.formats.values import encode
+
+
+def test_the_bound_of_a_matrix_is_the_formula():
+    weight = np.zeros((20, 30), np.float32)
+    weight.ravel()[::7] = np.arange(1, 87)
+    bits = math.log2(math.comb(600, 86)) + 86 * 32
+    assert entropy_bound(weight, encode(weight, "f32", 0)) == pytest.approx(bits / 8, rel=1e-9)
+
+
+def test_whole_kernels_are_counted_as_one_choice():
+    weight = np.zeros((10, 8, 3, 3), np.float32)
+    weight[::3, ::2] = 1.25
+    bits = math.log2(math.comb(80, 16)) + 144 * 32
+    assert entropy_bound(weight, encode(weight, "f32", 0)) == pytest.approx(bits / 8, rel=1e-9)
+
+
+def test_codebooks_are_counted_by_the_entropy_of_their_symbols():
+    weight = np.zeros((10, 40), np.float32)
+    weight.ravel()[:30] = np.repeat([1.0, 2.0, 4.0], [15, 10, 5])
+    entropy = -sum(share * math.log2(share) for share in (1 / 2, 1 / 3, 1 / 6))
+    bits = math.log2(math.comb(400, 30)) + 30 * entropy
+    assert entropy_bound(weight, encode(weight, "codebook16", 0)) == pytest.approx(bits / 8, rel=1e-9)
+
+
+def test_the_total_is_the_sum_and_is_plain_data(make_lenet):
+    found = ledger(make_lenet())
+    content = json.loads(json.dumps(found.to_dict()))
+    for key in ("dense", "gzip", "sparse", "csr", "nonzeros"):
+        assert content["total"][key] == sum(row[key] for row in content["tensors"])
+    assert content["total"]["dense"] == sum(4 * math.prod(row["shape"]) for row in content["tensors"])
+
+
+@pytest.mark.parametrize("zeros", [0.0, 0.8, 0.95, 1.0])
+def test_no_format_beats_the_bound_or_loses_to_dense(make_lenet, zeros):
+    for row in ledger(make_lenet(zeros)).rows:
+        assert row.sparse <= row.dense
+        assert row.csr <= row.dense
+        for code in VALUES:
+            assert row.packed[code] <= row.dense
+            assert row.packed[code] >= row.bound[code] - 1
+
+
+def test_the_ledger_agrees_with_the_file(tmp_path, make_lenet):
+    for values in VALUES:
+        written = packed.write(make_lenet(), tmp_path / "m.onnx", Options(values=values))
+        assert written.bytes == pytest.approx(ledger(make_lenet()).total.packed[values], abs=900)

@@ -1,0 +1,102 @@
+import json
+
+import pytest
+
+from relief_export.errors import InputError, IntegrityError
+from relief_export.formats import EXACT, Artifact, File, Options, read_manifest, write_manifest
+from relief_export.formats.dense import write
+
+
+@pytest.fixture
+def folder(tmp_path, make_lenet):
+    artifact = write(make_lenet(), tmp_path / "model.onnx", Options())
+    write_manifest(tmp_path, [artifact], {"cost": {"macs": 3}})
+    return tmp_path
+
+
+def edit(folder, change):
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_it_is_read_as_written(folder):
+    manifest = read_manifest(folder)
+    assert manifest.extra == {"cost": {"macs": 3}}
+    artifact = manifest["model.onnx"]
+    assert artifact.tolerance == EXACT
+    assert artifact.bytes == (folder / "model.onnx").stat().st_size
+    assert manifest.path(artifact) == folder / "model.onnx"
+    manifest.check(artifact)
+
+
+def test_one_changed_byte_is_found(folder):
+    path = folder / "model.onnx"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    manifest = read_manifest(folder)
+    with pytest.raises(IntegrityError, match=r"model\.onnx differs from its SHA-256"):
+        manifest.check(manifest["model.onnx"])
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "model.onnx").unlink()
+    manifest = read_manifest(folder)
+    with pytest.raises(IntegrityError, match=r"model\.onnx is missing"):
+        manifest.check(manifest["model.onnx"])
+
+
+@pytest.mark.parametrize("path", ["../model.onnx", "/etc/passwd", "a/../../b", "", "C:\\x", "..\\x"])
+def test_paths_outside_the_folder_are_refused(folder, path):
+    edit(folder, lambda content: content["artifacts"][0]["files"][0].update(path=path))
+    with pytest.raises(IntegrityError, match="points outside its folder"):
+        read_manifest(folder)
+
+
+def test_a_link_out_of_the_folder_is_refused(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other") / "secret"
+    other.write_bytes(b"secret")
+    (folder / "link").symlink_to(other)
+    edit(folder, lambda content: content["artifacts"][0]["files"][0].update(path="link"))
+    with pytest.raises(IntegrityError, match="through a link"):
+        read_manifest(folder)
+
+
+def test_another_version_is_refused(folder):
+    edit(folder, lambda content: content.update(version=2))
+    with pytest.raises(IntegrityError, match="has version 2, this program reads 1"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda content: content.pop("artifacts"),
+        lambda content: content["artifacts"][0].pop("files"),
+        lambda content: content["artifacts"][0].update(surprise=1),
+        lambda content: content["artifacts"][0]["files"][0].update(bytes="many"),
+        lambda content: content["artifacts"][0].update(tolerance=[1]),
+        lambda content: content.update(artifacts=["x"]),
+    ],
+)
+def test_malformed_entries_are_refused(folder, change):
+    edit(folder, change)
+    with pytest.raises(IntegrityError, match=r"malformed|lacks its list"):
+        read_manifest(folder)
+
+
+def test_an_absent_manifest_says_what_to_do(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        read_manifest(tmp_path)
+
+
+def test_an_unknown_artifact_is_refused(folder):
+    with pytest.raises(IntegrityError, match=r"no artifact 'x\.onnx'"):
+        read_manifest(folder)["x.onnx"]
+
+
+def test_artifacts_survive_plain_data():
+    artifact = Artifact("a", "csr", (File("a/b", 3, "00"),), EXACT, {"values": "f32"}, ("note",))
+    assert Artifact.from_dict(json.loads(json.dumps(artifact.to_dict())), "here") == artifact

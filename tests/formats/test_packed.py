@@ -1,0 +1,252 @@
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from relief_export import formats
+from relief_export.errors import IntegrityError, UnsupportedModelError
+from relief_export.formats import VALUES, Options, dense, packed, positions
+
+
+def spaced(gaps, universe):
+    """Return a weight matrix (universe / 64, 64) whose non-zeros stand at the running sums of ``gaps``."""
+    places = np.cumsum(gaps)
+    weight = np.zeros(universe, np.float32)
+    weight[places[places < universe]] = np.random.default_rng(0).normal(size=(places < universe).sum())
+    return weight.reshape(-1, 64)
+
+
+def geometric(density, universe=64 * 512):
+    return spaced(np.random.default_rng(1).geometric(density, universe), universe)
+
+
+BY_CODE = {
+    "u4": spaced(np.random.default_rng(2).integers(8, 15, 9000), 64 * 1000),
+    "u8": spaced(np.random.default_rng(2).integers(60, 250, 500), 64 * 1000),
+    "u16": spaced(np.random.default_rng(2).integers(1500, 9000, 100), 64 * 2000),
+    "elias-fano": geometric(0.05, 64 * 2000),
+    "bitmap": geometric(0.4),
+}
+
+
+def pack(model, tmp_path, values="f32"):
+    dense.write(model, tmp_path / "dense.onnx", Options())
+    artifact = packed.write(model, tmp_path / "packed.onnx", Options(values=values))
+    return tmp_path / "dense.onnx", tmp_path / "packed.onnx", artifact
+
+
+@pytest.mark.parametrize("code", BY_CODE)
+def test_every_position_code_is_folded_and_exact(tmp_path, make_linear, run, optimised_ops, code):
+    weight = BY_CODE[code]
+    assert positions.choose(np.flatnonzero(weight), weight.size).name == code
+    plain, small, _ = pack(make_linear(weight), tmp_path)
+    assert optimised_ops(small) == optimised_ops(plain)
+    assert np.array_equal(run(small), run(plain))
+    assert np.array_equal(run(small, optimise=False), run(plain, optimise=False))
+    assert small.stat().st_size < plain.stat().st_size
+
+
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("zeros", [0.0, 0.5, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize("kernels", [True, False])
+def test_every_value_code_is_folded(tmp_path, make_lenet, run, optimised_ops, *, values, zeros, kernels):
+    plain, small, _ = pack(make_lenet(zeros, kernels=kernels), tmp_path, values)
+    assert optimised_ops(small) == optimised_ops(plain)
+    expected, got = run(plain), run(small)
+    if values == "f32":
+        assert np.array_equal(got, expected)
+    unoptimised = run(small, optimise=False)
+    assert np.abs(unoptimised - got).max() <= 1e-5 * max(np.abs(got).max(), 1.0)
+    dense.write(packed.read(small), tmp_path / "read.onnx", Options())
+    assert np.array_equal(run(tmp_path / "read.onnx"), got)
+    assert optimised_ops(tmp_path / "read.onnx") == optimised_ops(plain)
+
+
+@pytest.mark.parametrize(
+    ("values", "bound"), [("f16", 2.0**-11), ("int8", 1 / 127), ("codebook256", 0.1), ("codebook16", 0.5)]
+)
+def test_the_stated_weight_error_is_the_real_one(tmp_path, make_linear, values, bound):
+    weight = geometric(0.1)
+    _, small, artifact = pack(make_linear(weight), tmp_path, values)
+    (read,) = packed.read(small).graph.initializers.values()
+    error = np.abs(read.const_value.numpy() - weight).max() / np.abs(weight).max()
+    assert artifact.notes == (f"largest error of a weight: {error:.3g} of the largest in w",)
+    assert error <= bound
+    assert np.array_equal(read.const_value.numpy() != 0, weight != 0)
+
+
+def test_whole_kernels_share_a_position(tmp_path, make_conv, run, optimised_ops):
+    rng = np.random.default_rng(0)
+    weight = (rng.normal(size=(64, 64, 3, 3)) * (rng.random((64, 64, 1, 1)) < 0.2)).astype(np.float32)
+    plain, small, artifact = pack(make_conv(weight), tmp_path)
+    kernels = np.count_nonzero(weight.any(axis=(2, 3)))
+    assert artifact.bytes < kernels * 37 + 600
+    assert "ScatterND" in {node.op_type for node in onnx.load(small).graph.node}
+    assert optimised_ops(small) == optimised_ops(plain)
+    assert np.array_equal(run(small), run(plain))
+
+
+def test_zeros_inside_a_stored_kernel_stay_zero(tmp_path, make_conv):
+    rng = np.random.default_rng(0)
+    weight = (rng.normal(size=(32, 32, 3, 3)) * (rng.random((32, 32, 1, 1)) < 0.2)).astype(np.float32)
+    weight[..., 1, 1] = 0
+    for values in VALUES:
+        _, small, _ = pack(make_conv(weight), tmp_path, values)
+        (read,) = packed.read(small).graph.initializers.values()
+        assert np.array_equal(read.const_value.numpy() != 0, weight != 0)
+
+
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize(
+    "support",
+    [[], [0], [4095], [0, 4095], list(range(4096)), list(range(0, 4096, 2))],
+    ids=["empty", "first", "last", "ends", "full", "half"],
+)
+def test_extreme_supports(tmp_path, make_linear, run, values, support):
+    weight = np.zeros(4096, np.float32)
+    weight[support] = np.random.default_rng(0).normal(size=len(support)) + 3
+    plain, small, _ = pack(make_linear(weight.reshape(64, 64)), tmp_path, values)
+    assert np.array_equal(run(small) != 0, run(plain) != 0)
+    assert small.stat().st_size <= plain.stat().st_size + 50
+
+
+def test_empty_scalar_and_one_element_tensors(tmp_path, run):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]> g (float[N,4] x) => (float[M,4] y)
+        <float[0,4] empty = {}, float scalar = {2.0}, float[1] one = {0.0}, float[1,4] row = {0.0, 1.0, 0.0, 0.0}> {
+          a = Concat <axis = 0> (x, empty)
+          b = Mul (a, scalar)
+          c = Add (b, one)
+          y = Mul (c, row)
+        }"""
+    )
+    plain, small, _ = pack(ir.from_proto(proto), tmp_path, "codebook16")
+    assert np.array_equal(run(small), run(plain))
+
+
+def test_types_other_than_float_are_packed_as_they_are(tmp_path, run, optimised_ops):
+    rng = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[N,8] x) => (double[N,300] y) '
+        "{ a = Cast <to = 11> (x) b = MatMul (a, w) c = Cast <to = 11> (k) y = Add (b, c) }"
+    )
+    tensors = {"w": rng.normal(size=(8, 300)), "k": rng.integers(-9, 9, 300)}
+    for name, array in tensors.items():
+        kept = array * (rng.random(array.shape) < 0.05)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(kept.astype(array.dtype), name))
+    plain, small, _ = pack(ir.from_proto(proto), tmp_path)
+    assert optimised_ops(small) == optimised_ops(plain)
+    assert np.array_equal(run(small), run(plain))
+    assert small.stat().st_size < plain.stat().st_size / 2
+
+
+def test_a_shared_weight_is_stored_once(tmp_path, run):
+    weight = geometric(0.1, 64 * 64)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[N,64] x) => (float[N,64] y) '
+        "{ a = MatMul (x, w) y = MatMul (a, w) }"
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    plain, small, _ = pack(ir.from_proto(proto), tmp_path)
+    assert np.array_equal(run(small), run(plain))
+    assert len(packed.read(small).graph.initializers) == 1
+
+
+def test_subgraphs_see_the_renamed_weights(tmp_path):
+    weight = geometric(0.1, 64 * 64)
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]> g (float[N,64] x, bool flag) => (float[N,64] y) {
+          y = If (flag) <then_branch = t () => (float[N,64] p) { p = MatMul (x, w) },
+                         else_branch = e () => (float[N,64] q) { q = Identity (x) }>
+        }"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    packed.write(ir.from_proto(proto), tmp_path / "p.onnx", Options())
+    import onnxruntime as ort  # noqa: PLC0415 - only this test feeds two inputs
+
+    opened = ort.InferenceSession(tmp_path / "p.onnx", providers=["CPUExecutionProvider"])
+    x = np.ones((2, 64), np.float32)
+    assert opened.run(None, {"x": x, "flag": np.array(True)})[0] == pytest.approx(x @ weight, abs=1e-5)
+
+
+def test_an_initializer_that_callers_may_replace_stays(tmp_path, make_linear):
+    model = make_linear(geometric(0.1, 64 * 64))
+    model.graph.inputs.append(model.graph.initializers["w"])
+    artifact = packed.write(model, tmp_path / "p.onnx", Options())
+    assert "w stays dense: it is an input as well, so that a caller may replace it" in artifact.notes
+    assert "w" in packed.read(tmp_path / "p.onnx").graph.initializers
+
+
+def test_old_opsets_are_refused(tmp_path, make_linear):
+    with pytest.raises(UnsupportedModelError, match="packed needs opset 13, the model has 11"):
+        packed.write(make_linear(geometric(0.1), opset=11), tmp_path / "p.onnx", Options())
+
+
+def test_same_input_same_bytes(tmp_path, make_lenet):
+    for values in VALUES:
+        packed.write(make_lenet(), tmp_path / "a.onnx", Options(values=values))
+        packed.write(make_lenet(), tmp_path / "b.onnx", Options(values=values))
+        assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+
+
+def test_the_container_of_a_small_network_is_about_a_kilobyte(tmp_path, make_lenet):
+    for values in VALUES:
+        _, small, artifact = pack(make_lenet(0.95), tmp_path, values)
+        streams = sum(
+            len(tensor.raw_data) for tensor in onnx.load(small).graph.initializer if len(tensor.raw_data) > 60
+        )
+        assert artifact.bytes - streams < 1700
+
+
+def test_a_newer_version_is_refused(tmp_path, make_lenet):
+    _, small, _ = pack(make_lenet(), tmp_path)
+    proto = onnx.load(small)
+    proto.graph.name = "packed2"
+    onnx.save(proto, small)
+    with pytest.raises(IntegrityError, match="packed in version 'packed2'"):
+        formats.read(small)
+
+
+def damaged(path, change):
+    proto = onnx.load(path)
+    change({node.op_type: node for node in proto.graph.node}, {t.name: t for t in proto.graph.initializer})
+    onnx.save(proto, path)
+
+
+def replaced(tensors, name, array):
+    tensors[name].CopyFrom(onnx.numpy_helper.from_array(np.asarray(array), name))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda n, t: replaced(t, n["ConstantOfShape"].input[0], np.array([2**40])), "claims"),
+        (lambda n, t: replaced(t, n["ConstantOfShape"].input[0], np.array([-5])), "claims|damaged"),
+        (lambda n, t: replaced(t, n["ConstantOfShape"].input[0], np.array([10])), "not ascending within"),
+        (lambda n, t: replaced(t, n["ScatterElements"].input[2], np.zeros(3, np.float32)), "differ in number"),
+        (lambda n, t: replaced(t, n["Cast"].input[0], np.zeros(0, np.uint8)), "damaged"),
+        (lambda n, t: replaced(t, n["Reshape"].input[1], np.array([7, 9])), "damaged"),
+    ],
+)
+def test_damaged_streams_are_refused(tmp_path, make_linear, change, message):
+    _, small, _ = pack(make_linear(BY_CODE["u8"]), tmp_path)
+    damaged(small, change)
+    with pytest.raises(IntegrityError, match=message):
+        packed.read(small)
+
+
+def test_a_chain_of_doublings_is_refused_before_memory_is_taken(tmp_path, make_linear):
+    _, small, _ = pack(make_linear(BY_CODE["u8"]), tmp_path)
+    proto = onnx.load(small)
+    (first,) = [node for node in proto.graph.node if node.op_type == "Cast"]
+    name = first.output[0]
+    doublings = []
+    for step in range(40):
+        doublings.append(onnx.helper.make_node("Concat", [name, name], [f"big{step}"], axis=0))
+        name = f"big{step}"
+    nodes = [*list(proto.graph.node)[:1], *doublings, *list(proto.graph.node)[1:]]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    onnx.save(proto, small)
+    with pytest.raises(IntegrityError, match="claims"):
+        packed.read(small)

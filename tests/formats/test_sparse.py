@@ -1,0 +1,69 @@
+import numpy as np
+import onnx
+import pytest
+
+from relief_export import formats
+from relief_export.errors import IntegrityError
+from relief_export.formats import Options, dense, sparse
+
+
+def written(tmp_path, model):
+    dense.write(model, tmp_path / "dense.onnx", Options())
+    artifact = sparse.write(model, tmp_path / "sparse.onnx", Options())
+    return tmp_path / "dense.onnx", tmp_path / "sparse.onnx", artifact
+
+
+def test_the_runtime_sees_the_same_network(tmp_path, make_lenet, run):
+    plain, small, _ = written(tmp_path, make_lenet())
+    assert np.array_equal(run(small), run(plain))
+    assert small.stat().st_size < plain.stat().st_size / 2
+
+
+def test_reading_gives_the_dense_model(tmp_path, make_lenet):
+    plain, small, _ = written(tmp_path, make_lenet())
+    weights = {name: value.const_value.numpy() for name, value in formats.read(small).graph.initializers.items()}
+    for name, value in dense.read(plain).graph.initializers.items():
+        assert np.array_equal(weights[name], value.const_value.numpy())
+
+
+@pytest.mark.parametrize(("zeros", "kept"), [(60, False), (66, False), (67, True), (90, True)])
+def test_a_tensor_is_sparse_exactly_where_that_is_smaller(tmp_path, make_linear, zeros, kept):
+    weight = np.ones((10, 10), np.float32)
+    weight.ravel()[:zeros] = 0
+    _, small, artifact = written(tmp_path, make_linear(weight))
+    assert bool(onnx.load(small).graph.sparse_initializer) is kept
+    assert artifact.notes == (() if kept else ("w stays dense: it has too few zeros",))
+
+
+def test_golden(tmp_path, make_linear):
+    weight = np.zeros((2, 4), np.float32)
+    weight[1, 2] = 1.5
+    _, small, _ = written(tmp_path, make_linear(weight))
+    (tensor,) = onnx.load(small).graph.sparse_initializer
+    assert tensor.values.name == "w"
+    assert tensor.values.raw_data == b"\x00\x00\xc0\x3f"
+    assert tensor.indices.raw_data == b"\x06\x00\x00\x00\x00\x00\x00\x00"
+    assert list(tensor.dims) == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("indices", "dims", "message"),
+    [
+        ([3, 2], [64, 64], "not a sound ONNX model|not ascending"),
+        ([2, 2], [64, 64], "not a sound ONNX model|not ascending"),
+        ([2, 4096], [64, 64], "not a sound ONNX model|out of range"),
+        ([-1, 2], [64, 64], "not a sound ONNX model|out of range"),
+        ([2, 3], [2**20, 2**20], "claims"),
+    ],
+)
+def test_hostile_indices_and_shapes_are_refused(tmp_path, make_linear, indices, dims, message):
+    weight = np.zeros((64, 64), np.float32)
+    weight[0, :2] = 1
+    _, small, _ = written(tmp_path, make_linear(weight))
+    proto = onnx.load(small)
+    tensor = proto.graph.sparse_initializer[0]
+    tensor.indices.CopyFrom(onnx.numpy_helper.from_array(np.array(indices)))
+    tensor.dims[:] = dims
+    small.write_bytes(proto.SerializeToString())
+    with pytest.raises(IntegrityError, match=message):
+        sparse.read(small)
