@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+NONE = "–"
+"""What stands for a figure that there is not."""
+
 
 def format_bytes(size: float) -> str:
     """Write a number of bytes with three significant digits: 1.72 MB, 8.5 kB, 312 B (decimal prefixes)."""
@@ -25,14 +28,19 @@ def format_percent(fraction: float) -> str:
     return f"{percent:.2g} %" if 0 < percent < 0.1 else f"{percent:.2f} %"
 
 
+def percent(fraction: float | None) -> str:
+    """Write a fraction that may be unknown."""
+    return NONE if fraction is None else format_percent(fraction)
+
+
 def format_points(after: float | None, before: float | None) -> str:
     """Write the change of an accuracy in percentage points, with its sign; a dash where one of them is unknown."""
-    return "–" if after is None or before is None else f"{100 * (after - before):+.2f}".replace("-", "−")
+    return NONE if after is None or before is None else f"{100 * (after - before):+.2f}".replace("-", "−")
 
 
 def format_ratio(whole: float, part: float) -> str:
     """Write how many times smaller ``part`` is than ``whole``: 43×, 4.3×; a dash where ``part`` is 0."""
-    return f"{_three(whole / part)}×" if part else "–"
+    return f"{_three(whole / part)}×" if part else NONE
 
 
 def format_seconds(seconds: float) -> str:

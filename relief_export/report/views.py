@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from relief_export.report import charts, sections
+from relief_export.report import charts, closing, sections
 from relief_export.report.facts import reading
-from relief_export.report.sections import Section, TableView, percent
-from relief_export.report.text import format_bytes, format_percent, format_points, format_ratio
+from relief_export.report.layout import Section, TableView
+from relief_export.report.text import NONE, format_bytes, format_percent, format_points, format_ratio, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,10 +28,10 @@ _SECTIONS: tuple[tuple[str, Callable[[Run], Section | None]], ...] = (
     ("relieve", sections.layers),
     ("relieve", sections.inputs),
     ("export", sections.kept),
-    ("validate", sections.latency),
-    ("audit", sections.audit),
-    ("export", sections.usage),
-    ("export", sections.provenance),
+    ("validate", closing.latency),
+    ("audit", closing.audit),
+    ("export", closing.usage),
+    ("export", closing.provenance),
 )
 """The order of the page, each with the stage whose record it reads; what has nothing to say of a run is left out."""
 
@@ -149,7 +149,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     for run in runs:
         best, dense = run.smallest(exact=False), run.accuracy["dense"][1]
         share = format_percent(run.connections[1] / run.connections[0])
-        cells: tuple[str, ...] = ("–",) * 5
+        cells: tuple[str, ...] = (NONE,) * 5
         if best is not None:
             sizes = (f"{best.bytes:,}", format_ratio(run.sizes["original"], best.bytes))
             cells = (percent(best.accuracy), format_points(best.accuracy, dense), best.name, *sizes)

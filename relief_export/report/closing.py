@@ -1,0 +1,113 @@
+"""The closing sections of one run: latency, the audit, how to run the artifact, how it was made."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from relief_export.report import charts
+from relief_export.report.layout import Section, TableView
+from relief_export.report.text import NONE, format_milliseconds, format_ratio, format_seconds
+
+if TYPE_CHECKING:
+    from relief_export.report.facts import Run
+
+SNIPPET = """\
+import numpy as np, onnxruntime as ort
+session = ort.InferenceSession("{path}")
+x = np.load("artifacts/reference.npz")["x"]  # {shape}
+logits = session.run(None, {{session.get_inputs()[0].name: x}})[0]
+print(logits.argmax(axis=1))"""
+
+
+def latency(run: Run) -> Section | None:
+    """Time of one inference, where validation measured it; speed-ups are against the dense network."""
+    found = run.validation.get("latency") or []
+    if not found:
+        return None
+    chart = charts.latency_chart(
+        [(row["name"], *(1000 * row[key] for key in ("lower", "median", "upper"))) for row in found]
+    )
+    rows = tuple(
+        (
+            row["name"],
+            *(format_milliseconds(row[key]) for key in ("median", "lower", "upper")),
+            format_ratio(found[0]["median"], row["median"]),
+            format_milliseconds(row["load"]),
+        )
+        for row in found
+    )
+    heads = ("file", "median", "lower quartile", "upper quartile", f"speed-up over {found[0]['name']}", "loading, once")
+    first = found[0]
+    threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
+    how = f"Batch {first['batch']}, {threads}, {first['repeats']} interleaved repetitions"
+    return Section(
+        "Latency, measured",
+        charts=((chart, f"{how}, ONNX Runtime on {first['machine']['cpu']}."),),
+        tables=(TableView(heads, rows),),
+    )
+
+
+def audit(run: Run) -> Section | None:
+    """Budgets, and whether they are met."""
+    if run.audit is None:
+        return None
+    budget, arena = run.audit["budget"], run.audit["arena"]
+    flash = next(row for row in run.audit["flash"] if row["name"] == run.audit["chosen"])
+    rows = tuple(
+        (what, f"{need:,}", NONE, "no budget given")
+        if limit is None
+        else (what, f"{need:,}", f"{limit:,}", "within budget" if need <= limit else "OVER BUDGET")
+        for what, need, limit in (
+            (f"flash: {flash['name']}", flash["bytes"], budget["flash"]),
+            ("RAM: activations at batch 1", arena["bytes"], budget["ram"]),
+        )
+    )
+    peak = ", ".join(f"{tensor['name']} {tensor['bytes']:,}" for tensor in arena["peak_tensors"][:3])
+    target = f"Target: {budget['target']['title']}. " if budget["target"] else ""
+    return Section(
+        "Flash and RAM",
+        tables=(TableView(("bytes", "needed", "budget", "audit"), rows),),
+        note=f"{target}The arena peaks at {arena['peak_op']} {arena['peak']}, with {peak} bytes; no plan can be below "
+        f"{arena['lower_bound']:,}. Not in it: {arena['excluded']}.",
+    )
+
+
+def usage(run: Run) -> Section | None:
+    """The five lines that run the smallest artifact."""
+    best = run.smallest(exact=False)
+    if best is None:
+        return None
+    shape = ", ".join(("samples", *map(str, run.input_shape)))
+    code = SNIPPET.format(path=f"artifacts/{best.name}", shape=f"float32, ({shape})")
+    return Section(
+        "Run it", text="In the build folder, with onnxruntime and numpy installed:", code=code, language="python"
+    )
+
+
+def provenance(run: Run) -> Section:
+    """Versions, machine, wall times and the recipe."""
+    stages = tuple(
+        (stage, format_seconds(r.seconds), f"{r.machine['cpu']}, {r.machine['cores']} cores, {r.machine['system']}")
+        for stage, r in run.records.items()
+    )
+    versions = tuple(run.records["export"].versions.items())
+    recipe = tuple((key, str(value)) for key, value in _flat(run.recipe))
+    return Section(
+        "How it was made",
+        tables=(
+            TableView(("stage", "wall time", "machine"), stages, words=(2,)),
+            TableView(("package", "version"), versions, title="Versions", folded=True),
+            TableView(("key", "value"), recipe, title="Recipe, resolved", words=(1,), folded=True),
+        ),
+    )
+
+
+def _flat(recipe: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Flatten nested tables to dotted keys; keys that hold nothing are left out."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif value not in (None, "", []):
+            rows.append((prefix + key, value))
+    return rows
