@@ -10,7 +10,7 @@ from onnx_ir.passes import common
 
 from relief_export.graph.elementwise import Elementwise
 from relief_export.graph.flow import static_shape
-from relief_export.graph.fold import add_initializer
+from relief_export.graph.initializers import add_initializer
 from relief_export.graph.linear import Linear
 from relief_export.graph.norms import BatchNorm
 
@@ -102,7 +102,7 @@ def _replace_output(graph: ir.Graph, index: int, const: NDArray[np.float64]) -> 
     shape, batch = static_shape(value), next((v for v in graph.inputs if len(static_shape(v)) > 0), None)
     if not shape or None in shape[1:] or batch is None or value.shape is None or batch.shape is None:
         return False
-    if shape[0] is None and value.shape[0] != batch.shape[0]:
+    if value.shape[0] != batch.shape[0] or value.shape[0] == ir.SymbolicDim(None):
         return False
     tail = add_initializer(graph, f"{value.name}_tail", np.array(shape[1:], np.int64))
     bounds = [add_initializer(graph, f"{value.name}_{k}", np.array([n], np.int64)) for k, n in (("from", 0), ("to", 1))]

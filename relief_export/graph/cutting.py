@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from relief_export.graph.flow import PINNED, Site, Trace
-from relief_export.graph.fold import add_initializer
+from relief_export.graph.initializers import add_initializer
 from relief_export.graph.layout import axis_indices
 
 if TYPE_CHECKING:
@@ -160,6 +160,8 @@ class Cut:
             if axis in keep:
                 for index in range(1, len(node.inputs)):
                     self.constant(node, index, {0: keep[axis]})
+        if node.inputs[0] is not None:
+            node.outputs[0].shape = node.inputs[0].shape
 
     def bias(self, site: Site, bias: NDArray[np.generic], has_bias: bool) -> None:
         """Give a linear node another bias: as its third operand, or added behind it where it has none."""

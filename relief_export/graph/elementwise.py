@@ -47,6 +47,8 @@ class Elementwise(Rule):
     def forward(self, site: Site) -> list[Flow]:
         """Broadcast units, constants and ties over the operands."""
         flows = site.flows()
+        if not flows:  # of constants that are too large to fold
+            return super().forward(site)
         arrays = [a for i in range(len(site.node.inputs)) if (a := site.array(i)) is not None]
         rank = max(n for group in ([f.rank for f in flows], [a.ndim for a in arrays]) for n in group)
         lifted = [f.ids.reshape((1,) * (rank - f.rank) + f.ids.shape) for f in flows]
@@ -90,7 +92,7 @@ class Elementwise(Rule):
             flow = site.flow(index)
             if flow is None:
                 needs.append(None)
-            elif self.partial:
+            elif self.partial and not self._alone(site):
                 needs.append(np.ones(flow.ids.shape, np.bool_))
             else:
                 needs.append(spread(self._needed(site, index, live[0]), flow.ids.shape))
@@ -99,6 +101,18 @@ class Elementwise(Rule):
     def _needed(self, site: Site, index: int, live: NDArray[np.bool_]) -> NDArray[np.bool_]:
         del site, index
         return live
+
+    @staticmethod
+    def _alone(site: Site) -> bool:
+        """Tell whether the first operand is the only activation."""
+        return site.flow(0) is not None and len(site.flows()) == 1
+
+    def regret(self, site: Site, cut: Cut) -> NDArray[np.bool_] | None:
+        """A channel that stays behind a partial function must keep its value."""
+        if not self.partial or not self._alone(site) or cut.gone(site.result):
+            return None
+        spoiled = cut.stays(site.source) & ~cut.live(site.source)
+        return spoiled if spoiled.any() else None
 
     def rewrite(self, site: Site, cut: Cut) -> None:
         """Cut constant operands along the axes that count units."""

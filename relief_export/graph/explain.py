@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from relief_export.graph.flow import PINNED
+
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -87,9 +89,14 @@ def measure(liveness: Liveness) -> dict[str, LayerSize]:
 def explain(liveness: Liveness, cut: Cut) -> tuple[Kept, ...]:
     """Return the zero rows and columns of a graph from which nothing more can be removed, with the reason of each."""
     tied: dict[int, ir.Node] = {}
-    for ids, _, node in liveness.trace.ties:
-        for label in np.unique(liveness.labels[ids]):
+    pinned: dict[int, str] = {}
+    for left, right, node in liveness.trace.ties:
+        for label in np.unique(liveness.labels[left]):
             tied.setdefault(int(label), node)
+        for unit in (*left[left != PINNED], *right[right != PINNED]):
+            pinned.setdefault(int(unit), f"tied at {node.op_type} {node.name} with channels that must stay")
+    for ids, reason in liveness.trace.pins:
+        pinned.update(dict.fromkeys(ids[ids != PINNED].tolist(), reason))
     rows: list[Kept] = []
     for site, _ in liveness.sites:
         if "matrix" not in site.cache:
@@ -98,23 +105,30 @@ def explain(liveness: Liveness, cut: Cut) -> tuple[Kept, ...]:
         dead_out = ~liveness.live[value].reshape(-1) | ~np.isnan(site.cache["const_out"])
         unread = ~site.cache["nonzero"].any(axis=1).reshape(-1)
         for side, at, zero in (("output", value, dead_out), ("input", source, unread)):
-            reasons = _reasons(liveness, cut, at, zero, tied)
+            reasons = _reasons(liveness, cut, at, zero, tied, pinned)
             rows += [Kept(layer_name(site), side, n, why) for why, n in sorted(reasons.items())]
     return tuple(rows)
 
 
 def _reasons(
-    liveness: Liveness, cut: Cut, value: ir.Value | None, zero: NDArray[np.bool_], tied: dict[int, ir.Node]
+    liveness: Liveness,
+    cut: Cut,
+    value: ir.Value | None,
+    zero: NDArray[np.bool_],
+    tied: dict[int, ir.Node],
+    pinned: dict[int, str],
 ) -> Counter[str]:
     assert value is not None  # noqa: S101 - a linear layer has an input
     flow, live = liveness.trace.flows[value], liveness.live[value].reshape(-1)
-    labels = np.broadcast_to(liveness.labels[flow.ids.reshape(-1)], len(zero))
+    units = np.broadcast_to(flow.ids.reshape(-1), len(zero))
+    labels = liveness.labels[units]
     const, live = np.broadcast_to(flow.const.reshape(-1), len(zero)), np.broadcast_to(live, len(zero))
     reasons: Counter[str] = Counter()
     for index in np.flatnonzero(zero):
         label = int(labels[index])
         if label == liveness.labels[0]:
-            reasons["graph input" if value.is_graph_input() else "pinned"] += 1
+            default = "graph input" if value.is_graph_input() else "pinned"
+            reasons[pinned.get(int(units[index]), default)] += 1
         elif label in cut.reasons:
             reasons[cut.reasons[label]] += 1
         elif label in tied:

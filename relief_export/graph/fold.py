@@ -16,6 +16,8 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
 from relief_export.errors import UnsupportedModelError
+from relief_export.graph.initializers import add_initializer
+from relief_export.graph.targets import plain_reshapes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +54,8 @@ def simplify(model: ir.Model) -> ir.Model:
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
     common.RemoveUnusedNodesPass()(copy)
     infer_shapes(copy)
-    _plain_reshapes(copy)
+    if plain_reshapes(copy):
+        infer_shapes(copy)
     common.RemoveUnusedNodesPass()(copy)
     for name in [n for n, v in copy.graph.initializers.items() if not v.uses() and n not in inputs]:
         if not copy.graph.initializers[name].is_graph_output():
@@ -70,7 +73,15 @@ def fold(model: ir.Model) -> ir.Model:
     for name in [n for n, v in copy.graph.initializers.items() if not v.uses()]:
         if not copy.graph.initializers[name].is_graph_input():
             del copy.graph.initializers[name]
+    restore_interface(copy, model)
     return copy
+
+
+def restore_interface(model: ir.Model, original: ir.Model) -> None:
+    """Give inputs and outputs the shapes as they were stated, without what inference added, in place."""
+    values = (*model.graph.inputs, *model.graph.outputs)
+    for value, stated in zip(values, (*original.graph.inputs, *original.graph.outputs), strict=True):
+        value.shape = None if stated.shape is None else stated.shape.copy()
 
 
 def infer_shapes(model: ir.Model) -> None:
@@ -88,40 +99,6 @@ def _may_fold(node: ir.Node) -> bool | None:
 
 def _elements(shape: ir.Shape) -> int:
     return int(np.prod([d for d in shape if isinstance(d, int)], dtype=np.int64))
-
-
-def _plain_reshapes(model: ir.Model) -> None:
-    """Give a Reshape whose target is computed from the batch size a constant target with at most one -1."""
-    for node in model.graph:
-        if node.op_type != "Reshape" or node.domain != "" or node.inputs[1] is None:
-            continue
-        if ir.convenience.get_const_tensor(node.inputs[1]) is not None or node.outputs[0].shape is None:
-            continue
-        target = [d if isinstance(d, int) else -1 for d in node.outputs[0].shape]
-        if target.count(-1) > 1 or 0 in target:
-            continue
-        value = add_initializer(model.graph, f"{node.outputs[0].name}_shape", np.array(target, np.int64))
-        node.replace_input_with(1, value)
-        node.attributes.pop("allowzero", None)
-
-
-def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """Register ``array`` under ``name``, or under the first free ``name_K``."""
-    taken = {v.name for v in graph.inputs} | set(graph.initializers)
-    taken |= {out.name for node in graph for out in node.outputs} if name in taken else set()
-    free, k = name, 0
-    while free in taken:
-        k += 1
-        free = f"{name}_{k}"
-    array = np.ascontiguousarray(array)
-    value = ir.Value(
-        name=free,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        const_value=ir.tensor(array, name=free),
-    )
-    graph.register_initializer(value)
-    return value
 
 
 def constant_array(value: ir.Value | None) -> NDArray[np.generic] | None:
@@ -152,7 +129,7 @@ def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:
         if (
             _float(linear, "alpha", 1.0) != 1
             or _float(linear, "beta", 1.0) != 1
-            or linear.attributes.get_int("transA", 0)
+            or linear.attributes.get_int("transA", 0) != 0
         ):
             return
         axis = 0 if linear.attributes.get_int("transB", 0) else 1

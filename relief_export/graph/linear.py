@@ -263,7 +263,7 @@ class Linear(Rule):
         const, channels = site.cache["const_in"], grouped.shape[2]
         lost = np.flatnonzero(np.broadcast_to((site.deferred & ~live).reshape(-1), channels))
         usable = live & ~np.isnan(flow.const) & (flow.const != 0)
-        target = int(np.flatnonzero(np.broadcast_to(usable.reshape(-1), channels))[0])
+        target = int(np.argmax(np.where(np.broadcast_to(usable.reshape(-1), channels), np.abs(const), -1)))
         result = grouped.astype(np.float64)
         result[0, :, target] += np.tensordot(result[0][:, lost], const[lost] / const[target], axes=(1, 0))
         result[0, :, lost] = 0

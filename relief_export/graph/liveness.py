@@ -126,10 +126,12 @@ class Liveness:
         for value, masks in wanted.items():
             flow, live = self.trace.flows[value], self.live[value]
             lost = np.logical_or.reduce(masks) & ~live
-            usable = live & ~np.isnan(flow.const) & (flow.const != 0)
-            if lost.any() and not usable.any():
+            size = np.where(np.isnan(flow.const), 0, np.abs(flow.const))
+            largest = np.max(size, where=lost, initial=0)
+            # A small representative would need weights that overflow.
+            if lost.any() and not (live & (size > 0) & (size >= largest / 16)).any():
                 first = np.zeros(lost.size, np.bool_)
-                first[int(np.argmax(lost.reshape(-1)))] = True
+                first[int(np.argmax(np.where(lost, size, -1)))] = True
                 _add_seed(seeds, value, first.reshape(lost.shape))
                 added = True
         return added
@@ -194,6 +196,8 @@ def _computes_constant(node: ir.Node, trace: Trace) -> bool:
     arrays = [trace.constant(v) for v in node.inputs if v is not None]
     if node.op_type != "DequantizeLinear" or any(a is None for a in arrays):
         return False
+    if node.attributes.get_int("block_size", 0):
+        return False  # scales by block cannot be cut along an axis
     trace.constants[node.outputs[0]] = dequantized(node, [a for a in arrays if a is not None])
     return True
 

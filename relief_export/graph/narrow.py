@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from relief_export.graph.fold import add_initializer
+from relief_export.graph.initializers import add_initializer
 from relief_export.graph.liveness import analyse
 
 if TYPE_CHECKING:

@@ -157,6 +157,11 @@ class Quantize(Elementwise):
             return Rule.forward(self, site)
         return super().forward(site)
 
+    def _const(self, site: Site, rank: int) -> NDArray[np.float64]:
+        if site.node.op_type == "QuantizeLinear" and _quantized_type(site) not in _RANGES:  # float8 rounds otherwise
+            return np.full((1,) * rank, np.nan)
+        return super()._const(site, rank)
+
 
 def quantize(site: Site, x: Sequence[Array]) -> Array:
     """QuantizeLinear-13: round half to even, saturate."""
@@ -184,5 +189,4 @@ def dequantized(node: ir.Node, arrays: Sequence[Array]) -> Array:
 
 def _quantized_type(site: Site) -> ir.DataType:
     value = site.node.inputs[2] if len(site.node.inputs) > 2 else None
-    found = value.dtype if value is not None else site.result.dtype
-    return found if found in _RANGES else ir.DataType.UINT8
+    return (value.dtype if value is not None else site.result.dtype) or ir.DataType.UINT8

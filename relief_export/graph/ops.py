@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 from scipy import special
 
 from relief_export.graph.elementwise import (
@@ -52,6 +53,27 @@ REDUCE = View(lambda site, flow, array: _reduce(site, flow, array))  # noqa: PLW
 IDENTITY = unary(lambda x: x)
 
 
+def _cast(site: Site, x: Sequence[Array]) -> Array:
+    """Cast-13: round to the nearest float, cut towards zero, or compare with zero; other types are not known."""
+    dtype = site.result.dtype
+    with np.errstate(all="ignore"):
+        if dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            return x[0].astype(dtype.numpy()).astype(np.float64)
+        if dtype == ir.DataType.BOOL:
+            return np.where(x[0] != 0, 1.0, 0.0)
+    if dtype in (ir.DataType.INT32, ir.DataType.INT64):
+        return np.where(np.abs(x[0]) < 2.0**31, np.trunc(x[0]), np.nan)
+    return np.full_like(x[0], np.nan)
+
+
+def _trains(site: Site) -> bool:
+    """Tell whether a Dropout may be random: its third input is anything but a constant False."""
+    if len(site.node.inputs) < 3 or site.node.inputs[2] is None:
+        return False
+    mode = site.array(2)
+    return mode is None or bool(mode.any())
+
+
 def _clip(site: Site, x: Sequence[Array]) -> Array:
     low = x[1] if len(x) > 1 and site.node.inputs[1] is not None else -np.inf
     high = x[2] if len(x) > 2 and site.node.inputs[2] is not None else np.inf
@@ -86,9 +108,9 @@ def _from_axis(default: int) -> Pool:
 
 def _reduced_axes(site: Site, rank: int) -> list[int]:
     axes = site.array(1)
-    if axes is None:
+    if axes is None or not axes.size:
         listed = site.node.attributes.get_ints("axes", ())
-        if len(site.node.inputs) > 1 and site.node.inputs[1] is not None:
+        if axes is None and len(site.node.inputs) > 1 and site.node.inputs[1] is not None:
             return list(range(rank))
         noop = site.integer("noop_with_empty_axes", 0)
         none = [] if noop else list(range(rank))
@@ -136,14 +158,14 @@ RULES: dict[str, Rule] = {
     "Asinh": unary(np.arcsinh),
     "Atan": unary(np.arctan),
     "Atanh": unary(np.arctanh, partial=True),
-    "Cast": IDENTITY,
-    "CastLike": IDENTITY,
+    "Cast": Elementwise(_cast),
+    "CastLike": Pool(lambda _: False, lambda _: []),
     "Ceil": unary(np.ceil),
     "Celu": with_attributes(lambda x, a: np.maximum(x, 0) + np.minimum(0, a * np.expm1(x / a)), alpha=1.0),
     "Clip": Elementwise(_clip),
     "Cos": unary(np.cos),
     "Cosh": unary(np.cosh, partial=True),
-    "Dropout": Pool(mixes=lambda _: []),
+    "Dropout": Pool(lambda s: not _trains(s), lambda _: []),
     "Elu": with_attributes(lambda x, a: np.where(x < 0, a * np.expm1(x), x), alpha=1.0),
     "Erf": unary(special.erf),
     "Exp": unary(np.exp, partial=True),

@@ -13,7 +13,7 @@ from onnx_ir.passes import common
 from relief_export.errors import UnsupportedModelError
 from relief_export.graph.constants import substitute_constants
 from relief_export.graph.explain import Kept, LayerCut, explain, measure
-from relief_export.graph.fold import simplify
+from relief_export.graph.fold import restore_interface, simplify
 from relief_export.graph.liveness import Liveness, analyse
 from relief_export.graph.narrow import narrow
 from relief_export.graph.shuffle import mark_shuffles, replace_shuffle
@@ -87,6 +87,7 @@ def shrink(model: ir.Model, *, strict: bool = False) -> ShrinkResult:
     if not modified or _stored(work) > _stored(base):
         return ShrinkResult(model.clone(), False, (), kept, dict(liveness.unknown), dict(liveness.opaque))
     after = measure(analyse(work))
+    restore_interface(work, model)
     removed = tuple(LayerCut.between(name, size, after.get(name)) for name, size in before.items())
     removed = tuple(row for row in removed if row.changed)
     return ShrinkResult(work, True, removed, kept, dict(liveness.unknown), dict(liveness.opaque))

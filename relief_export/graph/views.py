@@ -228,7 +228,8 @@ class Pad(View):
             if not (before or after):
                 continue
             if ids.shape[axis] == 1:
-                const = np.where(const == fill, const, np.nan) if fill is not None else const
+                if fill is not None and (before > 0 or after > 0):
+                    const = np.where(const == fill, const, np.nan)
                 continue
             width = [(before, after) if k == axis else (0, 0) for k in range(flow.rank)]
             edge = site.cache.setdefault("edge", site.trace.fresh((before + after,)))
@@ -410,4 +411,7 @@ def _resize(site: Site, flow: Flow, array: Array) -> Array:
     after = site.out_shape()
     if any(flow.shape[k] != after[k] for k in varying(flow.ids)):
         raise LayoutError("channels are interpolated")
+    mode = site.node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    if array.dtype.kind == "f" and mode == "tf_crop_and_resize":  # outside there is a number of its own
+        return np.full_like(array, np.nan)
     return array

@@ -1,0 +1,30 @@
+"""New constants of a graph."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Register ``array`` under ``name``, or under the first free ``name_K``."""
+    taken = {v.name for v in graph.inputs} | set(graph.initializers)
+    taken |= {out.name for node in graph for out in node.outputs} if name in taken else set()
+    free, k = name, 0
+    while free in taken:
+        k += 1
+        free = f"{name}_{k}"
+    array = np.ascontiguousarray(array)
+    value = ir.Value(
+        name=free,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        const_value=ir.tensor(array, name=free),
+    )
+    graph.register_initializer(value)
+    return value
