@@ -32,7 +32,9 @@ HeldOut = Annotated[
     Rule("a share in (0, 1) or a number of samples", lambda v: v >= 1 if isinstance(v, int) else 0 < v < 1),
 ]
 Name = Annotated[str, Rule("letters, digits and ._@- only", lambda v: re.fullmatch(r"[A-Za-z0-9][\w.@-]*", v))]
-Size = Annotated[str, Rule('a size like "256KiB"', lambda value: re.fullmatch(r"\d+(\.\d+)?\s*[KMG]?i?B", value))]
+Size = Annotated[
+    str, Rule('a size like "256KiB"', lambda value: re.fullmatch(r"(?i)\d+(\.\d+)?\s*([KMG](i?B)?|B)?", value))
+]
 
 
 @dataclass(frozen=True)
