@@ -122,10 +122,12 @@ def measure_activity(model: nn.Module, batches: Iterable[Any], *, samples: int |
     finally:
         for handle in handles:
             handle.remove()
-    if seen == 0:
-        raise InputError("the calibration set is empty: relief needs at least one sample")
+    # Asked together, so that no process waits for one that has left with an error.
+    total, empty = distributed.all_reduce(torch.tensor([seen, int(seen == 0)])).tolist()
+    if empty:
+        raise InputError("the calibration set is empty: relief needs at least one sample for each process")
     return Activity(
-        samples=int(distributed.all_reduce(torch.tensor(seen))),
+        samples=total,
         layers={name: kept[0].mean() for name, kept in means.items() if len(kept) == 1},
         joins={name: (kept[0].mean(), kept[1].mean()) for name, kept in means.items() if len(kept) == 2},
     )
