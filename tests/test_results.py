@@ -10,6 +10,7 @@ import pytest
 
 from relief_export.errors import IntegrityError
 from relief_export.recipe import load_recipe
+from tests.conftest import DEMO
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,7 +53,8 @@ def test_a_run_is_shown_with_the_figures_of_its_records(module, kept, demo):
     for entry in json.loads((demo.folder / "artifacts" / "manifest.json").read_text())["artifacts"]:
         size = sum(file["bytes"] for file in entry["files"])
         assert f"| {entry['name']} | {size:,} | " in page
-    assert found["command"] == "make digits-lenet5 SETTINGS='--set relief.iterations=2 --set train.epochs=4'"
+    settings = " ".join(f"--set {setting}" for setting in sorted(DEMO[2::2]))
+    assert found["command"] == f"make digits-lenet5 SETTINGS='{settings}'"
     assert f"`{found['command']}`, seed 0" in page
     assert "Over seeds" not in page
     for block in re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE):
