@@ -74,6 +74,8 @@ class Builder:
         """Give ``value`` the name ``out``; it is used nowhere yet."""
         if self.nodes and self.nodes[-1].output[:] == [value]:
             self.nodes[-1].output[0] = out
+            for shape in self.shapes:
+                shape.name = out if shape.name == value else shape.name
         else:  # a constant, which others may share
             self.node("Identity", value, out=out)
 

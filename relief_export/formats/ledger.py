@@ -6,7 +6,8 @@ convolution where that gives fewer bits, with v = k · (weights a unit) values, 
     log2 C(n, k)  +  v · h,     log2 C(n, k) = (ln Γ(n+1) − ln Γ(k+1) − ln Γ(n−k+1)) / ln 2
 
 where h is 32 for float32 (the width of the type otherwise), 16 for f16, and for int8 and codebooks the empirical
-entropy −Σ_s f_s log2 f_s of the tensor's stored symbols. Scales and centres are not counted. It is the least
+entropy −Σ_s f_s log2 f_s of the tensor's stored symbols. A strictly ascending int64 vector is k places
+among its last entry + 1, and nothing else. Scales and centres are not counted. It is the least
 for codes that know n, k and the symbols' frequencies and nothing else.
 """
 
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from scipy.special import gammaln
 
-from relief_export.formats import csr, packed, positions, sparse, values
+from relief_export.formats import csr, packed, positions, sparse, streams, values
 from relief_export.formats.artifact import VALUES
 from relief_export.formats.builder import Builder, short_names
 from relief_export.formats.container import canonical
@@ -118,28 +119,37 @@ def _row(name: str, array: Array, axis: int) -> Row:
 
 
 def _stream_bytes(name: str, array: Array, coded: values.Coded) -> tuple[int, str]:
-    if array.size < packed.SMALLEST:
+    if array.size < streams.SMALLEST:
         return array.nbytes, "dense"
-    item = packed.make_item(name, array, coded)
     builder = Builder(short_names({"out"}))
-    packed.emit_stream(builder, [item], {name: "out"})
+    if streams.is_index_list(array):
+        code = streams.emit_list(builder, array, "out")
+    else:
+        item = streams.make_item(name, array, coded)
+        streams.emit_stream(builder, [item], {name: "out"})
+        found, universe = np.flatnonzero(item.units), item.units.size
+        code = positions.choose(found, universe).name if 0 < found.size < universe else "none"
     builder.flush()
-    found = np.flatnonzero(item.units)
-    code = positions.choose(found, item.units.size).name if 0 < found.size < item.units.size else "none"
     return (builder.bytes, code) if builder.bytes < array.nbytes else (array.nbytes, "dense")
 
 
 def entropy_bound(array: Array, coded: values.Coded) -> float:
     """Return the bound of the module's formula in bytes."""
+    if streams.is_index_list(array):
+        return _places(int(array[-1]) + 1, array.size) / 8
     support = array != 0
     kernel = int(np.prod(array.shape[2:], dtype=np.int64)) if array.ndim >= 3 and array.size else 1
     masks = [support.ravel()] + ([support.reshape(-1, kernel).any(axis=1)] if kernel > 1 else [])
     return min(_bits(coded, mask, array.size // max(mask.size, 1)) for mask in masks) / 8
 
 
+def _places(n: int, k: int) -> float:
+    return float(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)) / math.log(2)
+
+
 def _bits(coded: values.Coded, mask: Array, unit: int) -> float:
     n, k = mask.size, int(np.count_nonzero(mask))
-    places = float(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)) / math.log(2)
+    places = _places(n, k)
     stored = coded.symbols.reshape(n, unit)[mask] if n else coded.symbols
     if coded.code in {"raw", "f16"}:
         return places + 8 * stored.nbytes

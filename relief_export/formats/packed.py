@@ -1,22 +1,17 @@
 """Packed ONNX: positions and values in a few bytes, rebuilt by standard operators that ONNX Runtime folds at load.
 
-Weights of one value code go through one stream where they are small: the stream is decoded once into a flat buffer
-that Split and Reshape cut into the weights. Large weights have a stream of their own. A unit of the buffer is one
-weight, or one whole kernel of a convolution where kernels are gone. Which is smaller decides, for every choice.
+Which encoding is smaller decides, for every tensor: its unit, its stream, its codes, or its plain values.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx import numpy_helper
 
 from relief_export.errors import IntegrityError, UnsupportedModelError
-from relief_export.formats import positions, squeeze, values
+from relief_export.formats import positions, squeeze, streams, values
 from relief_export.formats.artifact import EXACT, Artifact, File, Options, Tolerance
 from relief_export.formats.builder import Builder, short_names
 from relief_export.formats.container import canonical, graphs, load_proto, open_session, save_proto, to_ir
@@ -25,6 +20,8 @@ from relief_export.formats.manifest import check_listed
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import onnx
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -37,32 +34,8 @@ TOLERANCES: dict[str, Tolerance] = {
     "codebook256": Tolerance(relative_error=None, accuracy_drop=0.01),
     "codebook16": Tolerance(relative_error=None, accuracy_drop=0.02),
 }
-SMALLEST = 32
-_ALONE = 1 << 20
-_STREAM_BITS, _TENSOR_BITS = 8 * 220, 8 * 40  # what the nodes of a stream, and of each weight in it, take
 DTYPES = frozenset(["float16", "float32", "float64", "int8", "uint8", "int16", "uint16", "int32", "int64"])
 _CHANNEL_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
-
-
-@dataclass(frozen=True)
-class Item:
-    """One weight on its way into a stream: ``units`` is the boolean mask of its stored units, in order."""
-
-    name: str
-    coded: values.Coded
-    unit: int
-    units: Array
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        """What a stream's weights have in common."""
-        return self.coded.code, self.coded.symbols.dtype.name, self.unit
-
-    @property
-    def stored(self) -> Array:
-        """Return the symbols that are stored, ``(k,)`` or ``(k, unit)``."""
-        table = self.coded.symbols.reshape(-1, self.unit)[self.units]
-        return table if self.unit > 1 else table[:, 0]
 
 
 def write(model: ir.Model, path: Path, options: Options) -> Artifact:
@@ -76,15 +49,18 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
         raise UnsupportedModelError(
             f"packed needs opset {OPSET}, the model has {prepared.opset_imports['']}: use onnx.version_converter"
         )
-    items, notes = _items(prepared, options.values)
-    for item in items:
-        prepared.graph.initializers.pop(item.name)
+    lists = _index_lists(prepared)
+    items, notes = _items(prepared, options.values, set(lists))
+    for name in (*lists, *(item.name for item in items)):
+        prepared.graph.initializers.pop(name)
     proto = ir.to_proto(prepared)
     names = squeeze.squeeze(proto)
     builder = Builder(short_names(set(names.values())))
-    for stream in _streams(items):
-        emit_stream(builder, stream, {item.name: names[item.name] for item in stream})
-        if stream[0].coded.symbols.size >= _ALONE:
+    for name, indices in lists.items():
+        streams.emit_list(builder, indices, names[name])
+    for stream in streams.divide(items):
+        streams.emit_stream(builder, stream, {item.name: names[item.name] for item in stream})
+        if stream[0].coded.symbols.size >= streams.ALONE:
             builder.flush()
     builder.flush()
     nodes = [*builder.nodes, *proto.graph.node]
@@ -100,20 +76,34 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     return Artifact(path.name, "packed", files, TOLERANCES[options.values], options.to_dict(), tuple(notes))
 
 
-def _items(model: ir.Model, code: str) -> tuple[list[Item], list[str]]:
+def _index_lists(model: ir.Model) -> dict[str, Array]:
+    found = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.INT64 and not value.is_graph_input():
+            array = tensor.numpy()
+            if (
+                streams.is_index_list(array)
+                and positions.estimate_bits(array.size, int(array[-1]) + 1) < 32 * array.size
+            ):
+                found[name] = array
+    return found
+
+
+def _items(model: ir.Model, code: str, done: set[str]) -> tuple[list[streams.Item], list[str]]:
     items, notes, worst = [], [], (0.0, "")
     for value in model.graph.initializers.values():
         if value.const_value is None or value.name is None or value.const_value.dtype == ir.DataType.STRING:
             continue
         array = value.const_value.numpy()
-        if array.dtype.name not in DTYPES or array.size < SMALLEST:
+        if value.name in done or array.dtype.name not in DTYPES or array.size < streams.SMALLEST:
             continue
         if value.is_graph_input():
             notes.append(f"{value.name} stays dense: it is an input as well, so that a caller may replace it")
             continue
         coded = values.encode(array, code, channel_axis(value))
-        item = make_item(value.name, array, coded)
-        if _bits(item) + _TENSOR_BITS >= 8 * array.nbytes:
+        item = streams.make_item(value.name, array, coded)
+        if streams.bits(item) + streams.TENSOR_BITS >= 8 * array.nbytes:
             if array.ndim > 1 and array.dtype.kind == "f":
                 notes.append(f"{value.name} stays dense: it has too few zeros")
             continue
@@ -141,104 +131,6 @@ def channel_axis(value: ir.Value) -> int:
         rank = len(value.shape or ())
         return 0 if transposed or not rank else axis % rank
     return 0
-
-
-def make_item(name: str, array: Array, coded: values.Coded) -> Item:
-    """Choose the unit, a weight or a whole kernel, that takes fewer bits for ``array`` in ``coded``."""
-    support = array != 0
-    single = Item(name, coded, 1, support.ravel())
-    kernel = int(np.prod(array.shape[2:], dtype=np.int64))
-    if kernel == 1 or array.ndim < 3:
-        return single
-    whole = Item(name, coded, kernel, support.reshape(-1, kernel).any(axis=1))
-    return min(whole, single, key=_bits)
-
-
-def _bits(item: Item) -> float:
-    count = int(np.count_nonzero(item.units))
-    return positions.estimate_bits(count, item.units.size) + count * item.unit * values.bits(item.coded)
-
-
-def _streams(items: list[Item]) -> list[list[Item]]:
-    """Divide the weights into streams: large ones alone, the others by code, unit and density where that pays."""
-    streams = [[item] for item in items if item.coded.symbols.size >= _ALONE]
-    groups: dict[tuple[str, str, int], list[Item]] = {}
-    for item in items:
-        if item.coded.symbols.size < _ALONE:
-            groups.setdefault(item.key, []).append(item)
-    for group in groups.values():
-        streams.extend(_divide(sorted(group, key=lambda item: float(item.units.mean()))))
-    return streams
-
-
-def _divide(group: list[Item]) -> list[list[Item]]:
-    counts = np.cumsum([0, *(np.count_nonzero(item.units) for item in group)])
-    sizes = np.cumsum([0, *(item.units.size for item in group)])
-
-    def cost(start: int, end: int) -> float:
-        return _STREAM_BITS + positions.estimate_bits(int(counts[end] - counts[start]), int(sizes[end] - sizes[start]))
-
-    total = len(group)
-    cut = min(range(1, total), key=lambda at: cost(0, at) + cost(at, total), default=0)
-    if not cut or cost(0, cut) + cost(cut, total) >= cost(0, total):
-        return [group]
-    return _divide(group[:cut]) + _divide(group[cut:])
-
-
-def emit_stream(builder: Builder, stream: list[Item], outs: dict[str, str]) -> None:
-    """Add one stream to ``builder``; the weight called x in ``stream`` becomes the value ``outs[x]``."""
-    unit, sizes = stream[0].unit, [item.units.size for item in stream]
-    units = np.concatenate([item.units for item in stream]) if len(stream) > 1 else stream[0].units
-    found = np.flatnonzero(units)
-    shape = [int(units.size), unit] if unit > 1 else [int(units.size)]
-    coded = stream[0].coded
-    kind = coded.symbols.dtype if coded.code == "raw" else np.dtype(np.float32)
-    if found.size in (0, units.size):
-        buffer = (
-            values.emit(builder, [(i.coded, i.stored) for i in stream], unit)
-            if found.size
-            else _zeros(builder, shape, kind)
-        )
-    else:
-        parts = [(item.coded, item.stored) for item in stream if item.units.any()]
-        buffer = _scatter(builder, found, shape, values.emit(builder, parts, unit), kind)
-    last = [_tail(item) for item in stream]
-    names = [outs[item.name] if not tail else next(builder.names) for item, tail in zip(stream, last, strict=True)]
-    if len(stream) > 1:
-        names = builder.split(buffer, sizes, names)
-    elif not last[0]:
-        builder.rename(buffer, outs[stream[0].name])
-    else:
-        names = [buffer]
-    for item, name, tail in zip(stream, names, last, strict=True):
-        if tail:
-            _shape(builder, item, name, outs[item.name])
-
-
-def _tail(item: Item) -> bool:
-    return item.coded.symbols.ndim != 1 or item.unit > 1
-
-
-def _shape(builder: Builder, item: Item, name: str, out: str) -> None:
-    shape = builder.constant(list(item.coded.symbols.shape))
-    if item.coded.scale is None:
-        builder.node("Reshape", name, shape, out=out)
-    else:
-        builder.node("Mul", builder.node("Reshape", name, shape), builder.constant(item.coded.scale), out=out)
-
-
-def _zeros(builder: Builder, shape: list[int], kind: np.dtype[Any]) -> str:
-    value = numpy_helper.from_array(np.zeros(1, kind))
-    return builder.node("ConstantOfShape", builder.constant(shape), **({} if kind == np.float32 else {"value": value}))
-
-
-def _scatter(builder: Builder, found: Array, shape: list[int], stored: str, kind: np.dtype[Any]) -> str:
-    code = positions.choose(found, shape[0])
-    indices = code.emit(builder, found, shape[0])
-    zeros = _zeros(builder, shape, kind)
-    if len(shape) == 1:
-        return builder.node("ScatterElements", zeros, indices, stored)
-    return builder.node("ScatterND", zeros, builder.node("Reshape", indices, builder.constant([found.size, 1])), stored)
 
 
 def is_packed(proto: onnx.ModelProto) -> bool:

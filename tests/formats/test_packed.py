@@ -250,3 +250,20 @@ def test_a_chain_of_doublings_is_refused_before_memory_is_taken(tmp_path, make_l
     onnx.save(proto, small)
     with pytest.raises(IntegrityError, match="claims"):
         packed.read(small)
+
+
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.9])
+def test_index_lists_are_stored_as_positions(tmp_path, run, optimised_ops, density):
+    kept = np.flatnonzero(np.random.default_rng(3).random(800) < density)
+    kept = kept if kept.size >= 32 else np.arange(1, 800, 20)
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 18]> g (float[N,800] x) => (float[N,{kept.size}] y) '
+        "{ a = Gather <axis = 1> (x, kept) y = Relu (a) }"
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(kept, "kept"))
+    plain, small, _ = pack(ir.from_proto(proto), tmp_path)
+    assert optimised_ops(small) == optimised_ops(plain)
+    assert np.array_equal(run(small), run(plain))
+    assert small.stat().st_size < plain.stat().st_size / 1.3
+    (read,) = packed.read(small).graph.initializers.values()
+    assert np.array_equal(read.const_value.numpy(), kept)
