@@ -51,7 +51,7 @@ def _narrow_input(graph: ir.Graph, site: Site, gathers: dict[tuple[ir.Value, byt
         return False
     if key not in gathers:
         indices = add_initializer(graph, f"{source.name}_used", used)
-        node = ir.node("Gather", [source, indices], attributes={"axis": matrix.data_axis}, name=f"{source.name}_gather")
+        node = ir.node("Gather", [source, indices], attributes={"axis": matrix.data_axis}, name=f"{indices.name}_gather")
         graph.insert_before(site.node, node)
         gathers[key] = _describe(node, f"{indices.name}_values", source, matrix.data_axis, len(used))
     site.node.replace_input_with(0, gathers[key])
