@@ -35,8 +35,8 @@ def relieve(
 ) -> Relieved:
     """Run the relief loop of a recipe on a trained network, in place.
 
-    With several processes all end with the same masks and weights. They differ from those of one process only through the
-    order in which retraining adds up gradients: from the same weights both prune alike.
+    With several processes all end with the same masks and weights. They differ from those of one process only through
+    the order in which retraining adds up gradients: from the same weights both prune alike.
 
     Args:
         model: The dense, trained network.
