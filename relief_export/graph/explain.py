@@ -67,6 +67,21 @@ class Kept:
     reason: str
 
 
+@dataclass(frozen=True)
+class _Marks:
+    """What stands in the way of units.
+
+    Attributes:
+        tied: Component of units -> the node that ties them.
+        pinned: Unit -> why it must stay.
+        carried: Unit -> it carries a non-zero constant that must not go.
+    """
+
+    tied: dict[int, ir.Node]
+    pinned: dict[int, str]
+    carried: NDArray[np.bool_]
+
+
 def layer_name(site: Site) -> str:
     """Name a layer by its weight, as the framework named it, or by its node."""
     value = site.node.inputs[1]
@@ -88,6 +103,21 @@ def measure(liveness: Liveness) -> dict[str, LayerSize]:
 
 def explain(liveness: Liveness, cut: Cut) -> tuple[Kept, ...]:
     """Return the zero rows and columns of a graph from which nothing more can be removed, with the reason of each."""
+    marks = _marks(liveness)
+    rows: list[Kept] = []
+    for site, _ in liveness.sites:
+        if "matrix" not in site.cache:
+            continue
+        source, value = site.source, site.result
+        dead_out = ~liveness.live[value].reshape(-1) | ~np.isnan(site.cache["const_out"])
+        unread = ~site.cache["nonzero"].any(axis=1).reshape(-1)
+        for side, at, zero in (("output", value, dead_out), ("input", source, unread)):
+            reasons = _reasons(liveness, cut, at, zero, marks)
+            rows += [Kept(layer_name(site), side, n, why) for why, n in sorted(reasons.items())]
+    return tuple(rows)
+
+
+def _marks(liveness: Liveness) -> _Marks:
     tied: dict[int, ir.Node] = {}
     pinned: dict[int, str] = {}
     for left, right, node in liveness.trace.ties:
@@ -97,17 +127,10 @@ def explain(liveness: Liveness, cut: Cut) -> tuple[Kept, ...]:
             pinned.setdefault(int(unit), f"tied at {node.op_type} {node.name} with channels that must stay")
     for ids, reason in liveness.trace.pins:
         pinned.update(dict.fromkeys(ids[ids != PINNED].tolist(), reason))
-    rows: list[Kept] = []
-    for site, _ in liveness.sites:
-        if "matrix" not in site.cache:
-            continue
-        source, value = site.source, site.result
-        dead_out = ~liveness.live[value].reshape(-1) | ~np.isnan(site.cache["const_out"])
-        unread = ~site.cache["nonzero"].any(axis=1).reshape(-1)
-        for side, at, zero in (("output", value, dead_out), ("input", source, unread)):
-            reasons = _reasons(liveness, cut, at, zero, tied, pinned)
-            rows += [Kept(layer_name(site), side, n, why) for why, n in sorted(reasons.items())]
-    return tuple(rows)
+    carried = np.zeros(liveness.trace.count, np.bool_)
+    for value, flow in liveness.trace.flows.items():
+        carried[flow.ids[liveness.live[value] & ~np.isnan(flow.const) & (flow.const != 0)]] = True
+    return _Marks(tied, pinned, carried)
 
 
 def _reasons(
@@ -115,27 +138,25 @@ def _reasons(
     cut: Cut,
     value: ir.Value | None,
     zero: NDArray[np.bool_],
-    tied: dict[int, ir.Node],
-    pinned: dict[int, str],
+    marks: _Marks,
 ) -> Counter[str]:
     assert value is not None  # noqa: S101 - a linear layer has an input
-    flow, live = liveness.trace.flows[value], liveness.live[value].reshape(-1)
+    flow = liveness.trace.flows[value]
     units = np.broadcast_to(flow.ids.reshape(-1), len(zero))
     labels = liveness.labels[units]
-    const, live = np.broadcast_to(flow.const.reshape(-1), len(zero)), np.broadcast_to(live, len(zero))
     reasons: Counter[str] = Counter()
     for index in np.flatnonzero(zero):
         label = int(labels[index])
         if label == liveness.labels[0]:
             default = "graph input" if value.is_graph_input() else "pinned"
-            reasons[pinned.get(int(units[index]), default)] += 1
+            reasons[marks.pinned.get(int(units[index]), default)] += 1
         elif label in cut.reasons:
             reasons[cut.reasons[label]] += 1
-        elif label in tied:
-            node = tied[label]
+        elif label in marks.tied:
+            node = marks.tied[label]
             count = int(liveness.live[node.outputs[0]].sum())
             reasons[f"tied at {node.op_type} {node.name} with {count} live channels"] += 1
-        elif live[index] and const[index] != 0 and not np.isnan(const[index]):
+        elif marks.carried[units[index]]:
             reasons["non-zero constant under zero padding"] += 1
         else:
             reasons["read by another layer"] += 1

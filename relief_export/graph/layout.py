@@ -11,6 +11,7 @@ Sources: ONNX operators, multidirectional broadcasting; reshape is row-major.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Shape = tuple[int | None, ...]
+_PRIME = 2_147_483_647
 
 
 class LayoutError(Exception):
@@ -53,22 +55,30 @@ def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, ra
 
 
 def known(before: Shape, after: Shape) -> tuple[list[int], list[int]]:
-    """Replace the one dimension that neither shape states by the same large prime in both.
+    """Replace the one dimension that a shape does not state, in both consistently, by a multiple of a large prime.
+
+    With ``B`` and ``A`` the products of what is stated, ``u_B B = u_A A`` means that ``u_B`` is a multiple of
+    ``A / gcd(A, B)`` and ``u_A`` the same multiple of ``B / gcd(A, B)``.
 
     Raises:
         LayoutError: More than one dimension is unknown on a side, or the sizes disagree.
     """
     if before.count(None) > 1 or after.count(None) > 1:
         raise LayoutError("more than one dimension is unknown")
-    prime = 2_147_483_647
-    left = [prime if d is None else d for d in before]
-    if None not in after:
-        return left, [d for d in after if d is not None]
-    total = int(np.prod(left, dtype=object))
-    rest = int(np.prod([d for d in after if d is not None], dtype=object))
-    if rest == 0 or total % rest:
+    stated_before, stated_after = (math.prod(d for d in shape if d is not None) for shape in (before, after))
+    if None in before and None in after and stated_before and stated_after:
+        common = _PRIME * stated_before * stated_after // math.gcd(stated_before, stated_after)
+        free_before, free_after = common // stated_before, common // stated_after
+    elif None in before or not stated_before or not stated_after:
+        free_before = free_after = _PRIME
+    elif stated_before % stated_after:
         raise LayoutError("the shapes do not hold the same number of elements")
-    return left, [total // rest if d is None else d for d in after]
+    else:
+        free_before, free_after = 1, stated_before // stated_after
+    return (
+        [free_before if d is None else d for d in before],
+        [free_after if d is None else d for d in after],
+    )
 
 
 def reshape(array: NDArray[Any], before: Shape, after: Shape) -> NDArray[Any]:

@@ -39,7 +39,7 @@ def narrow(model: ir.Model) -> int:
 
 def _narrow_input(graph: ir.Graph, site: Site, gathers: dict[tuple[ir.Value, bytes], ir.Value]) -> bool:
     matrix: Matrix = site.cache["matrix"]
-    used = np.flatnonzero(site.cache["nonzero"][0].any(axis=0))
+    used = np.flatnonzero(site.cache["nonzero"][0].any(axis=0) & (site.cache["const_in"] != 0))
     outs, ins = site.cache["nonzero"].shape[1:]
     taps = matrix.weight.size // (outs * ins)
     lost, source = ins - len(used), site.source
@@ -51,7 +51,9 @@ def _narrow_input(graph: ir.Graph, site: Site, gathers: dict[tuple[ir.Value, byt
         return False
     if key not in gathers:
         indices = add_initializer(graph, f"{source.name}_used", used)
-        node = ir.node("Gather", [source, indices], attributes={"axis": matrix.data_axis}, name=f"{indices.name}_gather")
+        node = ir.node(
+            "Gather", [source, indices], attributes={"axis": matrix.data_axis}, name=f"{indices.name}_gather"
+        )
         graph.insert_before(site.node, node)
         gathers[key] = _describe(node, f"{indices.name}_values", source, matrix.data_axis, len(used))
     site.node.replace_input_with(0, gathers[key])

@@ -4,6 +4,8 @@ The first convolution has six output channels: 0 is always 0, 1 is always 0.7, 2
 nothing reads 5. It is called ``a``; the operator's output is ``d``; the consumer reads ``d`` without padding.
 """
 
+# ruff: noqa: E501 - a table: most cases are one line
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

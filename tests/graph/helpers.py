@@ -68,8 +68,8 @@ def worst_error(reference: ir.Model, found: ir.Model, feeds: Mapping[str, NDArra
             assert a.dtype == b.dtype
             assert np.array_equal(np.isfinite(a), np.isfinite(b))
             if a.size:
-                a, b = a.astype(np.float64), b.astype(np.float64)
-                worst = max(worst, float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1e-6))
+                difference = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
+                worst = max(worst, float(difference) / max(float(np.abs(a).max()), 1e-6))
     return worst
 
 
