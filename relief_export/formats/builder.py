@@ -86,7 +86,7 @@ class Builder:
         return names
 
     def nibbles(self, words: Array) -> str:
-        """Promise the int64 values of 4-bit ``words``; ``flush`` stores all that were promised in one constant."""
+        """Promise the int32 values of 4-bit ``words``; ``flush`` stores all that were promised in one constant."""
         if not self._mark_set():
             self._mark = len(self.nodes)
         name = next(self.names)
@@ -117,11 +117,12 @@ class Builder:
             names, sizes = [*names, next(self.names)], [*sizes, 1]
         half = words.size // 2
         packed = self.constant((words[:half] << 4) | words[half:])
-        wide, base = self.node("Cast", packed, to=onnx.TensorProto.INT64), self.constant(16)
-        parts = self.node("Div", wide, base), self.node("Mod", wide, base)
-        both = self.node("Concat", *parts, out=names[0] if len(names) == 1 else None, axis=0)
+        high = self.node("BitShift", packed, self.constant(4, np.uint8), direction="RIGHT")
+        low = self.node("Mod", packed, self.constant(16, np.uint8))
+        both = self.node("Concat", high, low, axis=0)
+        wide = self.node("Cast", both, out=names[0] if len(names) == 1 else None, to=onnx.TensorProto.INT32)
         if len(names) > 1:
-            self.split(both, sizes, names)
+            self.split(wide, sizes, names)
         self._nibbles.clear()
 
     def table(self, centres: Array) -> str:

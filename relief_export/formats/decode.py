@@ -80,12 +80,12 @@ def _compress(inputs: list[Array], _: Attributes) -> list[Array]:
 
 OPERATORS: dict[str, Callable[[list[Array], Attributes], list[Array]]] = {
     "Add": _elementwise(np.add),
+    "BitShift": _elementwise(np.right_shift),
     "Cast": _cast,
     "Compress": _compress,
     "Concat": lambda inputs, _: [np.concatenate(inputs)],
     "ConstantOfShape": _constant_of_shape,
     "CumSum": lambda inputs, _: [np.cumsum(inputs[0], dtype=inputs[0].dtype)],
-    "Div": _elementwise(np.floor_divide),
     "Gather": _gather,
     "Identity": lambda inputs, _: inputs,
     "Less": _elementwise(np.less),
@@ -111,7 +111,7 @@ def _claim(op: str, inputs: list[Array]) -> int:
         return max(0, -int(-(stop - start) // step))
     if op == "Concat":
         return sum(part.size for part in inputs)
-    if op in {"Add", "Div", "Less", "Mod", "Mul", "Sub"}:
+    if op in {"Add", "BitShift", "Less", "Mod", "Mul", "Sub"}:
         return int(np.prod(np.broadcast_shapes(inputs[0].shape, inputs[1].shape), dtype=object))
     return max(part.size for part in inputs)
 

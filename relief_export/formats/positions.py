@@ -6,7 +6,7 @@ bitmap:  bit i is 1 exactly where i is a position.
 Elias-Fano with l = the integer that makes it shortest:  l bit planes of the low parts, then the high parts in unary,
     so that the j-th one stands at h_j:  p_j = 2^l (h_j − j) + Σ_i 2^i low_{i,j}.
 
-Bits fill bytes from the most significant end. Operator versions: CumSum 11, Compress 11, Range 11, Split 13.
+Bits fill bytes from the most significant end. Operator versions: BitShift, Compress, CumSum, Range 11; Split 13.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = np.ndarray[Any, Any]
 
 SLOW_ABOVE = 1 << 19
-"""Universes above this use gap codes only: bit codes cost the runtime several passes over 8 bytes a bit at load."""
+"""Universes above this use gap codes only: bit codes cost the runtime several passes over every bit at load."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,21 @@ class Code:
     Attributes:
         name: What the ledger and the notes call it.
         size: Bytes for (positions, universe), its nodes included, to within a few tens.
-        emit: Adds constants and nodes and returns the name of the int64 positions.
+        emit: Adds constants and nodes and returns the name of the positions.
+        wide: Whether the positions come as int64; else as int32, which costs the runtime half the memory.
         slow: Whether it is left out for universes above ``SLOW_ABOVE``.
     """
 
     name: str
     size: Callable[[Array, int], float]
     emit: Callable[[Builder, Array, int], str]
+    wide: bool = False
     slow: bool = False
+
+    def emit_wide(self, builder: Builder, positions: Array, universe: int) -> str:
+        """Emit the positions as int64."""
+        name = self.emit(builder, positions, universe)
+        return name if self.wide else builder.node("Cast", name, to=TensorProto.INT64)
 
 
 def gap_words(positions: Array, escape: int) -> Array:
@@ -60,22 +67,24 @@ def gap_words(positions: Array, escape: int) -> Array:
 def _emit_gaps(builder: Builder, positions: Array, dtype: type[np.unsignedinteger[Any]], escape: int) -> str:
     words = gap_words(positions, escape)
     if escape == 15:
-        wide = builder.nibbles(words)
+        narrow = builder.nibbles(words)
     else:
-        wide = builder.node("Cast", builder.constant(words.astype(dtype)), to=TensorProto.INT64)
-    sums = builder.node("CumSum", wide, builder.constant(0))
+        narrow = builder.node("Cast", builder.constant(words.astype(dtype)), to=TensorProto.INT32)
+    sums = builder.node("CumSum", narrow, builder.constant(0))
     if words.size == positions.size:
         return sums
-    ends = builder.node("Less", wide, builder.constant(escape))
+    ends = builder.node("Less", narrow, builder.constant(escape, np.int32))
     found = builder.node("Compress", sums, ends, axis=0)
-    return builder.declare(found, TensorProto.INT64, [positions.size])
+    return builder.declare(found, TensorProto.INT32, [positions.size])
 
 
 def _unpack_bits(builder: Builder, bits: Array) -> str:
-    """Store bits and return them as int64 0 or 1, padded at the end to whole bytes."""
-    wide = builder.node("Cast", builder.constant(np.packbits(bits)[:, None]), to=TensorProto.INT64)
-    shifted = builder.node("Div", wide, builder.constant([128, 64, 32, 16, 8, 4, 2, 1]))
-    return builder.node("Mod", shifted, builder.constant(2))
+    """Store bits, whole bytes of them, and return them as uint8 0 or 1, flat."""
+    packed = builder.constant(np.packbits(bits)[:, None])
+    shifts = builder.constant(np.arange(7, -1, -1, dtype=np.uint8))
+    shifted = builder.node("BitShift", packed, shifts, direction="RIGHT")
+    odd = builder.node("Mod", shifted, builder.constant(2, np.uint8))
+    return builder.node("Reshape", odd, builder.constant([bits.size]))
 
 
 def _ones(builder: Builder, bits: str, found: int) -> str:
@@ -86,8 +95,9 @@ def _ones(builder: Builder, bits: str, found: int) -> str:
 def _emit_bitmap(builder: Builder, positions: Array, universe: int) -> str:
     bits = np.zeros(-(-universe // 8) * 8, np.uint8)
     bits[positions] = 1
-    flat = builder.node("Reshape", _unpack_bits(builder, bits), builder.constant([bits.size]))
-    return builder.node("Reshape", _ones(builder, flat, positions.size), builder.constant([positions.size]))
+    return builder.node(
+        "Reshape", _ones(builder, _unpack_bits(builder, bits), positions.size), builder.constant([positions.size])
+    )
 
 
 def low_bits(positions: Array, universe: int) -> int:
@@ -104,7 +114,7 @@ def _emit_elias_fano(builder: Builder, positions: Array, universe: int) -> str:
     planes = (positions >> np.arange(low)[:, None]) & 1
     bits = np.concatenate([planes.ravel().astype(np.uint8), unary])
     bits = np.concatenate([bits, np.zeros(-bits.size % 8, np.uint8)])
-    stored = builder.node("Reshape", _unpack_bits(builder, bits), builder.constant([bits.size]))
+    stored = _unpack_bits(builder, bits)
     lows = ""
     if low:
         lows, stored = builder.split(stored, [low * count, bits.size - low * count])
@@ -112,7 +122,8 @@ def _emit_elias_fano(builder: Builder, positions: Array, universe: int) -> str:
     line = builder.node("Range", *(builder.constant(value) for value in (0, count << low, 1 << low)))
     result = builder.node("Sub", ones, line)
     if low:
-        table = builder.node("Reshape", lows, builder.constant([low, count]))
+        table8 = builder.node("Reshape", lows, builder.constant([low, count]))
+        table = builder.node("Cast", table8, to=TensorProto.INT64)
         powers = builder.constant([1 << bit for bit in range(low)])
         result = builder.node("Add", result, builder.node("MatMul", powers, table))
     return builder.node("Reshape", result, builder.constant([count]))
@@ -134,15 +145,15 @@ def _gap_code(name: str, bits: int) -> Code:
 
 def _elias_fano_size(positions: Array, universe: int) -> float:
     low = low_bits(positions, universe)
-    return (low * positions.size + positions.size + (int(positions[-1]) >> low)) / 8 + 330
+    return (low * positions.size + positions.size + (int(positions[-1]) >> low)) / 8 + 370
 
 
 CODES: tuple[Code, ...] = (
     _gap_code("u8", 8),
     _gap_code("u4", 4),
     _gap_code("u16", 16),
-    Code("elias-fano", _elias_fano_size, _emit_elias_fano, slow=True),
-    Code("bitmap", lambda _, universe: universe / 8 + 150, _emit_bitmap, slow=True),
+    Code("elias-fano", _elias_fano_size, _emit_elias_fano, wide=True, slow=True),
+    Code("bitmap", lambda _, universe: universe / 8 + 170, _emit_bitmap, wide=True, slow=True),
 )
 
 

@@ -21,7 +21,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 SMALLEST = 32
 """Tensors with fewer elements stay initializers."""
-ALONE = 1 << 20
+ALONE = 1 << 18
 """Weights with this many elements and more have a stream of their own."""
 STREAM_BITS, TENSOR_BITS = 8 * 220, 8 * 40
 """What the nodes of a stream, and of each weight in it, take."""
@@ -58,7 +58,7 @@ def emit_list(builder: Builder, indices: Array, out: str) -> str:
     """Add an index list as positions, name it ``out``, and return the name of its code."""
     universe = int(indices[-1]) + 1
     code = positions.choose(indices, universe)
-    builder.rename(code.emit(builder, indices, universe), out)
+    builder.rename(code.emit_wide(builder, indices, universe), out)
     return code.name
 
 
@@ -154,8 +154,8 @@ def _zeros(builder: Builder, shape: list[int], kind: np.dtype[Any]) -> str:
 
 def _scatter(builder: Builder, found: Array, shape: list[int], stored: str, kind: np.dtype[Any]) -> str:
     code = positions.choose(found, shape[0])
-    indices = code.emit(builder, found, shape[0])
     zeros = _zeros(builder, shape, kind)
     if len(shape) == 1:
-        return builder.node("ScatterElements", zeros, indices, stored)
-    return builder.node("ScatterND", zeros, builder.node("Reshape", indices, builder.constant([found.size, 1])), stored)
+        return builder.node("ScatterElements", zeros, code.emit(builder, found, shape[0]), stored)
+    rows = builder.node("Reshape", code.emit_wide(builder, found, shape[0]), builder.constant([found.size, 1]))
+    return builder.node("ScatterND", zeros, rows, stored)

@@ -238,13 +238,13 @@ def test_damaged_streams_are_refused(tmp_path, make_linear, change, message):
 def test_a_chain_of_doublings_is_refused_before_memory_is_taken(tmp_path, make_linear):
     _, small, _ = pack(make_linear(BY_CODE["u8"]), tmp_path)
     proto = onnx.load(small)
-    (first,) = [node for node in proto.graph.node if node.op_type == "Cast"]
-    name = first.output[0]
+    place = [node.op_type for node in proto.graph.node].index("Cast") + 1
+    name = proto.graph.node[place - 1].output[0]
     doublings = []
     for step in range(40):
         doublings.append(onnx.helper.make_node("Concat", [name, name], [f"big{step}"], axis=0))
         name = f"big{step}"
-    nodes = [*list(proto.graph.node)[:1], *doublings, *list(proto.graph.node)[1:]]
+    nodes = [*list(proto.graph.node)[:place], *doublings, *list(proto.graph.node)[place:]]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     onnx.save(proto, small)

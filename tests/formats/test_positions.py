@@ -21,7 +21,8 @@ def emitted(code, positions, universe):
 def decoded(code, positions, universe):
     """Decode in ONNX's own reference implementation."""
     builder, out = emitted(code, positions, universe)
-    outputs = [helper.make_tensor_value_info(out, TensorProto.INT64, [positions.size])]
+    kind = TensorProto.INT64 if code.wide else TensorProto.INT32
+    outputs = [helper.make_tensor_value_info(out, kind, [positions.size])]
     graph = helper.make_graph(builder.nodes, "g", [], outputs, builder.tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     onnx.checker.check_model(model)
