@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,13 +38,13 @@ _VGG: dict[str, tuple[tuple[int, ...], ...]] = {
 
 def lenet300(shape: Shape, classes: int) -> nn.Module:
     """Build LeNet-300-100: two hidden layers of 300 and 100 units."""
-    return nn.Sequential(
-        nn.Flatten(),
-        nn.Linear(math.prod(shape), 300),
-        nn.ReLU(),
-        nn.Linear(300, 100),
-        nn.ReLU(),
-        nn.Linear(100, classes),
+    return _named(
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(math.prod(shape), 300),
+        relu1=nn.ReLU(),
+        fc2=nn.Linear(300, 100),
+        relu2=nn.ReLU(),
+        fc3=nn.Linear(100, classes),
     )
 
 
@@ -52,18 +53,23 @@ def lenet5(shape: Shape, classes: int) -> nn.Module:
     side = [((size - 4) // 2 - 4) // 2 for size in shape[1:]]
     if min(side) < 1:
         raise InputError(f"lenet5 needs pictures of at least 16 x 16, not {shape[1]} x {shape[2]}: set data.size")
-    return nn.Sequential(
-        nn.Conv2d(shape[0], 20, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(20, 50, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(50 * math.prod(side), 500),
-        nn.ReLU(),
-        nn.Linear(500, classes),
+    return _named(
+        conv1=nn.Conv2d(shape[0], 20, 5),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(20, 50, 5),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(50 * math.prod(side), 500),
+        relu3=nn.ReLU(),
+        fc2=nn.Linear(500, classes),
     )
+
+
+def _named(**layers: nn.Module) -> nn.Module:
+    """Chain layers under the names that tables and files will show."""
+    return nn.Sequential(OrderedDict(layers))
 
 
 def vgg(shape: Shape, classes: int, *, stages: tuple[tuple[int, ...], ...], hidden: int = 0) -> nn.Module:
