@@ -41,9 +41,9 @@ check: | $(STAMP) ## What CI runs: linter, formatter, types, tests
 	$(BIN)/python -m pytest -n $(JOBS)
 
 fuzz: | $(STAMP) ## Shrink N random networks against ONNX Runtime (make fuzz N=20000)
-	RELIEF_FUZZ=$(N) $(BIN)/python -m pytest -n $(JOBS) -k fuzz tests/graph
+	RELIEF_FUZZ=$(N) $(BIN)/python -m pytest -n $(JOBS) tests/graph/test_fuzz.py
 
-bench: | $(STAMP) ## Run every benchmark into benchmarks/results/
+bench: digits-lenet5 ## Run every benchmark into benchmarks/results/
 	$(BIN)/python -m benchmarks
 
 bench-scoring bench-formats: bench-%: | $(STAMP) ## Run one benchmark
