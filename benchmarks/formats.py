@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +21,7 @@ from benchmarks.common import ROOT, Benchmark, Column, Row, interleave
 from relief_export.formats import FORMATS, VALUES, Options, Values, dense, ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 SEED = 0
 ZEROS = (0.80, 0.90, 0.95, 0.98, 0.99)
@@ -35,9 +37,11 @@ SHAPES = {
     "whole kernels": (CONV, ((128, 64, 3, 3), (128, 128, 3, 3), (128, 128, 3, 3))),
 }
 _PEAK = (
-    "import resource, sys, onnxruntime as ort; base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-    "s = ort.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider']);"
-    "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base))"
+    "import sys, onnxruntime as ort\n"
+    "peak = lambda: next(int(l.split()[1]) for l in open('/proc/self/status') if l.startswith('VmHWM'))\n"
+    "base = peak()\n"
+    "s = ort.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])\n"
+    "print(1024 * (peak() - base))"
 )
 
 
@@ -69,6 +73,17 @@ def peak_bytes(path: Path) -> int:
     """Return how much the peak of resident memory grows in a fresh process that opens ``path``."""
     done = subprocess.run([sys.executable, "-c", _PEAK, path], check=True, capture_output=True, text=True)  # noqa: S603
     return int(done.stdout)
+
+
+def cpu_seconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the median processor time of each call, interleaved; unlike wall time it ignores other programs."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(LOADS):
+        for name, call in calls.items():
+            started = time.process_time()
+            call()
+            seconds[name].append(time.process_time() - started)
+    return {name: statistics.median(found) for name, found in seconds.items()}
 
 
 def write_all(model: ir.Model, folder: Path) -> dict[str, tuple[Path, int, str]]:
@@ -107,6 +122,7 @@ def measure(network: str, model: ir.Model, zeros: float | None) -> list[Row]:
             return ort.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
 
         loads = interleave({label: partial(opener, path) for label, path in runnable.items()}, repeats=LOADS)
+        cpu = cpu_seconds({label: partial(opener, path) for label, path in runnable.items()})
         sessions = {label: opener(path) for label, path in runnable.items()}
         calls: dict[str, Callable[[], object]] = {
             label: partial(session.run, None, feeds) for label, session in sessions.items()
@@ -123,7 +139,8 @@ def measure(network: str, model: ir.Model, zeros: float | None) -> list[Row]:
         }
         if label in runnable:
             row |= loads[label].to_dict("load_") | runs[label].to_dict("run_") | {"peak_bytes": peaks[label]}
-            row["load_to_dense"] = loads[label].median / loads["dense"].median
+            row["load_cpu_s"] = cpu[label]
+            row["load_to_dense"] = cpu[label] / cpu["dense"]
             row["run_to_dense"] = runs[label].median / runs["dense"].median
         rows.append(row)
     return rows
@@ -143,8 +160,6 @@ def encoding(millions: int = 100) -> list[Row]:
 
 def encode_once(millions: int) -> str:
     """Encode layers of 10 million weights, ``millions`` in all; return bytes, peak, seconds and size as text."""
-    import time  # noqa: PLC0415 - only the child process needs it
-
     from relief_export.formats import packed  # noqa: PLC0415
 
     rng = np.random.default_rng(SEED)
@@ -196,9 +211,9 @@ BENCHMARK = Benchmark(
     ),
     seeds=(SEED,),
     note="bytes are whole files, container included; the bound is that of docs/formats.md for the same precision of "
-    f"values, weights only. load is one session creation, median of {LOADS}; run is batch 8 on one thread, median of "
-    f"{RUNS}; both interleaved with the dense file in one process. Peak memory is the growth of a fresh process "
-    "that opens the file.",
+    f"values, weights only. load is the processor time of one session creation, median of {LOADS}; run is batch 8 on "
+    f"one thread, median wall time of {RUNS}; both interleaved with the dense file in one process. Peak memory is the "
+    "growth of a fresh process that opens the file.",
 )
 
 if __name__ == "__main__":

@@ -66,6 +66,16 @@ def _scatter_nd(inputs: list[Array], _: Attributes) -> list[Array]:
     return [data]
 
 
+def _max_unpool(inputs: list[Array], _: Attributes) -> list[Array]:
+    updates, indices, shape = inputs
+    if updates.shape != indices.shape or updates.ndim != 3 or shape.tolist()[:2] != [1, 1] or shape.size != 3:
+        raise ValueError("positions and values differ in number")
+    _check_positions(indices[0, 0], int(shape[2]))
+    data = np.zeros(shape.tolist(), updates.dtype)
+    data[0, 0, indices[0, 0]] = updates[0, 0]
+    return [data]
+
+
 def _gather(inputs: list[Array], _: Attributes) -> list[Array]:
     table, indices = inputs
     if table.ndim != 1 or (indices.size and (indices.min() < 0 or indices.max() >= len(table))):
@@ -90,6 +100,7 @@ OPERATORS: dict[str, Callable[[list[Array], Attributes], list[Array]]] = {
     "Identity": lambda inputs, _: inputs,
     "Less": _elementwise(np.less),
     "MatMul": _elementwise(np.matmul),
+    "MaxUnpool": _max_unpool,
     "Mod": _elementwise(np.mod),
     "Mul": _elementwise(np.multiply),
     "NonZero": lambda inputs, _: [np.stack(np.nonzero(inputs[0])).astype(np.int64)],
@@ -104,8 +115,8 @@ OPERATORS: dict[str, Callable[[list[Array], Attributes], list[Array]]] = {
 
 def _claim(op: str, inputs: list[Array]) -> int:
     """Return how many elements the outputs of ``op`` have."""
-    if op == "ConstantOfShape":
-        return int(np.prod(inputs[0].tolist(), dtype=object))
+    if op in {"ConstantOfShape", "MaxUnpool"}:
+        return int(np.prod(inputs[-1].tolist(), dtype=object))
     if op == "Range":
         start, stop, step = (value.item() for value in inputs)
         return max(0, -int(-(stop - start) // step))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from relief_export.formats import positions, values
 
@@ -121,7 +121,8 @@ def emit_stream(builder: Builder, stream: list[Item], outs: dict[str, str]) -> N
         )
     else:
         parts = [(item.coded, item.stored) for item in stream if item.units.any()]
-        buffer = _scatter(builder, found, shape, values.emit(builder, parts, unit), kind)
+        place = _unpool if _is_large(stream) and kind == np.float32 else _scatter
+        buffer = place(builder, found, shape, values.emit(builder, parts, unit), kind)
     last = [_tail(item) for item in stream]
     names = [outs[item.name] if not tail else next(builder.names) for item, tail in zip(stream, last, strict=True)]
     if len(stream) > 1:
@@ -150,6 +151,22 @@ def _shape(builder: Builder, item: Item, name: str, out: str) -> None:
 def _zeros(builder: Builder, shape: list[int], kind: np.dtype[Any]) -> str:
     value = numpy_helper.from_array(np.zeros(1, kind))
     return builder.node("ConstantOfShape", builder.constant(shape), **({} if kind == np.float32 else {"value": value}))
+
+
+def _is_large(stream: list[Item]) -> bool:
+    """Say whether a stream is one large weight of single elements, which ends in a Reshape."""
+    return len(stream) == 1 and stream[0].unit == 1 and stream[0].units.size >= ALONE and _tail(stream[0])
+
+
+def _unpool(builder: Builder, found: Array, shape: list[int], stored: str, _: np.dtype[Any]) -> str:
+    """Place float32 values in zeros, ``(1, 1, n)``, without a buffer of zeros first: a third of the time at load."""
+    row = builder.constant([1, 1, found.size])
+    code = positions.choose(found, shape[0])
+    indices = builder.node("Reshape", code.emit_wide(builder, found, shape[0]), row)
+    cube = [1, 1, *shape]
+    updates = builder.node("Reshape", stored, row)
+    name = builder.node("MaxUnpool", updates, indices, builder.constant(cube), kernel_shape=[1])
+    return builder.declare(name, TensorProto.FLOAT, cube)
 
 
 def _scatter(builder: Builder, found: Array, shape: list[int], stored: str, kind: np.dtype[Any]) -> str:

@@ -75,6 +75,19 @@ def test_the_stated_weight_error_is_the_real_one(tmp_path, make_linear, values, 
     assert np.array_equal(read.const_value.numpy() != 0, weight != 0)
 
 
+@pytest.mark.parametrize("values", VALUES)
+def test_large_weights_are_folded_and_exact(tmp_path, make_linear, run, optimised_ops, values):
+    weight = geometric(0.05, 64 * 8192)
+    plain, small, _ = pack(make_linear(weight), tmp_path, values)
+    assert "MaxUnpool" in {node.op_type for node in onnx.load(small).graph.node}
+    assert optimised_ops(small) == optimised_ops(plain)
+    if values == "f32":
+        assert np.array_equal(run(small), run(plain))
+        assert np.array_equal(run(small, optimise=False), run(plain, optimise=False))
+    dense.write(packed.read(small), tmp_path / "read.onnx", Options())
+    assert np.array_equal(run(tmp_path / "read.onnx"), run(small))
+
+
 def test_whole_kernels_share_a_position(tmp_path, make_conv, run, optimised_ops):
     rng = np.random.default_rng(0)
     weight = (rng.normal(size=(64, 64, 3, 3)) * (rng.random((64, 64, 1, 1)) < 0.2)).astype(np.float32)

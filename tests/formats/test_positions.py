@@ -61,7 +61,8 @@ def test_gap_words_are_those_of_the_specification(escape, positions, words):
 
 
 def raw(builder):
-    return [tensor.raw_data for tensor in builder.tensors if tensor.raw_data]
+    """Return the bytes of the stream: the first constant with raw data; shifts and sizes follow it."""
+    return [next(tensor.raw_data for tensor in builder.tensors if tensor.raw_data)]
 
 
 def test_golden_u8():
