@@ -1,0 +1,360 @@
+"""Removal on whole graphs: what is shared, constant, dead, foreign or huge, what is said, and what is refused."""
+
+# ruff: noqa: E501 - small graphs stay on one line
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from relief_export.errors import UnsupportedModelError
+from relief_export.graph.cost import cost
+from relief_export.graph.shrink import shrink
+from tests.graph.helpers import arrays_of, assert_same, assert_sound, build, interface, parameters, random_feeds, run
+
+RELATIVE = 1e-5  # of the output's scale
+HALF = 5e-3  # the same in float16, whose step is 1e-3
+
+
+def normal(*shape: int, dead: tuple[int, ...] = (), unread: tuple[int, ...] = ()) -> np.ndarray:
+    weight = np.random.default_rng([len(shape), *shape]).normal(size=shape).astype(np.float32)
+    weight[list(dead)] = 0
+    if unread:
+        weight[:, list(unread)] = 0
+    return weight
+
+
+def shapes(model: ir.Model) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays_of(model).items()}
+
+
+def sound(model: ir.Model, **lengths: int) -> ir.Model:
+    result = shrink(model, strict=True)
+    assert_sound(model, result.model, random_feeds(model, **lengths), relative=RELATIVE)
+    assert not shrink(result.model).modified
+    before, after = cost(model), cost(result.model)
+    assert after.macs.structural <= before.macs.structural
+    return result.model
+
+
+MLP = "g (float[n, 7] x) => (float[n, 3] y) { h = Gemm<transB=1>(x, w1, b1) r = Relu(h) y = Gemm<transB=1>(r, w2, b2) }"
+
+
+def mlp(**changes: np.ndarray) -> ir.Model:
+    arrays = {"w1": normal(6, 7, dead=(0, 3)), "b1": np.array([1, 1, 1, -1, 1, 1], np.float32)}
+    return build(MLP, arrays | {"w2": normal(3, 6, unread=(5,)), "b2": normal(1, 3)[0]} | changes)
+
+
+# What is shared --------------------------------------------------------------------------------------------------------
+
+
+def test_weight_used_by_two_layers_is_cut_once_and_for_both():
+    w = normal(6, 6, 1, 1, dead=(1, 2), unread=(1, 4))
+    arrays = {"w0": normal(6, 3, 1, 1, dead=(1,)), "w": w, "w3": normal(2, 6, 1, 1, unread=(1,))}
+    text = """g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y) { a = Conv(x, w0) b = Relu(a) c = Conv(b, w) d = Relu(c)
+        e = Conv(d, w) f = Relu(e) y = Conv(f, w3) }"""
+    model = build(text, arrays)
+    found = shapes(sound(model))
+    assert found["w"][0] < 6
+    assert sum(len(shape) == 4 for shape in found.values()) == 3  # still one tensor for the two
+
+
+def test_tied_embedding_keeps_its_table():
+    table = normal(9, 4, unread=(2,))
+    text = """g (int64[n, 5] i) => (float[n, 5, 9] y) { e = Gather(table, i) r = Relu(e) t = Transpose(table) y = MatMul(r, t) }"""
+    model = build(text, {"table": table})
+    feeds = {"i": np.random.default_rng(0).integers(0, 9, (2, 5))}
+    result = shrink(model).model
+    assert_same(model, result, feeds, relative=RELATIVE)
+    assert parameters(result) <= parameters(model)
+
+
+def test_bias_shared_by_two_layers_stays_right():
+    text = """g (float[n, 7] x) => (float[n, 3] y) { h = Gemm<transB=1>(x, w1, b) k = Gemm<transB=1>(x, w3, b) r = Relu(h)
+        s = Relu(k) t = Gemm<transB=1>(r, w2) u = Gemm<transB=1>(s, w4) y = Add(t, u) }"""
+    arrays = {"w1": normal(6, 7, dead=(0,)), "w3": normal(6, 7, dead=(0, 1)), "b": normal(1, 6)[0]}
+    sound(build(text, arrays | {"w2": normal(3, 6, unread=(4,)), "w4": normal(3, 6, unread=(5,))}))
+
+
+def test_several_outputs_and_consumers_keep_what_any_of_them_reads():
+    text = """g (float[n, 7] x) => (float[n, 3] y, float[n, 2] z, float[n, 6] r) { h = Gemm<transB=1>(x, w1, b1) r = Relu(h)
+        k = Tanh(h) y = Gemm<transB=1>(k, w2) z = Gemm<transB=1>(k, w3) }"""
+    arrays = {
+        "w1": normal(6, 7),
+        "b1": normal(1, 6)[0],
+        "w2": normal(3, 6, unread=(0, 1)),
+        "w3": normal(2, 6, unread=(0, 2)),
+    }
+    assert shapes(sound(build(text, arrays)))["w1"] == (6, 7)  # r is an output
+    hidden = text.replace(", float[n, 6] r", "")
+    assert shapes(sound(build(hidden, arrays)))["w1"] == (5, 7)  # only 0 is read by nobody
+
+
+# Where constants come from ---------------------------------------------------------------------------------------------
+
+
+def test_initializer_that_is_an_input_is_kept():
+    arrays = {"w1": normal(6, 7, dead=(0,)), "b1": normal(1, 6)[0], "w2": normal(3, 6), "b2": normal(1, 3)[0]}
+    text = MLP.replace("(float[n, 7] x)", "(float[n, 7] x, float[6, 7] w1)")
+    model = build(text, arrays)
+    result = shrink(model)
+    assert arrays_of(result.model)["w1"].shape == (6, 7)
+    feeds = random_feeds(model) | {"w1": normal(7, 6).T.copy()}
+    assert_same(model, result.model, feeds, relative=RELATIVE)
+
+
+def test_weights_behind_constant_nodes_and_chains_are_weights():
+    w = np.ascontiguousarray(normal(6, 7, dead=(0, 3)).T.reshape(7, 3, 2))
+    text = """g (float[n, 7] x) => (float[n, 3] y) { flat = Constant<value_ints=[7, 6]>() i = Identity(w) m = Reshape(i, flat)
+        t = Transpose(m) h = Gemm<transB=1>(x, t) r = Relu(h)
+        c = Constant<value = float[3, 6] {1, 2, 3, 4, 5, 0, 1, 0, 1, 0, 1, 0, 2, 2, 2, 2, 2, 0}>() y = Gemm<transB=1>(r, c) }"""
+    result = sound(build(text, {"w": w}))
+    assert sorted(shape for shape in shapes(result).values()) == [(3, 3), (3, 7)]
+
+
+def test_float16_and_double():
+    for dtype, relative in ((np.float16, HALF), (np.float64, RELATIVE)):
+        kind = {np.float16: "float16", np.float64: "double"}[dtype]
+        arrays = {k: v.astype(dtype) for k, v in arrays_of(mlp()).items()}
+        model = build(MLP.replace("float[", f"{kind}["), arrays)
+        result = shrink(model).model
+        assert_sound(model, result, random_feeds(model), relative=relative)
+        assert shapes(result)["w1"] == (3, 7)
+        assert {a.dtype for a in arrays_of(result).values()} == {np.dtype(dtype)}
+
+
+def test_constants_of_very_different_size_merge_in_float16():
+    """One carries the other: were the small one chosen, its weights would overflow."""
+    arrays = {
+        "w1": normal(4, 3, 1, 1, dead=(0, 1)),
+        "b1": np.array([1e-4, 50, 0, 0], np.float32),
+        "w2": normal(2, 4, 3, 3),
+    }
+    text = "g (float16[n, 3, 5, 5] x) => (float16[n, 2, 5, 5] y) { a = Conv(x, w1, b1) r = Relu(a) y = Conv<pads=[1, 1, 1, 1]>(r, w2) }"
+    model = build(text, {k: v.astype(np.float16) for k, v in arrays.items()})
+    result = shrink(model).model
+    assert shapes(result)["w1"][0] == 3
+    assert_same(model, result, random_feeds(model), relative=HALF)
+
+
+# What vanishes ---------------------------------------------------------------------------------------------------------
+
+
+def test_dead_residual_branch_vanishes():
+    text = """g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y) { a = Conv(x, w1) r = Relu(a) b = Conv<pads=[1, 1, 1, 1]>(r, w2, b2)
+        c = Relu(b) d = Conv<pads=[1, 1, 1, 1]>(c, w3) s = Add(r, d) y = Conv(s, w4) }"""
+    arrays = {"w1": normal(4, 3, 1, 1), "w2": normal(4, 4, 3, 3), "b2": normal(1, 4)[0], "w4": normal(2, 4, 1, 1)}
+    result = sound(build(text, arrays | {"w3": np.zeros((4, 4, 3, 3), np.float32)}))
+    assert [node.op_type for node in result.graph] == ["Conv", "Relu", "Conv"]
+    assert set(arrays_of(result)) == {"w1", "w4"}
+
+
+def test_narrower_branch_between_wide_additions():
+    """The shared tensor stays wide; the convolution in the branch computes only the rows that are not zero."""
+    text = """g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y) { a = Conv(x, w1) r = Relu(a) b = Conv<pads=[1, 1, 1, 1]>(r, w2)
+        s = Add(r, b) t = Relu(s) y = Conv(t, w4) }"""
+    w2 = normal(32, 32, 3, 3, dead=tuple(range(0, 32, 2)), unread=tuple(range(16)))
+    model = build(text, {"w1": normal(32, 3, 1, 1), "w2": w2, "w4": normal(2, 32, 1, 1)})
+    result = sound(model)
+    assert shapes(result)["w2"] == (16, 16, 3, 3)
+    assert shapes(result)["w1"] == (32, 3, 1, 1)
+
+
+def test_constant_output_is_computed_from_the_batch_alone():
+    model = mlp(w2=np.zeros((3, 6), np.float32))
+    result = sound(model)
+    assert parameters(result) == 3
+    assert run(result, {"x": np.zeros((5, 7), np.float32)})[0].shape == (5, 3)
+
+
+def test_dead_border_pixels_of_a_picture_are_gathered_away():
+    w1 = normal(30, 784)
+    inside = np.zeros((28, 28), bool)
+    inside[6:22, 6:22] = True
+    w1[:, ~inside.reshape(-1)] = 0
+    text = """g (float[n, 1, 28, 28] x) => (float[n, 10] y) { f = Flatten(x) h = Gemm<transB=1>(f, w1, b1) r = Relu(h)
+        y = Gemm<transB=1>(r, w2) }"""
+    model = build(text, {"w1": w1, "b1": normal(1, 30)[0], "w2": normal(10, 30)})
+    result = sound(model)
+    assert shapes(result)["w1"] == (30, 256)
+    assert interface(result) == interface(model)
+
+
+# Shapes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_batch_axis():
+    text = "g (float[7] x) => (float[3] y) { h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }"
+    sound(build(text, {"w1": normal(7, 6), "w2": normal(6, 3)}))
+    fixed = "g (float[1, 7] x) => (float[1, 3] y) { h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }"
+    w1 = np.ascontiguousarray(normal(6, 7, dead=(2,)).T)
+    assert shapes(sound(build(fixed, {"w1": w1, "w2": normal(6, 3)})))["w1"] == (7, 5)
+
+
+def test_dynamic_height_and_width():
+    text = """g (float[n, 3, h, w] x) => (float[n, 2, a, b] y) { c = Conv(x, w1, b1) r = Relu(c) p = GlobalAveragePool(r)
+        s = Sigmoid(p) m = Mul(r, s) y = Conv<pads=[1, 1, 1, 1], strides=[2, 2]>(m, w2) }"""
+    arrays = {"w1": normal(6, 3, 1, 1, dead=(0, 1)), "b1": np.array([-1, 0, 0, 1, 1, 1], np.float32)}
+    model = build(text, arrays | {"w2": normal(2, 6, 3, 3, unread=(5,))})
+    assert shapes(sound(model, h=5, w=8))["w1"] == (3, 3, 1, 1)
+
+
+def test_fixed_batch_of_an_output_is_not_taken_for_the_inputs():
+    text = "g (float[4, 3] x) => (float[1, 2] y) { a = ReduceMean(x, e) y = Gemm<transB=1>(a, w, b) }"
+    arrays = {"w": np.zeros((2, 3), np.float32), "b": normal(1, 2)[0], "e": np.array([0])}
+    sound(build(text, arrays))
+
+
+# What is refused or left alone -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weight_that_is_not_finite_is_refused_by_name(value):
+    w1 = normal(6, 7)
+    w1[3, 2] = value
+    with pytest.raises(UnsupportedModelError, match="tensor w1 of Gemm .* holds NaN or Inf"):
+        shrink(mlp(w1=w1))
+
+
+def test_old_opset_is_refused():
+    model = build("g (float[n, 7] x) => (float[n, 7] y) { y = Relu(x) }", opset=12)
+    with pytest.raises(UnsupportedModelError, match="opset 12"):
+        shrink(model)
+
+
+def test_subgraph_that_reads_an_outer_value_and_an_outer_weight():
+    text = """g (float[n, 7] x, bool c) => (float[n, 3] y) { h = Gemm<transB=1>(x, w1, b1) r = Relu(h)
+        d = If(c) <then_branch = t () => (float[n, 6] u) { u = Neg(r) }, else_branch = e () => (float[n, 6] v) { v = Add(r, b1) }>
+        s = Mul(d, d) k = Gemm<transB=1>(s, w2) l = Relu(k) y = Gemm<transB=1>(l, w3) }"""
+    arrays = {"w1": normal(6, 7, dead=(0,)), "b1": normal(1, 6)[0], "w2": normal(5, 6, dead=(1,)), "w3": normal(3, 5)}
+    model = build(text, arrays)
+    result = shrink(model)
+    assert shapes(result.model)["w1"] == (6, 7)
+    assert shapes(result.model)["w2"] == (4, 6)
+    for condition in (True, False):
+        feeds = {"x": normal(2, 7), "c": np.array(condition)}
+        assert_same(model, result.model, feeds, relative=RELATIVE)
+
+
+def test_nothing_to_remove_leaves_the_model_as_it_is():
+    model = mlp(w1=normal(6, 7), w2=normal(3, 6))
+    result = shrink(model)
+    assert not result.modified
+    assert ir.to_proto(result.model).SerializeToString() == ir.to_proto(model).SerializeToString()
+
+
+def test_the_given_model_is_not_changed():
+    model = mlp()
+    before = ir.to_proto(model).SerializeToString()
+    assert shrink(model).modified
+    assert ir.to_proto(model).SerializeToString() == before
+
+
+# What is said ------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_say_what_was_removed_and_to_dict_is_plain():
+    result = shrink(mlp())
+    row = next(r for r in result.removed if r.layer == "w1")
+    assert (row.op, row.outputs_before, row.outputs_after, row.inputs_before, row.inputs_after) == ("Gemm", 6, 3, 7, 7)
+    assert (row.weights_before, row.weights_after) == (42, 21)
+    plain = result.to_dict()
+    assert plain["removed"][0]["layer"] == "w1"
+    assert set(plain) == {"modified", "removed", "kept", "unknown", "opaque"}
+
+
+def test_reason_names_the_operator_that_pins():
+    text = "g (float[n, 7] x) => (float[n, 3] y) { h = Gemm<transB=1>(x, w1) [norm] m = LayerNormalization(h, g) y = Gemm<transB=1>(m, w2) }"
+    model = build(text, {"w1": normal(6, 7, dead=(1, 2)), "g": np.ones(6, np.float32), "w2": normal(3, 6, unread=(4,))})
+    kept = {(row.layer, row.side): (row.count, row.reason) for row in shrink(model).kept}
+    assert kept["w1", "output"] == (2, "pinned by LayerNormalization norm")
+    assert kept["w2", "input"][0] == 1
+    assert shrink(model).opaque == {}
+
+
+# Bytes and size ----------------------------------------------------------------------------------------------------------
+
+
+def test_external_data(tmp_path):
+    model = mlp()
+    ir.save(model, tmp_path / "in.onnx", external_data="in.data", size_threshold_bytes=0)
+    loaded = ir.load(tmp_path / "in.onnx")
+    result = shrink(loaded)
+    ir.save(result.model, tmp_path / "out.onnx", external_data="out.data", size_threshold_bytes=0)
+    again = ir.external_data.load_to_model(ir.load(tmp_path / "out.onnx"))
+    assert_same(model, again, random_feeds(model), relative=RELATIVE)
+    assert (tmp_path / "out.data").stat().st_size < (tmp_path / "in.data").stat().st_size
+
+
+TWICE = """
+import sys, onnx_ir as ir
+from relief_export.graph.shrink import shrink
+sys.stdout.buffer.write(ir.to_proto(shrink(ir.load(sys.argv[1])).model).SerializeToString(deterministic=True))
+"""
+
+
+def test_two_processes_write_the_same_bytes(tmp_path):
+    text = """g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y) { a = Conv(x, w1, b1) r = Relu(a) l, q = Split<axis=1, num_outputs=2>(r)
+        c = Concat<axis=1>(q, l) b = Conv<pads=[1, 1, 1, 1]>(c, w2, b2) s = Add(r, b) y = Conv(s, w4) }"""
+    arrays = {"w1": normal(8, 3, 1, 1, dead=(0, 1, 2)), "b1": normal(1, 8)[0], "w2": normal(8, 8, 3, 3, dead=(0, 4, 5))}
+    arrays |= {"b2": np.zeros(8, np.float32), "w4": normal(2, 8, 1, 1, unread=(0, 7))}
+    ir.save(build(text, arrays), tmp_path / "in.onnx")
+    found = [
+        subprocess.run([sys.executable, "-c", TWICE, str(tmp_path / "in.onnx")], capture_output=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert found[0] == found[1]
+    assert len(found[0]) > 0
+
+
+LARGE = """
+import resource, time
+import numpy as np, onnx, onnx_ir as ir
+from tests.graph.helpers import build
+from relief_export.graph.shrink import shrink
+rng = np.random.default_rng(0)
+w = [rng.random((7000, 7000), dtype=np.float32) for _ in range(2)]
+w[0][::3] = 0
+w[1][:, 1::3] = 0
+text = "g (float[n, 7000] x) => (float[n, 7000] y) { h = Gemm<transB=1>(x, w1) r = Relu(h) y = Gemm<transB=1>(r, w2) }"
+model = build(text, domain="unchecked")  # its weights come below
+for name, array in zip(("w1", "w2"), w):
+    value = next(v for node in model.graph for v in node.inputs if v is not None and v.name == name)
+    value.const_value = ir.tensor(array, name=name)
+    value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.FLOAT)
+    model.graph.register_initializer(value)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.perf_counter()
+result = shrink(model)
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sizes = [v.const_value.shape[0] for v in result.model.graph.initializers.values()]
+print((peak - before) * 1024 / sum(a.nbytes for a in w), seconds, *sizes)
+"""
+
+
+def test_a_hundred_million_parameters_in_seconds_and_bounded_memory():
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, check=True, text=True, cwd=".")
+    memory, seconds, *rows = (float(word) for word in done.stdout.split())
+    assert memory <= 2  # times the model, beside the model
+    assert seconds <= 30  # on a busy machine
+    assert sorted(rows) == [2333, 7000]
+
+
+def test_external_data_outside_the_folder_is_refused(tmp_path):
+    (tmp_path / "secret.bin").write_bytes(b"\0" * 168)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    proto = ir.to_proto(mlp())
+    tensor = next(t for t in proto.graph.initializer if t.name == "w1")
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../secret.bin")
+    (folder / "m.onnx").write_bytes(proto.SerializeToString())
+    with pytest.raises(ValueError, match="outside|secret"):
+        shrink(ir.load(folder / "m.onnx"))
