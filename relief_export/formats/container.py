@@ -180,8 +180,14 @@ def _node_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 
 
 def save_proto(proto: onnx.ModelProto, path: Path) -> None:
-    """Write ``proto`` deterministically and atomically, without metadata."""
+    """Write ``proto`` deterministically and atomically, without metadata.
+
+    Raises:
+        UnsupportedModelError: It is too large for one file.
+    """
     strip(proto)
+    if proto.ByteSize() >= 1 << 31:
+        raise UnsupportedModelError(f"{path} would exceed the 2 GiB of a protobuf file: use format dense or csr")
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
 

@@ -6,25 +6,22 @@ machine's processor are left out.
 
 from __future__ import annotations
 
-import logging
 import tempfile
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+import onnx
 import onnxruntime
-from onnxruntime.tools.ort_format_model import create_config_from_models
 
 from relief_export.errors import UnsupportedModelError
 from relief_export.formats import sparse
 from relief_export.formats.artifact import EXACT, Artifact, File, Options
-from relief_export.formats.container import open_session
-from relief_export.records import atomic_path
+from relief_export.formats.container import graphs, open_session
+from relief_export.records import atomic_path, write_bytes
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-logging.getLogger("ort_format_model.utils").setLevel(logging.WARNING)  # it announces each file it writes
 _PROCESSOR_SPECIFIC = ["NchwcTransformer"]
 
 
@@ -42,25 +39,51 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         sparse.write(model, source, Options(verify=False))
-        settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 4
+        settings = _settings()
         settings.add_session_config_entry("session.save_model_format", "ORT")
         with atomic_path(path) as temporary:
-            settings.optimized_model_filepath = str(temporary)
-            try:
-                onnxruntime.InferenceSession(
-                    str(source), settings, providers=["CPUExecutionProvider"], disabled_optimizers=_PROCESSOR_SPECIFIC
-                )
-            except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no other base
-                reason = " ".join(str(error).split())[:300]
-                raise UnsupportedModelError(f"ONNX Runtime cannot convert this model ({reason})") from None
-    with atomic_path(operators_path(path)) as temporary, warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # the tool leaves its open file to the garbage collector
-        create_config_from_models([path.resolve()], temporary.resolve(), enable_type_reduction=False)
+            _optimise(source, temporary, settings)
+        plain = Path(folder) / "optimised.onnx"
+        _optimise(source, plain, _settings())
+        write_bytes(operators_path(path), required_operators(onnx.load(plain)).encode())
     if options.verify:
         open_session(path)
     files = tuple(File.of(path.parent, file) for file in (path, operators_path(path)))
     return Artifact(path.name, "ort", files, EXACT, options.to_dict())
+
+
+def _settings() -> onnxruntime.SessionOptions:
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4
+    return settings
+
+
+def _optimise(source: Path, target: Path, settings: onnxruntime.SessionOptions) -> None:
+    settings.optimized_model_filepath = str(target)
+    providers = ["CPUExecutionProvider"]
+    try:
+        onnxruntime.InferenceSession(
+            str(source), settings, providers=providers, disabled_optimizers=_PROCESSOR_SPECIFIC
+        )
+    except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no other base
+        reason = " ".join(str(error).split())[:300]
+        raise UnsupportedModelError(f"ONNX Runtime cannot convert this model ({reason})") from None
+
+
+def required_operators(proto: onnx.ModelProto) -> str:
+    """Return the configuration of a reduced build: a line ``domain;version;operators`` for each domain and version.
+
+    The version is the one in which an operator took the form that the model uses. ONNX Runtime's own tool writes the
+    same lines, but its package imports PyTorch where that is installed.
+    """
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    found: dict[tuple[str, int], set[str]] = {}
+    for graph in graphs(proto.graph):
+        for node in graph.node:
+            known = onnx.defs.has(node.op_type, node.domain)
+            since = onnx.defs.get_schema(node.op_type, versions[node.domain], node.domain).since_version if known else 1
+            found.setdefault((node.domain or "ai.onnx", since), set()).add(node.op_type)
+    return "".join(f"{domain};{since};{','.join(sorted(ops))}\n" for (domain, since), ops in sorted(found.items()))
 
 
 def read(path: Path) -> NoReturn:

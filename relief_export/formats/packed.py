@@ -27,6 +27,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 MARK, VERSION = "packed", 1
 OPSET = 13
+_LARGEST = 1 << 30
 TOLERANCES: dict[str, Tolerance] = {
     "f32": EXACT,
     "f16": Tolerance(relative_error=1e-2, accuracy_drop=0.005),
@@ -100,6 +101,9 @@ def _items(model: ir.Model, code: str, done: set[str]) -> tuple[list[streams.Ite
             continue
         if value.is_graph_input():
             notes.append(f"{value.name} stays dense: it is an input as well, so that a caller may replace it")
+            continue
+        if array.size * max(array.itemsize, 4) > _LARGEST:
+            notes.append(f"{value.name} stays dense: ONNX Runtime folds no value above 1 GiB at its default settings")
             continue
         coded = values.encode(array, code, channel_axis(value))
         item = streams.make_item(value.name, array, coded)

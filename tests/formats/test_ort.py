@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -21,6 +24,19 @@ def test_the_operators_a_reduced_build_needs_are_listed(tmp_path, make_lenet):
     listed = (tmp_path / "model.required_operators.config").read_text()
     assert "ai.onnx;" in listed
     assert "MaxPool" in listed
+
+
+def test_the_list_is_that_of_the_runtime_s_own_tool(tmp_path, make_lenet):
+    # In a process of its own: the tool's package imports PyTorch, and leaves a file open.
+    ort.write(make_lenet(), tmp_path / "model.ort", Options())
+    script = (
+        "import pathlib; from onnxruntime.tools.ort_format_model import create_config_from_models as c;"
+        "c([pathlib.Path('model.ort').resolve()], pathlib.Path('theirs.config').resolve(), enable_type_reduction=False)"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
+    theirs = (tmp_path / "theirs.config").read_text().splitlines()
+    ours = (tmp_path / "model.required_operators.config").read_text().splitlines()
+    assert sorted(ours) == sorted(line for line in theirs if line and not line.startswith("#"))
 
 
 def test_it_goes_one_way(tmp_path, make_lenet):

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -280,3 +283,14 @@ def test_index_lists_are_stored_as_positions(tmp_path, run, optimised_ops, densi
     assert small.stat().st_size < plain.stat().st_size / 1.3
     (read,) = packed.read(small).graph.initializers.values()
     assert np.array_equal(read.const_value.numpy(), kept)
+
+
+def test_what_the_runtime_would_not_fold_stays_dense(tmp_path, make_linear, monkeypatch):
+    monkeypatch.setattr(packed, "_LARGEST", 4 * 64 * 64 - 1)
+    artifact = packed.write(make_linear(geometric(0.1, 64 * 64)), tmp_path / "p.onnx", Options())
+    assert artifact.notes == ("w stays dense: ONNX Runtime folds no value above 1 GiB at its default settings",)
+
+
+def test_no_format_imports_torch():
+    script = "import sys, relief_export.formats; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
