@@ -111,10 +111,18 @@ def nonzero_mask(value: ir.Value | None) -> Mask | None:
 
 def is_constant(value: ir.Value | None) -> bool:
     """Say whether a value is computed from constants alone, by whatever operators."""
-    if value is None or ir.convenience.get_const_tensor(value) is not None:
-        return True
-    node = value.producer()
-    return node is not None and all(is_constant(factor) for factor in node.inputs)
+    pending, seen = [value], set()
+    while pending:  # no recursion: networks are deeper than Python's stack
+        factor = pending.pop()
+        if factor is None or ir.convenience.get_const_tensor(factor) is not None:
+            continue
+        node = factor.producer()
+        if node is None:
+            return False
+        if node not in seen:
+            seen.add(node)
+            pending.extend(node.inputs)
+    return True
 
 
 def _same(node: ir.Node) -> Mask | None:

@@ -146,8 +146,11 @@ def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:
     bias_value = add_initializer(graph, f"{name.removesuffix('.weight')}.bias", shift)
     linear.resize_inputs(3)
     linear.replace_input_with(2, bias_value)
-    node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+    result, is_output = node.outputs[0], node.outputs[0].is_graph_output()
+    result.replace_all_uses_with(source, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+    if is_output:
+        source.name = result.name  # outputs keep their names
 
 
 def _bias(linear: ir.Node) -> NDArray[np.generic] | None:

@@ -210,6 +210,14 @@ def test_fixed_batch_of_an_output_is_not_taken_for_the_inputs():
     sound(build(text, arrays))
 
 
+def test_very_deep_network():
+    depth = 1200
+    chain = " ".join(f"r{k + 1} = Tanh(r{k})" for k in range(depth))
+    text = f"""g (float[n, 7] x) => (float[n, m] y) {{ r0 = Gemm<transB=1>(x, w1) {chain} t = Transpose(x)
+        u = MatMul(r{depth}, w2) y = MatMul(u, t) }}"""
+    sound(build(text, {"w1": normal(6, 7, dead=(0, 3)), "w2": normal(6, 7)}))
+
+
 # What is refused or left alone -------------------------------------------------------------------------------------------
 
 
@@ -217,7 +225,7 @@ def test_fixed_batch_of_an_output_is_not_taken_for_the_inputs():
 def test_weight_that_is_not_finite_is_refused_by_name(value):
     w1 = normal(6, 7)
     w1[3, 2] = value
-    with pytest.raises(UnsupportedModelError, match="tensor w1 of Gemm .* holds NaN or Inf"):
+    with pytest.raises(UnsupportedModelError, match=r"tensor w1 of Gemm .* holds NaN or Inf"):
         shrink(mlp(w1=w1))
 
 
@@ -356,5 +364,5 @@ def test_external_data_outside_the_folder_is_refused(tmp_path):
     tensor.data_location = onnx.TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="../secret.bin")
     (folder / "m.onnx").write_bytes(proto.SerializeToString())
-    with pytest.raises(ValueError, match="outside|secret"):
+    with pytest.raises(ValueError, match=r"outside|secret"):
         shrink(ir.load(folder / "m.onnx"))
