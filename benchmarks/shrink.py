@@ -27,14 +27,8 @@ SIDE = 224
 PARAMETER_LIMIT = 150_000_000
 TIMEOUT = 900  # seconds a model
 SILENT = (
-    "densenet121",
-    "efficientnet_b0",
-    "mobilenet_v3_small",
-    "regnet_y_400mf",
-    "resnet18",
-    "shufflenet_v2_x1_0",
-    "vgg11",
-)
+    "densenet121", "efficientnet_b0", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x1_0", "vgg11",
+)  # fmt: skip
 """One model of a family is also measured with killed channels that emit zero."""
 OBSTACLES = {  # first words of a reason -> column
     "tied at": "left_tied",
