@@ -210,8 +210,8 @@ BENCHMARK = Benchmark(
     ),
     seeds=(SEED,),
     note=f"Random weights, {SHARE:.0%} of the output channels of every layer but the last killed at random, pictures "
-    f"of {SIDE} x {SIDE}. Shifts: killed channels emit random constants, or zero. Removable is what was killed less what "
-    "an operator of the graph forbids to remove (tied, padding, groups, pinned).",
+    f"of {SIDE} x {SIDE}. Shifts: killed channels emit random constants, or zero. Removable is what was killed less "
+    "what an operator of the graph forbids to remove (tied, padding, groups, pinned).",
 )
 
 
