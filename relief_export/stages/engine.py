@@ -162,7 +162,9 @@ def perform(stage: Stage, job: Job, *, force: bool) -> Done:
         _prepare(path, force=force)
     wait()
     start = time.perf_counter()
-    outcome = stage.work(job)
+    outcome: Outcome = json.loads(
+        json.dumps(stage.work(job), allow_nan=False)
+    )  # as a later reader of the record sees it
     seconds = round(time.perf_counter() - start, 3)
     wait()
     if is_main_process():
