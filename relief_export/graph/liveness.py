@@ -13,7 +13,7 @@ Where operators tie units together (a residual addition), a unit stays where any
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -137,8 +137,13 @@ class Liveness:
         return added
 
 
-def analyse(model: ir.Model) -> Liveness:
-    """Walk forward over a simplified model: units, ties, pins and constants of every activation."""
+def analyse(model: ir.Model, *, only_zero: bool = False) -> Liveness:
+    """Walk forward over a simplified model: units, ties, pins and constants of every activation.
+
+    Args:
+        model: It is not changed.
+        only_zero: Forget every constant but zero.
+    """
     trace, sites = Trace(), []
     unknown: Counter[str] = Counter()
     opaque: Counter[str] = Counter()
@@ -154,7 +159,10 @@ def analyse(model: ir.Model) -> Liveness:
             opaque[node.op_type] += 1
         site = Site(node, trace)
         _pin_captured(site)
-        trace.flows.update(zip(node.outputs, rule.forward(site), strict=True))
+        flows = rule.forward(site)
+        if only_zero:
+            flows = [replace(flow, const=np.where(flow.const == 0, 0.0, np.nan)) for flow in flows]
+        trace.flows.update(zip(node.outputs, flows, strict=True))
         site.pin_shared()
         sites.append((site, _UNKNOWN if site.given_up else rule))
     outputs = [v for v in model.graph.outputs if v in trace.flows]
@@ -166,29 +174,32 @@ def analyse(model: ir.Model) -> Liveness:
 
 
 def parameter_use(model: ir.Model) -> dict[str, Use]:
-    """Tell which entries of each parameter can influence an output, on a graph as it was captured.
+    """Tell which entries of each initializer can be set to zero without changing any output.
+
+    Removal absorbs constant channels into biases. Zeroing a connection absorbs nothing, so here a channel counts as
+    constant only where it is zero: what reads the constant of a lonely bias matters.
 
     Args:
-        model: Initializers carry the names of the parameters; masked entries are zero. It is not changed.
+        model: A simplified model whose masked entries are zero; it is not changed.
 
     Returns:
         Initializer name -> use, for parameters of operators that have a rule. A parameter that is used twice is dead
         only where every use is. Parameters left out are used whole.
     """
-    liveness = analyse(model)
+    liveness = analyse(model, only_zero=True)
     liveness.sweep({})
     found: dict[str, Use] = {}
     uses: Counter[str] = Counter()
     for site, rule in liveness.sites:
         for index, use in rule.use(site, [liveness.live[v] for v in site.node.outputs]).items():
-            value = site.node.inputs[index]
-            if value is None or not value.is_initializer() or value.name is None:
-                continue
-            uses[value.name] += 1
-            old = found.get(value.name)
-            found[value.name] = use if old is None else Use(old.dead & use.dead, old.constant & use.constant)
-    initializers = model.graph.initializers
-    return {name: use for name, use in found.items() if uses[name] == len(initializers[name].uses())}
+            operand = site.node.inputs[index]
+            name = str(operand.name) if operand is not None else ""
+            uses[name] += 1
+            old = found.get(name)
+            found[name] = use if old is None else Use(old.dead & use.dead, old.constant & use.constant)
+    known = model.graph.initializers
+    # Where a use has no rule, nothing is known of the parameter.
+    return {name: use for name, use in found.items() if name in known and uses[name] == len(known[name].uses())}
 
 
 def _computes_constant(node: ir.Node, trace: Trace) -> bool:

@@ -12,8 +12,7 @@ What the analysis does not know it keeps, and names.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +20,8 @@ import onnx_ir as ir
 import torch
 
 from relief_export.capture import capture
-from relief_export.graph.flow import Use
 from relief_export.graph.fold import simplify
-from relief_export.graph.liveness import analyse
+from relief_export.graph.liveness import analyse, parameter_use
 from relief_export.relief.layers import JOIN_BUFFERS, NORMS, joins, tensor_name
 from relief_export.relief.masks import Masks
 
@@ -47,32 +45,6 @@ class Disconnected:
     masks: Masks
     rounds: int
     unknown: dict[str, int]
-
-
-def use_of_parameters(model: ir.Model) -> dict[str, Use]:
-    """Tell which entries of each initializer can be zeroed without changing any output.
-
-    Export's analysis absorbs constant channels into biases. Zeroing a connection absorbs nothing, so here a channel
-    counts as constant only where it is zero: what reads the constant of a lonely bias matters.
-    """
-    liveness = analyse(model)
-    flows = liveness.trace.flows
-    for site, rule in liveness.sites:
-        for value, flow in zip(site.node.outputs, rule.forward(site), strict=True):
-            flows[value] = replace(flow, const=np.where(flow.const == 0, 0.0, np.nan))
-    liveness.sweep({})
-    found: dict[str, Use] = {}
-    uses: Counter[str] = Counter()
-    for site, rule in liveness.sites:
-        for index, use in rule.use(site, [liveness.live[value] for value in site.node.outputs]).items():
-            operand = site.node.inputs[index]
-            name = str(operand.name) if operand is not None else ""
-            uses[name] += 1
-            old = found.get(name)
-            found[name] = use if old is None else Use(old.dead & use.dead, old.constant & use.constant)
-    known = model.graph.initializers
-    # Where a use has no rule, nothing is known of the parameter.
-    return {name: use for name, use in found.items() if name in known and uses[name] == len(known[name].uses())}
 
 
 class Disconnector:
@@ -120,7 +92,7 @@ class Disconnector:
     def _disconnected(self) -> Masks:
         """Analyse the graph as it is now. A parameter that the graph knows by two names goes where both say so."""
         gone: dict[str, NDArray[np.bool_]] = {}
-        for known_as, use in use_of_parameters(simplify(self._graph)).items():
+        for known_as, use in parameter_use(simplify(self._graph)).items():
             name, steps = self._source(known_as)
             if name in self._names:
                 flags = use.dead | use.constant if name in self._norms else use.dead
