@@ -105,6 +105,8 @@ STATS = {"mean": f32(0, 0.1, 0, 0.2, 0, 0), "var": f32(0, 1, 1, 0.5, 2, 1)}
 SLOPE = {"slope": f32(0.1, 0.2, 0.3, 0.4, 0.5, 0.6).reshape(6, 1, 1)}
 TWO = {"two": scalar(2)}
 BOOL = "g = Cast<to=9>(a)"
+COMPARISONS = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+SWITCH = np.array([True, False, True, True, False, True]).reshape(6, 1, 1)
 SHUFFLE = {"split": i64(0, 2, 3, 4, 4), "join": i64(0, 6, 4, 4)}
 SMOOTH = {"scales": f32(1, 1, 2, 2), "sizes": i64(1, 6, 8, 8), "space": i64(8, 8)}
 
@@ -167,6 +169,11 @@ ACTIVATIONS = [
     pointwise("Cast", "Cast<to=1>(p)", before="p = Cast<to=10>(a)", name="half"),
     pointwise("Cast", "Cast<to=1>(g)", before=BOOL, name="bool"),
     pointwise("CastLike", "CastLike(p, two)", before="p = Cast<to=11>(a)", arrays=TWO),
+    *(pointwise(op, "Cast<to=1>(m)", before=f"m = {op}(a, low)", arrays={"low": scalar(-0.5)}) for op in COMPARISONS),
+    *(
+        pointwise(op, "Cast<to=1>(m)", before=f"{BOOL} m = {op}(g, on)", arrays={"on": SWITCH})
+        for op in ("And", "Or", "Xor")
+    ),
     pointwise("Not", "Cast<to=1>(m)", before=f"{BOOL} m = Not(g)"),
     pointwise("Dropout", "Dropout(a, r, t)", arrays={"r": scalar(0.5), "t": scalar(False, np.bool_)}, name="inference"),
     pointwise("PRelu", "PRelu(a, slope)", arrays=SLOPE),
