@@ -108,12 +108,18 @@ def _validated(outcome: Table) -> str:
     return f"{verdict}: {len(artifacts)} artifacts, {outcome['samples']:,} samples of {outcome['source']}"
 
 
+def _audited(outcome: Table) -> str:
+    if all(outcome["budget"][key] is None for key in ("flash", "ram")):
+        return "no budget to hold it against"
+    return "within budget" if outcome["ok"] else "over budget"
+
+
 _STAGE_LINES: dict[str, Callable[[Table], str]] = {
     "train": lambda outcome: f"test accuracy {_percent(outcome['test'])}",
     "relieve": _relieved,
     "export": lambda outcome: ", ".join(entry["name"] for entry in outcome["artifacts"]),
     "validate": _validated,
-    "audit": lambda outcome: "within budget" if outcome["ok"] else "over budget",
+    "audit": _audited,
 }
 
 
