@@ -1,0 +1,126 @@
+"""The Python interface on a network of the user's own, without recipes."""
+
+import onnx
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+import relief_export as rx
+from relief_export.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def digits():
+    bunch = load_digits()
+    return torch.tensor(bunch.images[:, None] / 16, dtype=torch.float32), torch.tensor(bunch.target)
+
+
+@pytest.fixture
+def model(digits):
+    """A small trained network with a batch norm, of nobody's zoo."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
+    network = nn.Sequential(*layers, nn.Linear(128, 32), nn.ReLU(), nn.Linear(32, 10))
+    x, y = digits
+    _train(network, x[:1200], y[:1200], steps=40)
+    return network
+
+
+def _train(network, x, y, *, steps, masks=None):
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    network.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(x), y).backward()
+        optimizer.step()
+        if masks is not None:
+            masks.apply_(network)
+
+
+def test_readme_example_from_a_trained_network_to_a_validated_file(model, digits, tmp_path):
+    x, y = digits
+    data = {"train": (x[:1200], y[:1200]), "validation": (x[1200:1500], y[1200:1500])}
+    found = rx.relieve(model, data, iterations=1, train=rx.TrainConfig(epochs=1), tolerance=1.0)
+    assert 0 < found.chosen.kept < found.chosen.dense
+    manifest = rx.export(
+        model,
+        x[:8],
+        tmp_path / "artifacts",
+        masks=found.masks,
+        formats=("packed", "csr"),
+        samples=(x[1500:], y[1500:]),
+    )
+    assert [entry.name for entry in manifest.artifacts] == ["model.onnx", "model.packed.onnx", "csr"]
+    with torch.no_grad():
+        logits = model.eval()(x[1500:]).numpy()
+    assert rx.validate(tmp_path / "artifacts", x[1500:].numpy(), y[1500:].numpy(), logits).ok
+    assert rx.validate(tmp_path / "artifacts").ok  # on the stored samples
+    assert not rx.validate(tmp_path / "artifacts", x[1500:].numpy(), y[1500:].numpy(), logits + logits.std()).ok
+
+
+def test_own_training_loop(model, digits):
+    x, y = digits
+    calls = []
+
+    def retrain(network, masks):
+        calls.append(masks.count(network).kept)
+        _train(network, x[:1200], y[:1200], steps=3, masks=masks)
+
+    def evaluate(network):
+        with torch.no_grad():
+            return float((network.eval()(x[1200:1500]).argmax(1) == y[1200:1500]).float().mean())
+
+    batches = list(x[:300].split(100))
+    found = rx.relieve(model, batches, iterations=2, retrain=retrain, evaluate=evaluate, tolerance=1.0)
+    assert calls == [row.kept for row in found.history[1:]]
+    for name, mask in found.masks.items():
+        assert (model.state_dict()[name][~mask] == 0).all()
+
+
+def test_shrink_takes_paths_and_protos_and_leaves_them_alone(model, digits, tmp_path):
+    with torch.no_grad():
+        model[5].weight[:10] = 0
+        model[5].bias[:10] = 0
+    rx.export(model, digits[0][:4], tmp_path / "out")
+    proto = onnx.load(tmp_path / "out/masked.onnx")
+    before = proto.SerializeToString()
+    first, second = rx.shrink(proto), rx.shrink(str(tmp_path / "out/masked.onnx"))
+    assert proto.SerializeToString() == before
+    # Ten hidden neurons: 128 weights and a bias into each, 10 weights out of each.
+    lost = rx.cost(proto).parameters.structural - rx.cost(first.model).parameters.structural
+    assert lost == 10 * (128 + 1 + 10)
+    assert rx.cost(second.model) == rx.cost(first.model)
+    assert not rx.shrink(first.model).modified
+
+
+def test_export_never_replaces_a_folder_that_is_not_its_own(model, digits, tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="no folder that an export wrote"):
+        rx.export(model, digits[0][:4], tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_half_a_training_loop_is_refused(model):
+    with pytest.raises(InputError, match="belong together"):
+        rx.relieve(model, [], retrain=lambda *_: None)
+
+
+def test_data_of_another_kind_is_refused(model):
+    with pytest.raises(InputError, match="validation"):
+        rx.relieve(model, {"train": (torch.zeros(2, 1, 8, 8), torch.zeros(2))})
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere"):
+        rx.validate(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"nothing\.onnx"):
+        rx.cost(tmp_path / "nothing.onnx")
+
+
+def test_public_names_exist_and_others_do_not():
+    for name in rx.__all__:
+        assert getattr(rx, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = rx.nonsense
+    assert dir(rx) == sorted(rx.__all__)
