@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from relief_export import capture as capturing
 from relief_export import stages
 from relief_export.recipe import Recipe, load_recipe
 from relief_export.records import read_json
+from relief_export.relief import disconnection
+from relief_export.stages import shipping
 
 ROOT = Path(__file__).parent.parent
 TREES = {"cifar10": (10, 32), "cifar100": (100, 32), "tiny-imagenet-200": (200, 64)}
@@ -75,8 +78,28 @@ def made_up(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def captured_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Capture each network once, for relief and export alike, and put the present weights into the graph.
+
+    Tracing takes most of the time of these tests; the demonstration is captured anew in every stage.
+    """
+    graphs, capture = {}, capturing.capture
+
+    def once(module, example, *, masks=None):
+        key = repr(module)
+        if key not in graphs:
+            graphs[key] = capture(module, example, masks=masks)
+        state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
+        return shipping.with_values(graphs[key], state)
+
+    monkeypatch.setattr(capturing, "capture", once)
+    monkeypatch.setattr(disconnection, "capture", once)
+    return graphs
+
+
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-def test_recipe_goes_through_all_stages(recipe, made_up, tmp_path, monkeypatch):
+def test_recipe_goes_through_all_stages(recipe, made_up, captured_once, tmp_path, monkeypatch):
     monkeypatch.setenv("RELIEF_DATA", str(made_up))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = tmp_path / recipe.name
@@ -88,6 +111,7 @@ def test_recipe_goes_through_all_stages(recipe, made_up, tmp_path, monkeypatch):
     cost = done["export"].outcome["cost"]["shrunk"]
     assert cost["parameters"]["structural"] <= cost["parameters"]["dense"]
     assert cost["unknown"] == []
+    assert len(captured_once) == 1
     assert read_json(folder / "validation.json")["outcome"]["samples"] == done["train"].outcome["samples"]["test"]
 
 

@@ -105,14 +105,14 @@ def _capture(job: Job) -> tuple[dict[str, ir.Model], Samples, np.ndarray[Any, An
     graphs = {"original": fold(captured)}
     load_relieved(model, job.folder)
     state = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
-    graphs["masked"] = fold(_with_values(captured, state))
+    graphs["masked"] = fold(with_values(captured, state))
     logits = evaluate(model, sample, logits=True).logits
     assert logits is not None  # noqa: S101  asked for
     calibration = data.train.take(recipe.export.calibration_samples, seed=recipe.seed).tensors()[0].numpy()
     return graphs, Samples(x.numpy(), y.numpy(), logits.numpy(), "reference"), calibration
 
 
-def _with_values(captured: ir.Model, state: dict[str, np.ndarray[Any, Any]]) -> ir.Model:
+def with_values(captured: ir.Model, state: dict[str, np.ndarray[Any, Any]]) -> ir.Model:
     """Return a captured graph with other numbers in it: the structure of a network does not depend on its weights."""
     model = captured.clone()
     for name, value in model.graph.initializers.items():
