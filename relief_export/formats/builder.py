@@ -10,12 +10,14 @@ import onnx
 from onnx import helper, numpy_helper
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
 _DIGITS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _SHARED = 64
+_VARINTS_UP_TO = 1 << 12
+_FEW_LISTS, _FEW_SYMBOLS = 7, 1 << 16
 _VARINTS = {np.dtype(np.int64): "int64_data", np.dtype(np.int32): "int32_data"}
 
 
@@ -24,7 +26,7 @@ def short_names(taken: Collection[str]) -> Iterator[str]:
     for length in itertools.count(1):
         for letters in itertools.product(_DIGITS, repeat=length):
             name = "".join(letters)
-            if name not in taken and not name[0].isdigit():
+            if name not in taken:
                 yield name
 
 
@@ -32,7 +34,7 @@ def compact_tensor(array: Array, name: str) -> onnx.TensorProto:
     """Return ``array`` as a tensor, small integers as varints where that is shorter than raw little-endian bytes."""
     raw = numpy_helper.from_array(np.ascontiguousarray(array).reshape(array.shape), name)
     field = _VARINTS.get(array.dtype)
-    if field is None or array.size == 0 or array.size > _SHARED or array.min() < 0:
+    if field is None or array.size == 0 or array.size > _VARINTS_UP_TO or array.min() < 0:
         return raw
     packed = onnx.TensorProto(dims=array.shape, data_type=raw.data_type, name=name)
     getattr(packed, field).extend(array.ravel().tolist())
@@ -40,7 +42,11 @@ def compact_tensor(array: Array, name: str) -> onnx.TensorProto:
 
 
 class Builder:
-    """Collects nodes and constants; equal small constants are stored once."""
+    """Collects nodes and constants.
+
+    Equal small constants are stored once. What is alike (bits, words of 4 bits, halves, small lists of integers) is
+    promised under a name at once and stored later, all of a kind in one constant.
+    """
 
     def __init__(self, names: Iterator[str]) -> None:
         self.names = names
@@ -48,18 +54,25 @@ class Builder:
         self.tensors: list[onnx.TensorProto] = []
         self.shapes: list[onnx.ValueInfoProto] = []
         self._shared: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._bits: list[tuple[str, Array]] = []
+        self._runs: list[tuple[str, Array]] = []
         self._nibbles: list[tuple[str, Array]] = []
-        self._tables: list[tuple[str, Array]] = []
+        self._symbols: list[tuple[str, Array]] = []
+        self._halves: list[tuple[str, Array]] = []
+        self._lists: list[tuple[str, Array]] = []
         self._mark = 0
 
     def constant(self, value: Array | list[int] | int, dtype: type = np.int64) -> str:
-        """Add an initializer and return its name; lists and integers become ``dtype``."""
+        """Add an initializer and return its name; an integer becomes ``dtype``, a list of integers int64."""
         array = value if isinstance(value, np.ndarray) else np.array(value, dtype)
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= _SHARED else None
         if key is not None and key in self._shared:
             return self._shared[key]
         name = next(self.names)
-        self.tensors.append(compact_tensor(array, name))
+        if isinstance(value, list):
+            self._lists.append((name, array))
+        else:
+            self.tensors.append(compact_tensor(array, name))
         if key is not None:
             self._shared[key] = name
         return name
@@ -76,7 +89,7 @@ class Builder:
             self.nodes[-1].output[0] = out
             for shape in self.shapes:
                 shape.name = out if shape.name == value else shape.name
-        else:  # a constant, which others may share
+        else:  # a constant or a promise, which others may share
             self.node("Identity", value, out=out)
 
     def split(self, value: str, sizes: list[int], outs: list[str] | None = None) -> list[str]:
@@ -85,63 +98,125 @@ class Builder:
         self.nodes.append(helper.make_node("Split", [value, self.constant(sizes)], names))
         return names
 
-    def nibbles(self, words: Array) -> str:
-        """Promise the int32 values of 4-bit ``words``; ``flush`` stores all that were promised in one constant."""
-        if not self._mark_set():
-            self._mark = len(self.nodes)
-        name = next(self.names)
-        self._nibbles.append((name, words))
-        return name
+    def _promise(self, kind: list[tuple[str, Array]], values: Array, out: str | None = None) -> str:
+        kind.append((out or next(self.names), values))
+        return kind[-1][0]
 
-    def _mark_set(self) -> bool:
-        return bool(self._nibbles or self._tables)
+    def nibbles(self, words: Array) -> str:
+        """Promise the int32 values of 4-bit ``words``."""
+        return self._promise(self._nibbles, words)
+
+    def symbols(self, words: Array) -> str:
+        """Promise the values of 4-bit ``words`` as int32 or int64, whichever takes fewer bytes."""
+        return self._promise(self._symbols, words)
+
+    def run(self, bits: Array) -> str:
+        """Promise ``bits`` as int64 0 or 1; zeros may follow them."""
+        return self._promise(self._runs, bits)
+
+    def words(self, words: Array, width: int) -> str:
+        """Store ``words`` of ``width`` bits, the most significant first, and return them as int64."""
+        bits = (words[:, None] >> np.arange(width - 1, -1, -1)) & 1
+        rows = self.node("Reshape", self._promise(self._bits, bits.ravel()), self.constant([words.size, width]))
+        return self.node("MatMul", rows, self.constant([1 << bit for bit in range(width - 1, -1, -1)]))
+
+    def halves(self, values: Array, out: str | None = None) -> str:
+        """Promise the float32 of ``values``, a vector of halves; the same array twice is stored once."""
+        for name, known in self._halves:
+            if known is values and out is None:
+                return name
+        return self._promise(self._halves, values, out)
 
     def flush(self) -> None:
-        """Store everything that was promised, ahead of the nodes that use it."""
-        if not self._mark_set():
-            return
+        """Store what was promised since the last flush, lists apart, ahead of the nodes that use it."""
         users = self.nodes[self._mark :]
         del self.nodes[self._mark :]
+        later = self._flush_symbols()
+        self._flush_bits()
+        self.nodes.extend(later)
         self._flush_nibbles()
-        self._flush_tables()
+        if self._halves:
+            stored = self.constant(np.concatenate([values for _, values in self._halves]).astype(np.float16))
+            self._hand_out(self._halves, lambda out: self.node("Cast", stored, out=out, to=onnx.TensorProto.FLOAT))
         self.nodes.extend(users)
+        self._mark = len(self.nodes)
+
+    def finish(self) -> None:
+        """Flush, and store the lists; nothing may be added after it."""
+        self.flush()
+        rest, self.nodes = self.nodes, []
+        lists, self._lists = self._lists, []
+        joined = compact_tensor(np.concatenate([values for _, values in lists]), "") if lists else None
+        if joined is None or len(lists) < _FEW_LISTS or joined.raw_data:
+            self.tensors.extend(compact_tensor(values, name) for name, values in lists)
+        else:
+            joined.name, sizes = next(self.names), np.array([values.size for _, values in lists])
+            self.tensors.append(joined)
+            names = [name for name, _ in lists]
+            self.nodes.append(helper.make_node("Split", [joined.name, self.constant(sizes)], names))
+        self.nodes.extend(rest)
+
+    def _hand_out(self, promised: list[tuple[str, Array]], whole: Callable[[str | None], str], pad: int = 0) -> None:
+        """Cut the node that ``whole`` makes into what was promised and ``pad`` elements more."""
+        names, sizes = [name for name, _ in promised], [values.size for _, values in promised]
+        if pad:
+            names, sizes = [*names, next(self.names)], [*sizes, pad]
+        if len(names) == 1:
+            whole(names[0])
+        else:
+            self.split(whole(None), sizes, names)
+        promised.clear()
+
+    def _flush_symbols(self) -> list[onnx.NodeProto]:
+        """Move the symbols to the bits, or to the nibbles where there are no bits; return what follows the bits."""
+        total = sum(words.size for _, words in self._symbols)
+        if not (self._bits or self._runs) or total > _FEW_SYMBOLS:
+            self._nibbles.extend(self._symbols)
+            self._symbols.clear()
+        if not self._symbols:
+            return []
+        words = np.concatenate([words for _, words in self._symbols])
+        self._hand_out(self._symbols, lambda out: self._named(self.words(words, 4), out))
+        later = self.nodes[self._mark :]
+        del self.nodes[self._mark :]
+        return later
+
+    def _named(self, value: str, out: str | None) -> str:
+        if out is not None:
+            self.rename(value, out)
+        return out or value
+
+    def _flush_bits(self) -> None:
+        """Store the bits, then the runs: the last of these takes what fills the last byte."""
+        promised = [*self._bits, *self._runs]
+        if not promised:
+            return
+        bits = np.concatenate([values for _, values in promised]).astype(np.uint8)
+        pad = -bits.size % 8
+        if self._runs:
+            name, last = promised[-1]
+            promised[-1], pad = (name, np.concatenate([last, np.zeros(pad, last.dtype)])), 0
+        octets = self.node("Cast", self.constant(np.packbits(bits)[:, None]), to=onnx.TensorProto.INT64)
+        shifted = self.node("Div", octets, self.constant([1 << bit for bit in range(7, -1, -1)]))
+        table = self.node("Mod", shifted, self.constant([2]))
+        flat = self.constant([bits.size + -bits.size % 8])
+        self._hand_out(promised, lambda out: self.node("Reshape", table, flat, out=out), pad)
+        self._bits.clear()
+        self._runs.clear()
 
     def _flush_nibbles(self) -> None:
-        # The first half of the words lies in the high, the second half in the low nibbles.
+        """Store the first half of the words in the high, the second half in the low nibbles."""
         if not self._nibbles:
             return
-        names, sizes = [name for name, _ in self._nibbles], [words.size for _, words in self._nibbles]
-        words = np.zeros(sum(sizes) + sum(sizes) % 2, np.uint8)
-        np.concatenate([words for _, words in self._nibbles], out=words[: sum(sizes)], casting="unsafe")
-        if words.size > sum(sizes):
-            names, sizes = [*names, next(self.names)], [*sizes, 1]
+        size = sum(words.size for _, words in self._nibbles)
+        words = np.zeros(size + size % 2, np.uint8)
+        np.concatenate([words for _, words in self._nibbles], out=words[:size], casting="unsafe")
         half = words.size // 2
         packed = self.constant((words[:half] << 4) | words[half:])
         high = self.node("BitShift", packed, self.constant(4, np.uint8), direction="RIGHT")
         low = self.node("Mod", packed, self.constant(16, np.uint8))
         both = self.node("Concat", high, low, axis=0)
-        wide = self.node("Cast", both, out=names[0] if len(names) == 1 else None, to=onnx.TensorProto.INT32)
-        if len(names) > 1:
-            self.split(wide, sizes, names)
-        self._nibbles.clear()
-
-    def table(self, centres: Array) -> str:
-        """Promise float32 ``centres``, which are halves; ``flush`` stores all that were promised in one constant."""
-        if not self._mark_set():
-            self._mark = len(self.nodes)
-        name = next(self.names)
-        self._tables.append((name, centres))
-        return name
-
-    def _flush_tables(self) -> None:
-        if not self._tables:
-            return
-        names, sizes = [name for name, _ in self._tables], [centres.size for _, centres in self._tables]
-        stored = self.constant(np.concatenate([centres for _, centres in self._tables]).astype(np.float16))
-        wide = self.node("Cast", stored, out=names[0] if len(names) == 1 else None, to=onnx.TensorProto.FLOAT)
-        if len(names) > 1:
-            self.split(wide, sizes, names)
-        self._tables.clear()
+        self._hand_out(self._nibbles, lambda out: self.node("Cast", both, out=out, to=onnx.TensorProto.INT32), size % 2)
 
     def declare(self, name: str, kind: int, shape: list[int]) -> str:
         """State the shape of a value that shape inference cannot see; the runtime folds no value of unknown size."""

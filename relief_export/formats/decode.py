@@ -96,6 +96,7 @@ OPERATORS: dict[str, Callable[[list[Array], Attributes], list[Array]]] = {
     "Concat": lambda inputs, _: [np.concatenate(inputs)],
     "ConstantOfShape": _constant_of_shape,
     "CumSum": lambda inputs, _: [np.cumsum(inputs[0], dtype=inputs[0].dtype)],
+    "Div": _elementwise(np.floor_divide),
     "Gather": _gather,
     "Identity": lambda inputs, _: inputs,
     "Less": _elementwise(np.less),
@@ -104,7 +105,6 @@ OPERATORS: dict[str, Callable[[list[Array], Attributes], list[Array]]] = {
     "Mod": _elementwise(np.mod),
     "Mul": _elementwise(np.multiply),
     "NonZero": lambda inputs, _: [np.stack(np.nonzero(inputs[0])).astype(np.int64)],
-    "Range": lambda inputs, _: [np.arange(*(value.item() for value in inputs), dtype=np.int64)],
     "Reshape": lambda inputs, _: [inputs[0].reshape(inputs[1].tolist())],
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,
@@ -117,12 +117,9 @@ def _claim(op: str, inputs: list[Array]) -> int:
     """Return how many elements the outputs of ``op`` have."""
     if op in {"ConstantOfShape", "MaxUnpool"}:
         return int(np.prod(inputs[-1].tolist(), dtype=object))
-    if op == "Range":
-        start, stop, step = (value.item() for value in inputs)
-        return max(0, -int(-(stop - start) // step))
     if op == "Concat":
         return sum(part.size for part in inputs)
-    if op in {"Add", "BitShift", "Less", "Mod", "Mul", "Sub"}:
+    if op in {"Add", "BitShift", "Div", "Less", "Mod", "Mul", "Sub"}:
         return int(np.prod(np.broadcast_shapes(inputs[0].shape, inputs[1].shape), dtype=object))
     return max(part.size for part in inputs)
 

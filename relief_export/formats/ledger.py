@@ -121,15 +121,15 @@ def _row(name: str, array: Array, axis: int) -> Row:
 def _stream_bytes(name: str, array: Array, coded: values.Coded) -> tuple[int, str]:
     if array.size < streams.SMALLEST:
         return array.nbytes, "dense"
-    builder = Builder(short_names({"out"}))
+    builder = Builder(short_names({name}))
     if streams.is_index_list(array):
-        code = streams.emit_list(builder, array, "out")
+        code = streams.emit_list(builder, array, name)
     else:
         item = streams.make_item(name, array, coded)
-        streams.emit_stream(builder, [item], {name: "out"})
+        streams.emit_stream(builder, [item])
         found, universe = np.flatnonzero(item.units), item.units.size
         code = positions.choose(found, universe).name if 0 < found.size < universe else "none"
-    builder.flush()
+    builder.finish()
     return (builder.bytes, code) if builder.bytes < array.nbytes else (array.nbytes, "dense")
 
 

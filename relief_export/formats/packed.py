@@ -5,6 +5,7 @@ Which encoding is smaller decides, for every tensor: its unit, its stream, its c
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -55,26 +56,35 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     for name in (*lists, *(item.name for item in items)):
         prepared.graph.initializers.pop(name)
     proto = ir.to_proto(prepared)
-    names = squeeze.squeeze(proto)
-    builder = Builder(short_names(set(names.values())))
-    for name, indices in lists.items():
-        streams.emit_list(builder, indices, names[name])
-    for stream in streams.divide(items):
-        streams.emit_stream(builder, stream, {item.name: names[item.name] for item in stream})
-        if stream[0].coded.symbols.size >= streams.ALONE:
-            builder.flush()
-    builder.flush()
+    taken = squeeze.squeeze(proto)
+    small = sum(item.coded.symbols.size for item in items) < streams.ALONE
+    plans = itertools.product((True, False), repeat=2) if small else [(True, True)]
+    builder = min((_build(lists, items, taken, *plan) for plan in plans), key=lambda built: built.bytes)
     nodes = [*builder.nodes, *proto.graph.node]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
     proto.graph.initializer.extend(builder.tensors)
     proto.graph.value_info.extend(builder.shapes)
+    squeeze.shorten(proto)
     proto.graph.name = f"{MARK}{VERSION}"
     save_proto(proto, path)
     if options.verify:
         open_session(path)
     files = (File.of(path.parent, path),)
     return Artifact(path.name, "packed", files, TOLERANCES[options.values], options.to_dict(), tuple(notes))
+
+
+def _build(lists: dict[str, Array], items: list[streams.Item], taken: set[str], density: bool, gaps: bool) -> Builder:
+    """Return the decoding subgraph, with streams divided by density or not, and with gap codes or without."""
+    builder = Builder(short_names(taken))
+    for name, indices in lists.items():
+        streams.emit_list(builder, indices, name)
+    for stream in streams.divide(items, density=density):
+        streams.emit_stream(builder, stream, gaps=gaps)
+        if stream[0].coded.symbols.size >= streams.ALONE:
+            builder.flush()
+    builder.finish()
+    return builder
 
 
 def _index_lists(model: ir.Model) -> dict[str, Array]:
@@ -92,27 +102,30 @@ def _index_lists(model: ir.Model) -> dict[str, Array]:
 
 
 def _items(model: ir.Model, code: str, done: set[str]) -> tuple[list[streams.Item], list[str]]:
-    items, notes, worst = [], [], (0.0, "")
+    """Return the weights that become smaller, and notes on the others and on the precision."""
+    notes, worst = [], (0.0, "")
+    found: list[tuple[str, Array]] = []
     for value in model.graph.initializers.values():
         if value.const_value is None or value.name is None or value.const_value.dtype == ir.DataType.STRING:
             continue
         array = value.const_value.numpy()
-        if value.name in done or array.dtype.name not in DTYPES or array.size < streams.SMALLEST:
+        if value.name in done or array.dtype.name not in DTYPES or array.size < streams.smallest(array):
             continue
         if value.is_graph_input():
             notes.append(f"{value.name} stays dense: it is an input as well, so that a caller may replace it")
-            continue
-        if array.size * max(array.itemsize, 4) > _LARGEST:
+        elif array.size * max(array.itemsize, 4) > _LARGEST:
             notes.append(f"{value.name} stays dense: ONNX Runtime folds no value above 1 GiB at its default settings")
-            continue
-        coded = values.encode(array, code, channel_axis(value))
-        item = streams.make_item(value.name, array, coded)
-        if streams.bits(item) + streams.TENSOR_BITS >= 8 * array.nbytes:
-            if array.ndim > 1 and array.dtype.kind == "f":
-                notes.append(f"{value.name} stays dense: it has too few zeros")
-            continue
-        worst = max(worst, (_error(array, coded), value.name))
-        items.append(item)
+        else:
+            found.append((value.name, array))
+    axes = {value.name: channel_axis(value) for value in model.graph.initializers.values()}
+    coded = [values.encode(array, code, axes[name]) for name, array in found]
+    items = []
+    for item, (name, array) in zip(streams.make_items(found, coded), found, strict=True):
+        if streams.bits(item) + streams.tensor_bits(item) < 8 * array.nbytes:
+            items.append(item)
+            worst = max(worst, (_error(array, item.coded), name))
+        elif array.ndim > 1 and array.dtype.kind == "f":
+            notes.append(f"{name} stays dense: it has too few zeros")
     if worst[0] > 0:
         notes.append(f"largest error of a weight: {worst[0]:.3g} of the largest in {worst[1]}")
     return items, notes

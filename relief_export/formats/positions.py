@@ -3,10 +3,12 @@
 gap codes (u4, u8, u16), with E the largest code word, 15, 255 or 65535:
     words w < E each end one position, a word E only advances:  p_j = Σ of all words up to the j-th that is not E.
 bitmap:  bit i is 1 exactly where i is a position.
-Elias-Fano with l = the integer that makes it shortest:  l bit planes of the low parts, then the high parts in unary,
-    so that the j-th one stands at h_j:  p_j = 2^l (h_j − j) + Σ_i 2^i low_{i,j}.
+rice, with l the integer that makes it shortest:  each gap g is ⌈g / 2^l⌉, in unary, and what that is too much, in l
+    bits. With h_j where the j-th one stands in the unary bits and r_i the l-bit words:  p_j = 2^l h_j − Σ_{i≤j} r_i.
+    This is Golomb's code (S. W. Golomb, "Run-length encodings", 1966) with a power of two (R. F. Rice, 1979); for
+    random positions it takes about 0.1 bit a position more than the entropy. A bitmap is the case l = 0.
 
-Bits fill bytes from the most significant end. Operator versions: BitShift, Compress, CumSum, Range 11; Split 13.
+Operator versions: Div 7; BitShift, Compress, CumSum 11; Split 13.
 """
 
 from __future__ import annotations
@@ -43,13 +45,13 @@ class Code:
 
     name: str
     size: Callable[[Array, int], float]
-    emit: Callable[[Builder, Array, int], str]
+    emit: Callable[[Builder, Array], str]
     wide: bool = False
     slow: bool = False
 
-    def emit_wide(self, builder: Builder, positions: Array, universe: int) -> str:
+    def emit_wide(self, builder: Builder, positions: Array) -> str:
         """Emit the positions as int64."""
-        name = self.emit(builder, positions, universe)
+        name = self.emit(builder, positions)
         return name if self.wide else builder.node("Cast", name, to=TensorProto.INT64)
 
 
@@ -78,55 +80,29 @@ def _emit_gaps(builder: Builder, positions: Array, dtype: type[np.unsignedintege
     return builder.declare(found, TensorProto.INT32, [positions.size])
 
 
-def _unpack_bits(builder: Builder, bits: Array) -> str:
-    """Store bits, whole bytes of them, and return them as uint8 0 or 1, flat."""
-    packed = builder.constant(np.packbits(bits)[:, None])
-    shifts = builder.constant(np.arange(7, -1, -1, dtype=np.uint8))
-    shifted = builder.node("BitShift", packed, shifts, direction="RIGHT")
-    odd = builder.node("Mod", shifted, builder.constant(2, np.uint8))
-    return builder.node("Reshape", odd, builder.constant([bits.size]))
+def _rice_bits(positions: Array, low: int) -> int:
+    highs = (np.diff(positions, prepend=0) + ((1 << low) - 1)) >> low
+    return low * positions.size + int(highs.sum()) + 1
 
 
-def _ones(builder: Builder, bits: str, found: int) -> str:
-    """Return the indices of the ones among flat ``bits``, ``(1, found)``."""
-    return builder.declare(builder.node("NonZero", bits), TensorProto.INT64, [1, found])
+def low_bits(positions: Array) -> int:
+    """Return the number l >= 1 of low bits that makes the Rice code of ``positions``, at least one, shortest."""
+    return min(range(1, 24), key=lambda low: _rice_bits(positions, low))
 
 
-def _emit_bitmap(builder: Builder, positions: Array, universe: int) -> str:
-    bits = np.zeros(-(-universe // 8) * 8, np.uint8)
-    bits[positions] = 1
-    return builder.node(
-        "Reshape", _ones(builder, _unpack_bits(builder, bits), positions.size), builder.constant([positions.size])
-    )
-
-
-def low_bits(positions: Array, universe: int) -> int:
-    """Return the number l of low bits that makes Elias-Fano shortest: l·k + k + ⌊p_max / 2^l⌋ bits."""
-    last = int(positions[-1]) if positions.size else universe
-    return min(range(24), key=lambda low: low * positions.size + (last >> low))
-
-
-def _emit_elias_fano(builder: Builder, positions: Array, universe: int) -> str:
-    count, low = positions.size, low_bits(positions, universe)
-    high = positions >> low
-    unary = np.zeros(count + int(high[-1]), np.uint8)
-    unary[high + np.arange(count)] = 1
-    planes = (positions >> np.arange(low)[:, None]) & 1
-    bits = np.concatenate([planes.ravel().astype(np.uint8), unary])
-    bits = np.concatenate([bits, np.zeros(-bits.size % 8, np.uint8)])
-    stored = _unpack_bits(builder, bits)
-    lows = ""
-    if low:
-        lows, stored = builder.split(stored, [low * count, bits.size - low * count])
-    ones = builder.node("Mul", _ones(builder, stored, count), builder.constant(1 << low))
-    line = builder.node("Range", *(builder.constant(value) for value in (0, count << low, 1 << low)))
-    result = builder.node("Sub", ones, line)
-    if low:
-        table8 = builder.node("Reshape", lows, builder.constant([low, count]))
-        table = builder.node("Cast", table8, to=TensorProto.INT64)
-        powers = builder.constant([1 << bit for bit in range(low)])
-        result = builder.node("Add", result, builder.node("MatMul", powers, table))
-    return builder.node("Reshape", result, builder.constant([count]))
+def _emit_rice(builder: Builder, positions: Array, low: int) -> str:
+    gaps = np.diff(positions, prepend=0)
+    highs = (gaps + ((1 << low) - 1)) >> low
+    ones = np.cumsum(highs)
+    unary = np.zeros(int(ones[-1]) + 1, np.uint8)
+    unary[ones] = 1
+    found = builder.node("NonZero", builder.run(unary))
+    builder.declare(found, TensorProto.INT64, [1, positions.size])
+    places = builder.node("MatMul", builder.constant([1 << low]), found)
+    if not low:
+        return places
+    rests = builder.words((highs << low) - gaps, low)
+    return builder.node("Sub", places, builder.node("CumSum", rests, builder.constant(0)))
 
 
 def _gap_code(name: str, bits: int) -> Code:
@@ -137,29 +113,44 @@ def _gap_code(name: str, bits: int) -> Code:
         escapes = int((np.diff(positions, prepend=0) // escape).sum())
         return (positions.size + escapes) * bits / 8 + (150 if escapes else 50)
 
-    def emit(builder: Builder, positions: Array, _: int) -> str:
+    def emit(builder: Builder, positions: Array) -> str:
         return _emit_gaps(builder, positions, dtype, escape)
 
     return Code(name, size, emit)
-
-
-def _elias_fano_size(positions: Array, universe: int) -> float:
-    low = low_bits(positions, universe)
-    return (low * positions.size + positions.size + (int(positions[-1]) >> low)) / 8 + 370
 
 
 CODES: tuple[Code, ...] = (
     _gap_code("u8", 8),
     _gap_code("u4", 4),
     _gap_code("u16", 16),
-    Code("elias-fano", _elias_fano_size, _emit_elias_fano, wide=True, slow=True),
-    Code("bitmap", lambda _, universe: universe / 8 + 170, _emit_bitmap, wide=True, slow=True),
+    Code(
+        "rice",
+        lambda positions, _: _rice_bits(positions, low_bits(positions)) / 8 + 260,
+        lambda builder, positions: _emit_rice(builder, positions, low_bits(positions)),
+        wide=True,
+        slow=True,
+    ),
+    Code(
+        "bitmap",
+        lambda positions, _: (int(positions[-1]) + 1) / 8 + 170,
+        lambda builder, positions: _emit_rice(builder, positions, 0),
+        wide=True,
+        slow=True,
+    ),
 )
 
 
-def choose(positions: Array, universe: int) -> Code:
-    """Return the code that takes the fewest bytes for ``positions``, at least one, in ``universe``."""
-    allowed = [code for code in CODES if universe <= SLOW_ABOVE or not code.slow]
+def choose(positions: Array, universe: int, *, gaps: bool = True) -> Code:
+    """Return the code that takes the fewest bytes for ``positions``, at least one, in ``universe``.
+
+    Args:
+        positions: Ascending, ``(k,)``.
+        universe: How many there could be.
+        gaps: Allow the gap codes in small universes too. Networks whose symbols and positions are all bits need one
+            decoder fewer.
+    """
+    small = universe <= SLOW_ABOVE
+    allowed = [code for code in CODES if (small or not code.slow) and (gaps or not small or code.slow)]
     return min(allowed, key=lambda code: code.size(positions, universe))
 
 

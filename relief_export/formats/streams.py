@@ -6,7 +6,7 @@ value code share a stream, divided by density where that pays; large weights hav
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = np.ndarray[Any, Any]
 
 SMALLEST = 32
-"""Tensors with fewer elements stay initializers."""
+"""Tensors with fewer elements stay initializers, vectors of halves apart."""
 ALONE = 1 << 18
 """Weights with this many elements and more have a stream of their own."""
 STREAM_BITS, TENSOR_BITS = 8 * 220, 8 * 40
@@ -58,7 +58,7 @@ def emit_list(builder: Builder, indices: Array, out: str) -> str:
     """Add an index list as positions, name it ``out``, and return the name of its code."""
     universe = int(indices[-1]) + 1
     code = positions.choose(indices, universe)
-    builder.rename(code.emit_wide(builder, indices, universe), out)
+    builder.rename(code.emit_wide(builder, indices), out)
     return code.name
 
 
@@ -73,22 +73,56 @@ def make_item(name: str, array: Array, coded: values.Coded) -> Item:
     return min(whole, single, key=bits)
 
 
+def make_items(found: list[tuple[str, Array]], coded: list[values.Coded]) -> list[Item]:
+    """Make the items of named arrays, with one codebook for the small ones among them that store no zero."""
+    items = [make_item(name, array, own) for (name, array), own in zip(found, coded, strict=True)]
+    alone = [i for i, item in enumerate(items) if item.unit == 1 or _kernels(found[i][1], item).all()]
+    shared = values.share([found[i][1] for i in alone], [coded[i] for i in alone])
+    for i, code in zip(alone, shared, strict=True):
+        items[i] = replace(items[i], coded=code)
+    return items
+
+
+def _kernels(array: Array, item: Item) -> Array:
+    return np.asarray(array.reshape(-1, item.unit)[item.units] != 0)
+
+
+def smallest(array: Array) -> int:
+    """Return how many elements ``array`` must have to be packed; any vector may be one of halves among others."""
+    return 4 if array.dtype == np.float32 and array.ndim == 1 else SMALLEST
+
+
+def tensor_bits(item: Item) -> int:
+    """Return about how many bits the nodes of ``item`` take, without those of its stream."""
+    return 8 * 5 if item.coded.code == "f16" and item.coded.symbols.ndim == 1 else TENSOR_BITS
+
+
 def bits(item: Item) -> float:
     """Return about how many bits ``item`` takes in a stream."""
     count = int(np.count_nonzero(item.units))
     return positions.estimate_bits(count, item.units.size) + count * item.unit * values.bits(item.coded)
 
 
-def divide(items: list[Item]) -> list[list[Item]]:
-    """Divide the weights into streams: large ones alone, the others by code, unit and density where that pays."""
+def divide(items: list[Item], *, density: bool = True) -> list[list[Item]]:
+    """Divide the weights into streams: large ones alone, the others by code, unit and, where that pays, density."""
     streams = [[item] for item in items if item.coded.symbols.size >= ALONE]
     groups: dict[tuple[str, str, int], list[Item]] = {}
     for item in items:
         if item.coded.symbols.size < ALONE:
             groups.setdefault(item.key, []).append(item)
     for group in groups.values():
-        streams.extend(_by_density(sorted(group, key=lambda item: float(item.units.mean()))))
-    return streams
+        ordered = sorted(group, key=lambda item: float(item.units.mean()))
+        streams.extend(_by_density(ordered) if density else [ordered])
+    return [_filled(stream) for stream in streams]
+
+
+def _filled(stream: list[Item]) -> list[Item]:
+    """Store the zeros of ``stream`` too where its positions would take more; codebooks may have no entry for zero."""
+    total, count = sum(item.units.size for item in stream), sum(int(np.count_nonzero(item.units)) for item in stream)
+    spared = (total - count) * stream[0].unit * values.bits(stream[0].coded)
+    if stream[0].coded.table is not None or not count or spared > STREAM_BITS + positions.estimate_bits(count, total):
+        return stream
+    return [replace(item, units=np.ones_like(item.units)) for item in stream]
 
 
 def _by_density(group: list[Item]) -> list[list[Item]]:
@@ -105,8 +139,12 @@ def _by_density(group: list[Item]) -> list[list[Item]]:
     return _by_density(group[:cut]) + _by_density(group[cut:])
 
 
-def emit_stream(builder: Builder, stream: list[Item], outs: dict[str, str]) -> None:
-    """Add one stream to ``builder``; the weight called x in ``stream`` becomes the value ``outs[x]``."""
+def emit_stream(builder: Builder, stream: list[Item], *, gaps: bool = True) -> None:
+    """Add one stream to ``builder``; its weights become values of their names."""
+    if stream[0].coded.code == "f16" and all(item.units.all() and not _tail(item) for item in stream):
+        for item in stream:
+            builder.halves(item.coded.symbols, item.name)
+        return
     unit, sizes = stream[0].unit, [item.units.size for item in stream]
     units = np.concatenate([item.units for item in stream]) if len(stream) > 1 else stream[0].units
     found = np.flatnonzero(units)
@@ -121,31 +159,38 @@ def emit_stream(builder: Builder, stream: list[Item], outs: dict[str, str]) -> N
         )
     else:
         parts = [(item.coded, item.stored) for item in stream if item.units.any()]
-        place = _unpool if _is_large(stream) and kind == np.float32 else _scatter
-        buffer = place(builder, found, shape, values.emit(builder, parts, unit), kind)
+        code = positions.choose(found, units.size, gaps=gaps)
+        stored = values.emit(builder, parts, unit)
+        if _is_large(stream) and kind == np.float32:
+            buffer = _unpool(builder, code, found, shape, stored)
+        else:
+            place = _scatter if unit == 1 else _scatter_kernels
+            buffer = place(builder, code, found, _zeros(builder, shape, kind), stored)
     last = [_tail(item) for item in stream]
-    names = [outs[item.name] if not tail else next(builder.names) for item, tail in zip(stream, last, strict=True)]
+    names = [item.name if not tail else next(builder.names) for item, tail in zip(stream, last, strict=True)]
     if len(stream) > 1:
         names = builder.split(buffer, sizes, names)
     elif not last[0]:
-        builder.rename(buffer, outs[stream[0].name])
+        builder.rename(buffer, stream[0].name)
     else:
         names = [buffer]
     for item, name, tail in zip(stream, names, last, strict=True):
         if tail:
-            _shape(builder, item, name, outs[item.name])
+            _shape(builder, item, name)
 
 
 def _tail(item: Item) -> bool:
     return item.coded.symbols.ndim != 1 or item.unit > 1
 
 
-def _shape(builder: Builder, item: Item, name: str, out: str) -> None:
+def _shape(builder: Builder, item: Item, name: str) -> None:
     shape = builder.constant(list(item.coded.symbols.shape))
-    if item.coded.scale is None:
-        builder.node("Reshape", name, shape, out=out)
+    scale = item.coded.scale
+    if scale is None or (scale == 1).all():
+        builder.node("Reshape", name, shape, out=item.name)
     else:
-        builder.node("Mul", builder.node("Reshape", name, shape), builder.constant(item.coded.scale), out=out)
+        stored = builder.constant(scale) if item.coded.table is None else builder.halves(scale)
+        builder.node("Mul", builder.node("Reshape", name, shape), stored, out=item.name)
 
 
 def _zeros(builder: Builder, shape: list[int], kind: np.dtype[Any]) -> str:
@@ -158,21 +203,20 @@ def _is_large(stream: list[Item]) -> bool:
     return len(stream) == 1 and stream[0].unit == 1 and stream[0].units.size >= ALONE and _tail(stream[0])
 
 
-def _unpool(builder: Builder, found: Array, shape: list[int], stored: str, _: np.dtype[Any]) -> str:
+def _unpool(builder: Builder, code: positions.Code, found: Array, shape: list[int], stored: str) -> str:
     """Place float32 values in zeros, ``(1, 1, n)``, without a buffer of zeros first: a third of the time at load."""
     row = builder.constant([1, 1, found.size])
-    code = positions.choose(found, shape[0])
-    indices = builder.node("Reshape", code.emit_wide(builder, found, shape[0]), row)
+    indices = builder.node("Reshape", code.emit_wide(builder, found), row)
     cube = [1, 1, *shape]
     updates = builder.node("Reshape", stored, row)
     name = builder.node("MaxUnpool", updates, indices, builder.constant(cube), kernel_shape=[1])
     return builder.declare(name, TensorProto.FLOAT, cube)
 
 
-def _scatter(builder: Builder, found: Array, shape: list[int], stored: str, kind: np.dtype[Any]) -> str:
-    code = positions.choose(found, shape[0])
-    zeros = _zeros(builder, shape, kind)
-    if len(shape) == 1:
-        return builder.node("ScatterElements", zeros, code.emit(builder, found, shape[0]), stored)
-    rows = builder.node("Reshape", code.emit_wide(builder, found, shape[0]), builder.constant([found.size, 1]))
+def _scatter(builder: Builder, code: positions.Code, found: Array, zeros: str, stored: str) -> str:
+    return builder.node("ScatterElements", zeros, code.emit(builder, found), stored)
+
+
+def _scatter_kernels(builder: Builder, code: positions.Code, found: Array, zeros: str, stored: str) -> str:
+    rows = builder.node("Reshape", code.emit_wide(builder, found), builder.constant([found.size, 1]))
     return builder.node("ScatterND", zeros, rows, stored)

@@ -3,13 +3,16 @@
     raw         the values as they are, in their own type
     f16         w ≈ float32(h), h the nearest half: relative error at most 2^−11 for normal halves
     int8        w ≈ s_c · q, one scale s_c = max |w_c| / 127 an output channel c, |q| >= 1 where w ≠ 0
-    codebook    w ≈ B[i], 16 or 256 centres a tensor, stored as halves, by k-means over its non-zero values
+    codebook    w ≈ s · B[i], 16 or 256 centres, stored as halves, by k-means over the non-zero values of a tensor
+                (s = 1), or of several small ones, each with a scale s, where that costs little precision
 
 The decoded value is 0 exactly where the weight is 0, so no code changes which connections exist.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -34,7 +37,7 @@ class Coded:
         code: Its name in ``BITS``.
         symbols: What is stored, in the tensor's shape.
         table: The centres of a codebook.
-        scale: The scales of int8, in a shape that broadcasts over the tensor.
+        scale: The scales of int8, or the one of a shared codebook, in a shape that broadcasts over the tensor.
     """
 
     code: str
@@ -45,8 +48,9 @@ class Coded:
     def decoded(self) -> Array:
         """Return the tensor that a reader gets; only non-zero weights of it mean something."""
         if self.table is not None:
-            return np.asarray(self.table[self.symbols])
-        values = self.symbols if self.code == "raw" else self.symbols.astype(np.float32)
+            values = np.asarray(self.table[self.symbols])
+        else:
+            values = self.symbols if self.code == "raw" else self.symbols.astype(np.float32)
         return values if self.scale is None else values * self.scale
 
 
@@ -111,11 +115,71 @@ def _codebook(name: str, size: int) -> Callable[[Array, int], Coded]:
     return code
 
 
+_SHARED_SIZE = 1 << 18
+_ALIKE = 1.35
+_NORMAL = 0.0115
+"""Squared error, relative to the variance, of the best 16 levels for a normal distribution (Max, 1960)."""
+
 _ENCODERS: dict[str, Callable[[Array, int], Coded]] = {
     "int8": _int8,
     "codebook16": _codebook("codebook16", 16),
     "codebook256": _codebook("codebook256", 256),
 }
+
+
+def share(arrays: list[Array], own: list[Coded]) -> list[Coded]:
+    """Give the small tensors among those in 16-entry codebooks one table, and each a scale, where it costs little.
+
+    A tensor takes part where the squared error of its weights is at most 1.5 times that of its own table, or 2.25
+    times that of the best table for normal weights, and never where its own table is exact.
+
+    Args:
+        arrays: The tensors.
+        own: Their codes; others than codebook16 stay as they are.
+    """
+    chosen = [i for i, coded in enumerate(own) if coded.code == "codebook16" and arrays[i].size <= _SHARED_SIZE]
+    while len(chosen) > 1:
+        shared = _joint([arrays[i] for i in chosen])
+        kept = [i for i, coded in zip(chosen, shared, strict=True) if _is_near(arrays[i], coded, own[i])]
+        if kept == chosen:
+            by_index = dict(zip(chosen, shared, strict=True))
+            return [by_index.get(i, coded) for i, coded in enumerate(own)]
+        chosen = kept
+    return own
+
+
+def _joint(arrays: list[Array]) -> list[Coded]:
+    values = [array[array != 0] for array in arrays]
+    spreads = np.array([np.sqrt(np.mean(part.astype(np.float64) ** 2)) for part in values])
+    # one scale fits several that are nearly alike, and a scale of 1 needs no node
+    alike = np.abs(np.log(np.divide.outer(spreads, spreads))) < math.log(_ALIKE)
+    ratios = spreads / spreads[int(alike.sum(axis=0).argmax())]
+    ratios[np.abs(np.log(ratios)) < math.log(_ALIKE)] = 1
+    scales = [ratio.reshape(1) for ratio in ratios.astype(np.float16).astype(np.float32)]
+    with np.errstate(all="ignore"):
+        centres = codebook(np.concatenate([part / scale for part, scale in zip(values, scales, strict=True)]), 16)
+        table = centres.astype(np.float16).astype(np.float32)
+    found = []
+    for array, scale in zip(arrays, scales, strict=True):
+        symbols = np.where(array != 0, nearest(array / scale, table), np.uint8(0)).astype(np.uint8)
+        found.append(Coded("codebook16", symbols, table=table, scale=scale))
+    return found
+
+
+def _is_near(array: Array, shared: Coded, own: Coded) -> bool:
+    least = _loss(array, own)
+    return least > 0 and _loss(array, shared) <= max(
+        1.5 * least, 2.25 * _NORMAL * float(np.square(array, dtype=np.float64).sum())
+    )
+
+
+def _loss(array: Array, coded: Coded) -> float:
+    """Return the squared error of the weights that are not zero; infinite where one would become zero."""
+    support = array != 0
+    decoded = coded.decoded()[support]
+    if not np.isfinite(decoded).all() or (decoded == 0).any():
+        return math.inf
+    return float(((decoded - array[support]).astype(np.float64) ** 2).sum())
 
 
 def emit(builder: Builder, parts: list[tuple[Coded, Array]], unit: int) -> str:
@@ -130,17 +194,20 @@ def emit(builder: Builder, parts: list[tuple[Coded, Array]], unit: int) -> str:
     symbols = np.concatenate([stored for _, stored in parts])
     if code == "raw":
         return builder.constant(symbols)
+    if code == "f16" and unit == 1:
+        return builder.halves(symbols)
     if not code.startswith("codebook"):
         return builder.node("Cast", builder.constant(symbols), to=TensorProto.FLOAT)
+    tables = [coded.table for coded, _ in parts if coded.table is not None]
+    runs = [list(run) for _, run in itertools.groupby(range(len(parts)), key=lambda i: id(tables[i]))]
+    looked = [np.concatenate([parts[i][1].ravel() for i in run]) for run in runs]
     if code == "codebook16":
-        pieces = [builder.nibbles(stored.ravel()) for _, stored in parts]
+        pieces = [builder.symbols(words) for words in looked]
     else:
         indices = builder.node("Cast", builder.constant(symbols.ravel()), to=TensorProto.INT32)
-        pieces = builder.split(indices, [stored.size for _, stored in parts]) if len(parts) > 1 else [indices]
-    looked = [
-        builder.node("Gather", builder.table(coded.table), piece)
-        for piece, (coded, _) in zip(pieces, parts, strict=True)
-        if coded.table is not None
+        pieces = builder.split(indices, [words.size for words in looked]) if len(looked) > 1 else [indices]
+    found = [
+        builder.node("Gather", builder.halves(tables[run[0]]), piece) for run, piece in zip(runs, pieces, strict=True)
     ]
-    values = builder.node("Concat", *looked, axis=0) if len(looked) > 1 else looked[0]
+    values = builder.node("Concat", *found, axis=0) if len(found) > 1 else found[0]
     return builder.node("Reshape", values, builder.constant([len(symbols), unit])) if unit > 1 else values

@@ -10,6 +10,20 @@ from relief_export import formats
 from relief_export.errors import IntegrityError, UnsupportedModelError
 from relief_export.formats import VALUES, Options, dense, packed, positions
 
+LENET5 = """<ir_version: 8, opset_import: ["": 18]>
+lenet5 (float[N,1,28,28] x) => (float[N,10] y) {
+  a = Conv <kernel_shape = [5,5], strides = [1,1], pads = [0,0,0,0]> (x, "conv1.weight", "conv1.bias")
+  b = Relu (a)
+  c = MaxPool <kernel_shape = [2,2], strides = [2,2], dilations = [1,1]> (b)
+  d = Conv <kernel_shape = [5,5], strides = [1,1], pads = [0,0,0,0]> (c, "conv2.weight", "conv2.bias")
+  e = Relu (d)
+  f = MaxPool <kernel_shape = [2,2], strides = [2,2], dilations = [1,1]> (e)
+  g = Flatten (f)
+  h = Gemm <transB = 1> (g, "fc1.weight", "fc1.bias")
+  i = Relu (h)
+  y = Gemm <transB = 1> (i, "fc2.weight", "fc2.bias")
+}"""
+
 
 def spaced(gaps, universe):
     """Return a weight matrix (universe / 64, 64) whose non-zeros stand at the running sums of ``gaps``."""
@@ -27,7 +41,7 @@ BY_CODE = {
     "u4": spaced(np.random.default_rng(2).integers(8, 15, 9000), 64 * 1000),
     "u8": spaced(np.random.default_rng(2).integers(60, 250, 500), 64 * 1000),
     "u16": spaced(np.random.default_rng(2).integers(1500, 9000, 100), 64 * 2000),
-    "elias-fano": geometric(0.05, 64 * 2000),
+    "rice": geometric(0.05, 64 * 2000),
     "bitmap": geometric(0.4),
 }
 
@@ -212,6 +226,52 @@ def test_the_container_of_a_small_network_is_about_a_kilobyte(tmp_path, make_len
             len(tensor.raw_data) for tensor in onnx.load(small).graph.initializer if len(tensor.raw_data) > 60
         )
         assert artifact.bytes - streams < 1700
+
+
+RELIEVED = {
+    "narrow": ((6, 16, 60), (0.6, 0.4, 0.12, 0.5), False, 1500),
+    "narrower": ((6, 16, 40), (0.8, 0.5, 0.2, 0.6), False, 1500),
+    "wide": ((8, 20, 100), (0.5, 0.2, 0.06, 0.35), False, 1500),
+    "sparse": ((10, 30, 150), (0.3, 0.08, 0.02, 0.2), False, 1500),
+    "kernels": ((4, 8, 60), (0.9, 0.5, 0.15, 0.4), True, 1500),
+    "more kernels": ((5, 12, 80), (0.9, 0.5, 0.08, 0.3), True, 1530),
+}
+"""LeNet-5 (20-50-500) after it has lost most of its units: widths, density by layer, whether by kernel, most
+bytes above the bound."""
+
+
+def relieved_lenet(widths, densities, *, kernels):
+    first, second, third = widths
+    shapes = {
+        "conv1": (first, 1, 5, 5),
+        "conv2": (second, first, 5, 5),
+        "fc1": (third, 16 * second),
+        "fc2": (10, third),
+    }
+    proto = onnx.parser.parse_model(LENET5)
+    rng = np.random.default_rng(0)
+    for (layer, shape), density in zip(shapes.items(), densities, strict=True):
+        units = shape[:2] if kernels and len(shape) == 4 else shape
+        kept = (rng.random(units) < density).reshape(units + (1,) * (len(shape) - len(units)))
+        weight = (rng.normal(size=shape) * kept / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        bias = rng.normal(size=shape[0]).astype(np.float32) / 10
+        for name, array in (("weight", weight), ("bias", bias)):
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, f"{layer}.{name}"))
+    return ir.from_proto(proto)
+
+
+@pytest.mark.parametrize("case", RELIEVED)
+def test_a_relieved_lenet5_is_near_its_bound(tmp_path, run, optimised_ops, case):
+    widths, densities, kernels, above = RELIEVED[case]
+    model = relieved_lenet(widths, densities, kernels=kernels)
+    plain, small, artifact = pack(model, tmp_path, "codebook16")
+    total = formats.ledger(model).total
+    assert 1500 < total.nonzeros < 5000
+    assert artifact.bytes <= total.bound["codebook16"] + above
+    assert optimised_ops(small) == optimised_ops(plain)
+    assert run(small) == pytest.approx(run(small, optimise=False), abs=1e-5)
+    dense.write(packed.read(small), tmp_path / "read.onnx", Options())
+    assert np.array_equal(run(tmp_path / "read.onnx"), run(small))
 
 
 def test_a_newer_version_is_refused(tmp_path, make_lenet):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relief_export.formats.kmeans import codebook, nearest
-from relief_export.formats.values import encode
+from relief_export.formats.values import encode, share
 
 LOSSY = ("f16", "int8", "codebook16", "codebook256")
 
@@ -117,3 +117,23 @@ def test_vectors_lose_no_more_than_half_precision(code):
 @pytest.mark.parametrize("dtype", [np.float64, np.int8, np.int64])
 def test_other_types_stay_as_they_are(code, dtype):
     assert encode(np.ones((20, 20), dtype), code, 0).code == "raw"
+
+
+def relative_error(array, coded):
+    return ((coded.decoded() - array)[array != 0] ** 2).sum() / (array**2).sum()
+
+
+def test_small_tensors_share_a_codebook_where_it_costs_little():
+    arrays = [weights((40, 60), 0), weights((30, 50), 1) * np.float32(0.1), np.float32(0.5) * (weights((9, 9), 2) > 0)]
+    own = [encode(array, "codebook16", 0) for array in arrays]
+    first, second, third = share(arrays, own)
+    assert first.table is second.table
+    assert third is own[2]  # which is exact
+    for array, coded in ((arrays[0], first), (arrays[1], second)):
+        assert relative_error(array, coded) < 1 / 40
+        assert np.array_equal(coded.decoded()[array != 0] != 0, np.ones(np.count_nonzero(array), bool))
+
+
+def test_a_tensor_alone_keeps_its_codebook():
+    own = [encode(weights(), "codebook16", 0)]
+    assert share([weights()], own) == own
