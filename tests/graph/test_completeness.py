@@ -1,8 +1,8 @@
 """Nothing removable is left: a brute-force oracle on networks without obstacles.
 
-The oracle knows nothing of the engine. In float64 it perturbs the incoming weights of one channel at a time and looks at the
-outputs (a channel that no output notices is dead), and looks at each channel's activation over random inputs and positions
-(a channel that is always the same number is constant, and nothing in these networks forbids to fold it).
+The oracle knows nothing of the engine. In float64 it perturbs the incoming weights of one channel at a time and looks at
+the outputs (a channel that no output notices is dead), and looks at each channel's activation over random inputs and
+positions (a channel that is always the same number is constant, and nothing in these networks forbids to fold it).
 """
 
 from __future__ import annotations
@@ -66,7 +66,9 @@ def removable(model: ir.Model) -> list[str]:
 
 def _is_last(model: ir.Model, result: str) -> bool:
     """Tell a MatMul whose bias addition is the graph's output."""
-    return any(n.op_type == "Add" and n.inputs[0].name == result and n.outputs[0].is_graph_output() for n in model.graph)
+    return any(
+        n.op_type == "Add" and n.inputs[0].name == result and n.outputs[0].is_graph_output() for n in model.graph
+    )
 
 
 @settings(max_examples=60, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -78,5 +80,5 @@ def test_nothing_removable_is_left(data: st.DataObject, seed: int) -> None:
 
 def test_oracle_finds_what_is_removable() -> None:
     """The oracle is worth something: it finds the dead channels of masked networks."""
-    models = [plain_network(random.Random(seed).choice, seed) for seed in range(8)]
+    models = [plain_network(random.Random(seed).choice, seed) for seed in range(8)]  # noqa: S311 - for a test
     assert sum(bool(removable(m)) for m in models) >= 4
