@@ -17,7 +17,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 _DIGITS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _SHARED = 64
 _VARINTS_UP_TO = 1 << 12
-_FEW_LISTS, _FEW_SYMBOLS = 7, 1 << 16
+_FEW_LISTS, _FEW_SYMBOLS = 7, 1 << 13
 _VARINTS = {np.dtype(np.int64): "int64_data", np.dtype(np.int32): "int32_data"}
 
 

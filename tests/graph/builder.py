@@ -1,6 +1,6 @@
 """Random networks with random masks, for the fuzz tests of graph/.
 
-The structure is drawn through ``choose`` (hypothesis, so that failures shrink), the numbers come from a seeded generator.
+The structure is drawn through ``choose`` (hypothesis, so that failures shrink), the numbers come from a seed.
 """
 
 from __future__ import annotations

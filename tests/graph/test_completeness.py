@@ -1,7 +1,7 @@
 """Nothing removable is left: a brute-force oracle on networks without obstacles.
 
-The oracle knows nothing of the engine. In float64 it perturbs the incoming weights of one channel at a time and looks at
-the outputs (a channel that no output notices is dead), and looks at each channel's activation over random inputs and
+The oracle knows nothing of the engine. In float64 it perturbs the incoming weights of one channel at a time and looks
+at the outputs (a channel that no output notices is dead), and looks at each channel's activation over random inputs and
 positions (a channel that is always the same number is constant, and nothing in these networks forbids to fold it).
 """
 
