@@ -18,6 +18,8 @@ _DIGITS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 _SHARED = 64
 _VARINTS_UP_TO = 1 << 12
 _FEW_LISTS, _FEW_SYMBOLS = 7, 1 << 13
+_SMALL_FILE = 1 << 13
+"""Lists are joined in files with fewer bytes: where shapes are computed too, the runtime needs a second pass."""
 _VARINTS = {np.dtype(np.int64): "int64_data", np.dtype(np.int32): "int32_data"}
 
 
@@ -147,7 +149,8 @@ class Builder:
         rest, self.nodes = self.nodes, []
         lists, self._lists = self._lists, []
         joined = compact_tensor(np.concatenate([values for _, values in lists]), "") if lists else None
-        if joined is None or len(lists) < _FEW_LISTS or joined.raw_data:
+        large = sum(tensor.ByteSize() for tensor in self.tensors) > _SMALL_FILE
+        if joined is None or large or len(lists) < _FEW_LISTS or joined.raw_data:
             self.tensors.extend(compact_tensor(values, name) for name, values in lists)
         else:
             joined.name, sizes = next(self.names), np.array([values.size for _, values in lists])
