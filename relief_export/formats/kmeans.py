@@ -25,7 +25,9 @@ def codebook(values: Array, size: int) -> Array:
     if distinct.size <= size:
         return distinct.astype(np.float32)
     total = np.concatenate([[0.0], np.cumsum(ordered, dtype=np.float64)])
-    starts = (np.quantile(ordered, (np.arange(size) + 0.5) / size), np.linspace(ordered[0], ordered[-1], size))
+    middles = (np.arange(size) + 0.5) / size
+    ends = np.linspace(ordered[0], ordered[-1], size)
+    starts = (np.quantile(ordered, middles), ends, ordered[0] + middles * (ordered[-1] - ordered[0]))
     return min((_lloyd(ordered, total, start) for start in starts), key=lambda found: found[1])[0]
 
 

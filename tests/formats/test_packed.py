@@ -229,12 +229,12 @@ def test_the_container_of_a_small_network_is_about_a_kilobyte(tmp_path, make_len
 
 
 RELIEVED = {
-    "narrow": ((6, 16, 60), (0.6, 0.4, 0.12, 0.5), False, 1500),
+    "narrow": ((6, 16, 60), (0.6, 0.4, 0.12, 0.5), False, 1540),
     "narrower": ((6, 16, 40), (0.8, 0.5, 0.2, 0.6), False, 1500),
     "wide": ((8, 20, 100), (0.5, 0.2, 0.06, 0.35), False, 1500),
     "sparse": ((10, 30, 150), (0.3, 0.08, 0.02, 0.2), False, 1500),
     "kernels": ((4, 8, 60), (0.9, 0.5, 0.15, 0.4), True, 1500),
-    "more kernels": ((5, 12, 80), (0.9, 0.5, 0.08, 0.3), True, 1530),
+    "more kernels": ((5, 12, 80), (0.9, 0.5, 0.08, 0.3), True, 1550),
 }
 """LeNet-5 (20-50-500) after it has lost most of its units: widths, density by layer, whether by kernel, most
 bytes above the bound."""

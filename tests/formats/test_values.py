@@ -2,7 +2,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from relief_export.formats.kmeans import codebook, nearest
@@ -30,6 +30,7 @@ def optimum(values, size):
 
 
 @given(st.lists(st.floats(-10, 10, width=32), min_size=4, max_size=12))
+@example([0.0, 0.0, 0.0, 7.0, -2.0, -5.0, -10.0, -5.5])
 @settings(max_examples=60, deadline=None)
 def test_k_means_is_no_worse_than_a_uniform_grid_and_never_better_than_the_optimum(values):
     values = np.array(values, np.float32).astype(np.float64)
