@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+_BLOCK = 1 << 22  # weights that are converted to float64 at a time
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -64,10 +66,27 @@ class Matrix:
         taps = tuple(range(2, self.weight.ndim))
         return self.grouped((self.weight != 0).any(axis=taps) if taps else self.weight != 0)
 
-    def sums(self) -> NDArray[np.float64]:
-        """Return Σ_k W: (groups, out/groups, in/groups) float64."""
-        taps = tuple(range(2, self.weight.ndim))
-        return self.grouped(self.weight.sum(axis=taps, dtype=np.float64) if taps else self.weight)
+    def contribution(self, values: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return what constant inputs add to some outputs: (rows,) float64, in blocks that bound the memory.
+
+        Args:
+            values: (in,) value of each constant input channel, 0 for the others.
+            rows: Output channels, over all groups.
+        """
+        ins = len(values) // self.groups
+        outs = self.grouped(self.weight).shape[1]
+        total = np.zeros(len(rows))
+        for group in np.unique(rows // outs):
+            here = rows // outs == group
+            own = values[group * ins : (group + 1) * ins]
+            columns = np.flatnonzero(own)
+            weight = self.grouped(self.weight)[group]
+            step = max(1, _BLOCK // max(1, int(here.sum()) * (weight.size // (outs * ins))))
+            for start in range(0, len(columns), step):
+                chosen = columns[start : start + step]
+                block = weight[np.ix_(rows[here] - group * outs, chosen)]
+                total[here] += block.reshape(*block.shape[:2], -1).sum(axis=2, dtype=np.float64) @ own[chosen]
+        return total
 
 
 def conv(site: Site) -> Matrix | None:
@@ -141,7 +160,6 @@ class Linear(Rule):
             absorbed &= const_in == 0
         site.cache.update(matrix=matrix, nonzero=nonzero, absorbed=absorbed, const_in=const_in)
         ids = site.trace.fresh(shape)
-        site.cache["sums"] = matrix.sums() if (absorbed & (const_in != 0)).any() else None
         const = self._const(site, nonzero, absorbed).reshape(shape)
         site.cache["const_out"] = const.reshape(-1)
         self._share(site, matrix, flow, ids)
@@ -168,17 +186,11 @@ class Linear(Rule):
         groups, outs, ins = nonzero.shape
         by_group = absorbed.reshape(groups, 1, ins)
         const = ~(nonzero & ~by_group).any(axis=2).reshape(-1)
-        return np.where(const, self._shift(site) + self._bias(site, groups * outs), np.nan)
-
-    def _shift(self, site: Site) -> NDArray[np.float64]:
-        """Return what the absorbed channels add to each output: (out,) float64."""
-        sums, absorbed, const_in = site.cache["sums"], site.cache["absorbed"], site.cache["const_in"]
-        groups, outs, ins = site.cache["nonzero"].shape
-        if sums is None:
-            return np.zeros(groups * outs)
-        values = np.where(absorbed, const_in, 0.0).reshape(groups, ins, 1)
-        shift: NDArray[np.float64] = np.matmul(sums, values).reshape(-1)
-        return shift
+        result = np.full(groups * outs, np.nan)
+        rows = np.flatnonzero(const)
+        values = np.where(absorbed, site.cache["const_in"], 0.0)
+        result[rows] = self._bias(site, groups * outs)[rows] + site.cache["matrix"].contribution(values, rows)
+        return result
 
     def _bias(self, site: Site, channels: int) -> NDArray[np.float64]:
         bias = site.array(2) if self.has_bias else None
@@ -232,10 +244,9 @@ class Linear(Rule):
         changed = merged is not None
         grouped = grouped if merged is None else merged
         touched = self._absorb(site, cut, keep_out)
-        if touched.any():
-            grouped = grouped.copy() if not changed else grouped
-            for group, column in zip(*np.nonzero(touched.reshape(groups, ins)), strict=True):
-                grouped[group, :, column] = 0
+        if (touched & keep_in).any():
+            grouped = grouped if changed else grouped.copy()
+            grouped.swapaxes(1, 2)[touched.reshape(groups, ins)] = 0
             changed = True
         if keep_in.all() and keep_out.all() and not changed:
             return
@@ -247,10 +258,8 @@ class Linear(Rule):
             cut.constant(site.node, 1, lists)
             return
         active = keep_in.reshape(groups, ins).any(axis=1) | keep_out.reshape(groups, outs).any(axis=1)
-        blocks = [
-            grouped[g][keep_out.reshape(groups, outs)[g]][:, keep_in.reshape(groups, ins)[g]]
-            for g in np.flatnonzero(active)
-        ]
+        rows, columns = keep_out.reshape(groups, outs), keep_in.reshape(groups, ins)
+        blocks = [grouped[g][np.ix_(rows[g], columns[g])] for g in np.flatnonzero(active)]
         cut.replace(site.node, 1, _ungroup(blocks, matrix).astype(matrix.weight.dtype, copy=False))
         if groups > 1:
             cut.attribute(site.node, "group", int(active.sum()))
@@ -291,11 +300,10 @@ class Linear(Rule):
         const, taken = site.cache["const_in"], self._taken(site, cut)
         if not taken.any() or cut.gone(site.result):
             return np.zeros_like(taken)
-        groups, _, ins = site.cache["nonzero"].shape
-        values = np.where(taken, const, 0.0).reshape(groups, ins, 1)
-        shift = np.matmul(site.cache["sums"], values).reshape(-1)
-        bias = (self._bias(site, len(shift)) + shift).astype(site.cache["matrix"].weight.dtype)
-        cut.bias(site, bias[keep_out], self.has_bias)
+        rows = np.flatnonzero(keep_out)
+        shift = site.cache["matrix"].contribution(np.where(taken, const, 0.0), rows)
+        bias = self._bias(site, len(keep_out))[rows] + shift
+        cut.bias(site, bias.astype(site.cache["matrix"].weight.dtype), self.has_bias)
         return taken
 
     def use(self, site: Site, live: list[NDArray[np.bool_]]) -> dict[int, Use]:

@@ -81,6 +81,8 @@ class Reshape(View):
     def rewrite(self, site: Site, cut: Cut) -> None:
         """Replace the lengths of cut axes in the target."""
         value = site.result
+        if not cut.kept(value):
+            return
         target = np.array(site.array(1), np.int64)
         before = site.trace.flows[value].shape
         for axis, keep in cut.kept(value).items():
@@ -269,6 +271,8 @@ class Expand(View):
     def rewrite(self, site: Site, cut: Cut) -> None:
         """Replace the lengths of cut axes."""
         value = site.result
+        if not cut.kept(value):
+            return
         target = np.array(site.array(1), np.int64)
         offset = site.trace.flows[value].rank - len(target)
         for axis, keep in cut.kept(value).items():
