@@ -106,7 +106,8 @@ def cell(row: Table, column: Table) -> str:
         return "–"
     if isinstance(value, bool | str | list | dict):
         return escape_markdown(value if isinstance(value, str) else json.dumps(value))
-    return f"{value * column['scale']:{column['format']}}" if column["format"] else f"{value:,}"
+    scaled = value if column["scale"] == 1 else value * column["scale"]  # a count stays an integer
+    return f"{scaled:{column['format']}}" if column["format"] else f"{scaled:,}"
 
 
 def main() -> None:
