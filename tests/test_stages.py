@@ -249,3 +249,22 @@ def test_killed_run_goes_on_to_the_same_network(demo, moment, tmp_path):
     for name in ("dense/weights.safetensors", "relieved/masks.safetensors", "relieved/weights.safetensors"):
         assert sha256(folder / name) == sha256(demo.folder / name)
     assert not (folder / "dense/checkpoint.pt").exists()
+
+
+def test_several_processes_take_a_recipe_through_all_stages(tmp_path):
+    """What torchrun starts: all of them learn, one exports and validates, and one object is printed."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    settings = {"train.epochs": "1", "relief.iterations": "1", "data.limit": "240", "export.formats": '["dense"]'}
+    flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    command = [sys.executable, *torchrun, "-m", "relief_export", "run", "digits-lenet300", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, *flags, "--json"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ok"] is True
+    assert (tmp_path / "report.html").is_file()

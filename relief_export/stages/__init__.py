@@ -83,14 +83,17 @@ def run(recipe: Recipe, folder: Path, *, force: bool = False, progress: Progress
     with _processes():
         if is_main_process():
             write_recipe(recipe, folder)
-        mine = [stage for stage in STAGES.values() if stage.everyone or is_main_process()]
-        done = [perform(stage, job, force=force) for stage in mine]
-    if is_main_process() and not (all(stage.skipped for stage in done) and (folder / "report.html").is_file()):
+        done = [perform(stage, job, force=force) for stage in STAGES.values() if stage.everyone]
+    if not is_main_process():
+        return all(stage.ok for stage in done)
+    # Alone from here on: no other process is left to wait at a barrier.
+    done += [perform(stage, job, force=force) for stage in STAGES.values() if not stage.everyone]
+    if all(stage.skipped for stage in done) and (folder / "report.html").is_file():
+        (folder / "report.html").touch()  # for Make, as with the records
+    else:
         from relief_export.report import build_report
 
         build_report([folder], folder)
-    elif is_main_process():
-        (folder / "report.html").touch()  # for Make, as with the records
     return all(stage.ok for stage in done)
 
 
