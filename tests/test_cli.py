@@ -1,6 +1,7 @@
 """The command line: exit codes, one sentence for a mistake, one JSON object on stdout."""
 
 import json
+import re
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from relief_export import cli, stages
 from relief_export.cli import run
 from relief_export.cli.common import table
 from relief_export.progress import bars
+from relief_export.recipe import recipe_names
 
 MODEL = """
 <ir_version: 9, opset_import: ["" : 18]>
@@ -109,6 +111,8 @@ def test_every_command_has_json_and_an_example(command: str, capsys: pytest.Capt
     assert "--json" in text
     if cli.cli.commands[command].params[0].param_type_name == "argument":
         assert f"relief-export {command} " in text
+    named = re.findall(r"[\w-]*(?:digits|mnist|cifar)[\w-]*", text)
+    assert set(named) <= set(recipe_names())
 
 
 def test_no_arguments_shows_the_help(capsys: pytest.CaptureFixture[str]):

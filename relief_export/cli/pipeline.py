@@ -41,7 +41,7 @@ def run(
     \b
     relief-export run digits-lenet5
     relief-export run my.toml --out build/tryout --set train.epochs=2 --seed 3
-    torchrun --nproc-per-node 4 -m relief_export run vgg-like-cifar10
+    torchrun --nproc-per-node 4 -m relief_export run cifar10-vgg-like
     """
     from relief_export import stages
     from relief_export.cli import results
