@@ -10,6 +10,7 @@ import onnxruntime as ort
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from relief_export.graph.cost import cost
 from relief_export.graph.shrink import shrink
 from tests.graph.builder import random_network
 
@@ -49,6 +50,7 @@ def test_shrunk_is_masked(data: st.DataObject, seed: int) -> None:
     parameters, stored = size(model)
     after_parameters, after_stored = size(result.model)
     assert after_parameters <= parameters
+    assert cost(result.model).macs.structural <= cost(model).macs.structural
     if result.modified:
         assert after_stored <= stored + 32 * len(list(model.graph))
     assert not shrink(result.model).modified
