@@ -87,7 +87,7 @@ def test_a_benchmark_is_run_recorded_and_shown(module, tmp_path):
     columns = (
         common.Column("what", "case"),
         common.Column("seconds", "time, ms", ".1f", 1000),
-        common.Column("n", "size"),
+        common.Column("n", "size", ",d"),
     )
     rows = [{"what": "a|b", "seconds": 0.0125, "n": 12345}, {"what": "c", "seconds": None, "n": 1}]
     benchmark = common.Benchmark("toy", "How long is a piece?", lambda: rows, columns, seeds=(4, 5), note="Held fixed.")
