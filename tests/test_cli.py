@@ -96,6 +96,30 @@ def test_bad_input_is_one_sentence_and_exit_2(arguments: list[str], named: str, 
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["shrink", "good.onnx", "folder.onnx"], "folder.onnx"),
+        (["shrink", "good.onnx", "good.onnx/small.onnx"], "good.onnx"),
+        (["convert", "good.onnx", "folder.onnx", "--to", "sparse"], "folder.onnx"),
+        (["validate", "good.onnx"], "good.onnx"),
+        (["compare", "good.onnx", "good.onnx", "--data", "number.npz"], "number.npz: array 'x' is a single number"),
+        (["convert", "good.onnx", "i.onnx", "--to", "int8", "--calibration", "number.npz"], "calibration samples"),
+        (["compare", "good.onnx", "good.onnx", "--data", "data.npz", "--tolerance", "nan"], "tolerance"),
+        (["compare", "good.onnx", "good.onnx", "--data", "data.npz", "--tolerance", "-1"], "tolerance"),
+    ],
+)
+def test_what_cannot_be_opened_written_or_compared_is_one_sentence(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+):
+    Path("folder.onnx").mkdir()
+    np.savez("number.npz", x=np.float32(3))
+    assert run([*arguments, "--json"]) == 2
+    printed = capsys.readouterr()
+    assert named in json.loads(printed.out)["error"]
+    assert len(printed.err.splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["cost: truncated", "run: unknown recipe", "convert: unknown format"])
 def test_bad_input_with_json_is_still_one_object(name: str, capsys: pytest.CaptureFixture[str]):
     arguments, named = BAD[name]

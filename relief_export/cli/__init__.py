@@ -49,6 +49,13 @@ def _fail(message: str, code: int, *, as_json: bool) -> int:
     return code
 
 
+def _sentence(error: Exception) -> str:
+    """Return what went wrong; the system's own errors name the file that cannot be read or written."""
+    if isinstance(error, OSError) and (name := error.filename2 or error.filename):
+        return f"{name}: {error.strerror}"
+    return str(error)
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; mistakes become one sentence on stderr."""
     as_json = "--json" in arguments
@@ -61,8 +68,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(" ".join(error.format_message().split()), 2, as_json=as_json)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted; run the same command again to go on", 130, as_json=as_json)
-    except ReliefError as error:
-        return _fail(str(error), error.exit_code, as_json=as_json)
+    except (ReliefError, OSError) as error:
+        return _fail(_sentence(error), getattr(error, "exit_code", 2), as_json=as_json)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".")[0]
         if package not in _EXTRA:

@@ -76,6 +76,8 @@ def compare(first: Path, second: Path, data: Path, tolerance: float, as_json: bo
     from relief_export import evaluation
     from relief_export.cli import results
 
+    if not 0 <= tolerance < float("inf"):
+        raise click.BadParameter(f"the tolerance must be a finite number, 0 or more, not {tolerance}")
     samples = evaluation.load_arrays(data)
     done = evaluation.compare(first, second, samples.x, y=samples.y, tolerance=tolerance)
     echo(done.to_dict(), as_json=as_json, lines=results.comparison_lines(done))

@@ -44,6 +44,8 @@ def load_arrays(path: Path) -> Arrays:
         raise IntegrityError(f"{path} is no readable .npz file ({' '.join(str(error).split())[:120]})") from None
     if "x" not in found:
         raise InputError(f"{path} has no array 'x': save the samples under that name")
+    if not found["x"].ndim:
+        raise InputError(f"{path}: array 'x' is a single number: give samples along its first axis")
     return Arrays(found["x"], found.get("y"), found.get("logits"))
 
 

@@ -127,7 +127,7 @@ def _feeds(model: ir.Model, source: Array | Path | None) -> dict[str, Array]:
     if len(names) == 1 and names[0] not in arrays:
         only = arrays.get("x", next(iter(arrays.values())) if len(arrays) == 1 else None)
         arrays = {names[0]: only} if only is not None else {}
-    if not names or any(name not in arrays or not len(arrays[name]) for name in names):
+    if not names or any(name not in arrays or not np.shape(arrays[name])[:1] > (0,) for name in names):
         raise InputError(
             f"calibration samples lack an array for input {names}: name the arrays as the inputs, or one x"
         )
