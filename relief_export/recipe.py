@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Rules stand here and not in the annotations: a lambda inside a postponed annotation does not see this module's names.
 Count = Annotated[int, Rule("at least 1", lambda value: value >= 1)]
 CountOrZero = Annotated[int, Rule("0 or more", lambda value: value >= 0)]
+Seed = Annotated[int, Rule("0 or more and below 2^62", lambda value: 0 <= value < 2**62)]
 Share = Annotated[float, Rule("in (0, 1]", lambda value: 0 < value <= 1)]
 Positive = Annotated[float, Rule("above 0", lambda value: value > 0)]
 PositiveOrZero = Annotated[float, Rule("0 or more", lambda value: value >= 0)]
@@ -145,7 +146,7 @@ class Recipe(Checked):
     description: str = ""
     reproduces: str = ""
     """The published system and where its settings come from."""
-    seed: CountOrZero = 0
+    seed: Seed = 0
     export: ExportConfig = field(default_factory=ExportConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
 

@@ -53,6 +53,7 @@ BAD = {
     "run: impossible value": (["run", RECIPE, "--set", "relief.alpha_fc=1.5"], "relief.alpha_fc"),
     "train: no value": (["train", RECIPE, "--set", "train.epochs"], "train.epochs"),
     "train: negative seed": (["train", RECIPE, "--seed=-1"], "seed"),
+    "train: seed of more than 64 bits": (["train", RECIPE, "--seed", "9" * 20], "seed must be 0 or more and below"),
     "train: unknown variant": (["train", RECIPE.removesuffix(".toml") + "@nope"], "digits-lenet5"),
     "relieve: no folder": (["relieve", "nowhere"], "nowhere is no build folder"),
     "export: no folder": (["export", "nowhere"], "nowhere is no build folder"),
