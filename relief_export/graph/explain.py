@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from relief_export.graph.cutting import Cut
     from relief_export.graph.flow import Site
-    from relief_export.graph.linear import Matrix
     from relief_export.graph.liveness import Liveness
+    from relief_export.graph.matrix import Matrix
 
 
 @dataclass(frozen=True)

@@ -214,6 +214,10 @@ class Rule:
     """
 
     reason = "pinned by"
+    finite_operands = False
+    """A NaN or Inf among the constant operands is refused: it would make every constant unknowable."""
+    drops_operands = False
+    """The operator can do without an operand of which nothing is left."""
 
     def forward(self, site: Site) -> list[Flow]:
         """Describe the outputs; state ties and pins."""

@@ -14,13 +14,13 @@ Source: ONNX operators Conv-11, ConvTranspose-11, Gemm-13, MatMul-13.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from relief_export.graph.flow import Flow, Rule, Site, Use
 from relief_export.graph.layout import varying
+from relief_export.graph.matrix import Matrix, ungroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,104 +31,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_BLOCK = 1 << 22  # weights that are converted to float64 at a time
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """A linear operator's weight, seen in groups.
-
-    Attributes:
-        weight: The stored array.
-        out_axis: Axis of ``weight`` that counts output channels, those of one group only where ``split`` says so.
-        in_axis: Axis of ``weight`` that counts input channels, likewise.
-        groups: Number of groups.
-        data_axis: Axis of the activations, input and output, that counts channels.
-        border: A flat input does not give a flat output.
-    """
-
-    weight: Array
-    out_axis: int
-    in_axis: int
-    groups: int
-    data_axis: int
-    border: bool
-
-    def grouped(self, array: Array) -> Array:
-        """View an array of the weight's shape (trailing axes kept) as (groups, out/groups, in/groups, …)."""
-        if self.out_axis == 0:  # (out, in/groups, …)
-            return array.reshape(self.groups, -1, *array.shape[1:])
-        moved = array.reshape(self.groups, -1, *array.shape[1:])  # (in, out/groups, …)
-        return moved.swapaxes(1, 2)
-
-    def nonzero(self) -> NDArray[np.bool_]:
-        """Return nz: (groups, out/groups, in/groups) bool."""
-        taps = tuple(range(2, self.weight.ndim))
-        return self.grouped((self.weight != 0).any(axis=taps) if taps else self.weight != 0)
-
-    def contribution(self, values: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return what constant inputs add to some outputs: (rows,) float64, in blocks that bound the memory.
-
-        Args:
-            values: (in,) value of each constant input channel, 0 for the others.
-            rows: Output channels, over all groups.
-        """
-        ins = len(values) // self.groups
-        outs = self.grouped(self.weight).shape[1]
-        total = np.zeros(len(rows))
-        for group in np.unique(rows // outs):
-            here = rows // outs == group
-            own = values[group * ins : (group + 1) * ins]
-            columns = np.flatnonzero(own)
-            weight = self.grouped(self.weight)[group]
-            step = max(1, _BLOCK // max(1, int(here.sum()) * (weight.size // (outs * ins))))
-            for start in range(0, len(columns), step):
-                chosen = columns[start : start + step]
-                block = weight[np.ix_(rows[here] - group * outs, chosen)]
-                total[here] += block.reshape(*block.shape[:2], -1).sum(axis=2, dtype=np.float64) @ own[chosen]
-        return total
-
-
-def conv(site: Site) -> Matrix | None:
-    """See a Conv: weight (out, in/groups, k…)."""
-    weight = site.array(1)
-    if weight is None or weight.ndim < 3:
-        return None
-    pads = site.node.attributes.get_ints("pads", ())
-    padded = any(pads) or site.node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    return Matrix(weight, 0, 1, site.integer("group", 1), 1, padded)
-
-
-def conv_transpose(site: Site) -> Matrix | None:
-    """See a ConvTranspose: weight (in, out/groups, k…)."""
-    weight = site.array(1)
-    if weight is None or weight.ndim < 3:
-        return None
-    return Matrix(weight, 1, 0, site.integer("group", 1), 1, border=True)
-
-
-def gemm(site: Site) -> Matrix | None:
-    """See a Gemm whose second operand is constant."""
-    weight, flow = site.array(1), site.flow(0)
-    attributes = site.node.attributes
-    if weight is None or flow is None or site.integer("transA", 0):
-        return None
-    if attributes.get_float("alpha", 1.0) != 1 or attributes.get_float("beta", 1.0) != 1:
-        return None
-    bias = site.array(2)
-    if bias is not None and bias.size not in (1, weight.shape[0 if site.integer("transB", 0) else 1]):
-        return None
-    out_axis = 0 if site.integer("transB", 0) else 1
-    return Matrix(weight, out_axis, 1 - out_axis, 1, 1, border=False)
-
-
-def matmul(site: Site) -> Matrix | None:
-    """See a MatMul with a constant right operand (in, out)."""
-    weight, flow = site.array(1), site.flow(0)
-    if weight is None or weight.ndim != 2 or flow is None or flow.rank < 2:
-        return None
-    return Matrix(weight, 1, 0, 1, flow.rank - 1, border=False)
-
 
 class Linear(Rule):
     """The rule of all of them.
@@ -137,6 +39,8 @@ class Linear(Rule):
         see: Returns the operator's matrix, or None where its form is not one of the above.
         has_bias: The third input, where present, is a bias vector.
     """
+
+    finite_operands = True
 
     def __init__(self, see: Callable[[Site], Matrix | None], *, has_bias: bool) -> None:
         self.see = see
@@ -260,7 +164,7 @@ class Linear(Rule):
         active = keep_in.reshape(groups, ins).any(axis=1) | keep_out.reshape(groups, outs).any(axis=1)
         rows, columns = keep_out.reshape(groups, outs), keep_in.reshape(groups, ins)
         blocks = [grouped[g][np.ix_(rows[g], columns[g])] for g in np.flatnonzero(active)]
-        cut.replace(site.node, 1, _ungroup(blocks, matrix).astype(matrix.weight.dtype, copy=False))
+        cut.replace(site.node, 1, ungroup(blocks, matrix).astype(matrix.weight.dtype, copy=False))
         if groups > 1:
             cut.attribute(site.node, "group", int(active.sum()))
 
@@ -313,7 +217,7 @@ class Linear(Rule):
         dead_out = ~np.broadcast_to(live[0].reshape(-1), groups * outs)
         zero_in = site.cache["const_in"] == 0
         dead = dead_out.reshape(groups, outs, 1) | zero_in.reshape(groups, 1, ins)
-        blocks = _ungroup(list(dead), matrix).reshape(*matrix.weight.shape[:2], *(1 for _ in matrix.weight.shape[2:]))
+        blocks = ungroup(list(dead), matrix).reshape(*matrix.weight.shape[:2], *(1 for _ in matrix.weight.shape[2:]))
         shape = matrix.weight.shape
         uses = {1: Use(np.broadcast_to(blocks, shape), np.zeros(shape, np.bool_))}
         bias = site.array(2) if self.has_bias else None
@@ -335,13 +239,6 @@ def _fill_up(keep: NDArray[np.bool_], active: NDArray[np.bool_]) -> NDArray[np.b
     need = np.where(active, target - keep.sum(axis=1), 0)
     rank = np.cumsum(~keep, axis=1)  # the first removed ones, by index
     return ~keep & (rank <= need[:, None])
-
-
-def _ungroup(blocks: list[Array], matrix: Matrix) -> Array:
-    """Put (out/groups, in/groups, …) blocks back into the order in which the weight is stored."""
-    if matrix.out_axis == 0:
-        return np.concatenate(blocks, axis=0)
-    return np.concatenate([b.swapaxes(0, 1) for b in blocks], axis=0)
 
 
 def _splits_quantised(site: Site, matrix: Matrix) -> bool:

@@ -91,7 +91,7 @@ class Liveness:
         yield from rule.require(site, cut)
         stays = any(not cut.gone(v) for v in site.node.outputs)
         for value in site.node.inputs:
-            if value in self.trace.flows and stays and cut.gone(value) and site.node.op_type != "Concat":
+            if value in self.trace.flows and stays and cut.gone(value) and not rule.drops_operands:
                 yield self.trace.flows[value].ids.reshape(-1)[:1], f"the last input of {site.label}"
         for value in site.node.outputs:
             if not cut.gone(value) and cut.product(value) is None and value not in cut.shuffles(site):

@@ -14,26 +14,26 @@ import numpy as np
 import onnx_ir as ir
 
 from relief_export.graph.initializers import add_initializer
-from relief_export.graph.liveness import analyse
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from relief_export.graph.flow import Site
-    from relief_export.graph.linear import Matrix
+    from relief_export.graph.liveness import Liveness
+    from relief_export.graph.matrix import Matrix
 
 _NODE = 100  # bytes of a node with its names in the file
 _COPY = 4
 
 
-def narrow(model: ir.Model) -> int:
-    """Narrow every layer where it pays, in place; return how many."""
+def narrow(graph: ir.Graph, liveness: Liveness) -> int:
+    """Narrow every layer of an analysed graph where it pays, in place; return how many."""
     gathers: dict[tuple[ir.Value, bytes], ir.Value] = {}
     count = 0
-    for site, _ in analyse(model).sites:
+    for site, _ in liveness.sites:
         if "matrix" in site.cache and site.cache["matrix"].groups == 1 and site.exclusive(1) and site.exclusive(2):
-            count += _narrow_input(model.graph, site, gathers)
-            count += _narrow_output(model.graph, site)
+            count += _narrow_input(graph, site, gathers)
+            count += _narrow_output(graph, site)
     return count
 
 

@@ -41,6 +41,8 @@ _RANGES = {
 class BatchNorm(Rule):
     """BatchNormalization with constant parameters, in inference."""
 
+    finite_operands = True
+
     def forward(self, site: Site) -> list[Flow]:
         """Pass units on; a channel is constant where its input or its scale's absence makes it so."""
         flow = site.flow(0)

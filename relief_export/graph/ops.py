@@ -23,23 +23,11 @@ from relief_export.graph.elementwise import (
 )
 from relief_export.graph.flow import Flow, Rule, Site
 from relief_export.graph.layout import LayoutError
-from relief_export.graph.linear import Linear, conv, conv_transpose, gemm, matmul
+from relief_export.graph.linear import Linear
+from relief_export.graph.matrix import conv, conv_transpose, gemm, matmul
 from relief_export.graph.norms import BatchNorm, ChannelNorm, Quantize, dequantize, quantize
-from relief_export.graph.views import (
-    Concat,
-    Expand,
-    Flatten,
-    Gather,
-    Pad,
-    Reshape,
-    Resize,
-    Slice,
-    Split,
-    View,
-    squeeze,
-    transpose,
-    unsqueeze,
-)
+from relief_export.graph.slicing import Concat, Gather, Pad, Slice, Split
+from relief_export.graph.views import Expand, Flatten, Reshape, Resize, View, squeeze, transpose, unsqueeze
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

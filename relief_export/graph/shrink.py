@@ -21,9 +21,6 @@ from relief_export.graph.shuffle import mark_shuffles, replace_shuffle
 if TYPE_CHECKING:
     from relief_export.graph.cutting import Cut
 
-# Operators whose constant operands must be finite: an infinite weight would make every constant unknowable.
-_CHECKED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
-
 
 @dataclass(frozen=True)
 class ShrinkResult:
@@ -83,10 +80,11 @@ def shrink(model: ir.Model, *, strict: bool = False) -> ShrinkResult:
             break
         modified = True
     kept = explain(liveness, cut)
-    modified = narrow(work) > 0 or modified
+    narrowed = narrow(work.graph, liveness)
+    modified = modified or narrowed > 0
     if not modified or _stored(work) > _stored(base):
         return ShrinkResult(model.clone(), False, (), kept, dict(liveness.unknown), dict(liveness.opaque))
-    after = measure(analyse(work))
+    after = measure(analyse(work) if narrowed else liveness)
     restore_interface(work, model)
     removed = tuple(LayerCut.between(name, size, after.get(name)) for name, size in before.items())
     removed = tuple(row for row in removed if row.changed)
@@ -97,8 +95,8 @@ def _refuse(liveness: Liveness, *, strict: bool) -> None:
     if strict and liveness.unknown:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(liveness.unknown.items()))
         raise UnsupportedModelError(f"no rule for {names}: leave out --strict to keep whole what they touch")
-    for site, _ in liveness.sites:
-        if site.node.op_type in _CHECKED:
+    for site, rule in liveness.sites:
+        if rule.finite_operands:
             for index, value in enumerate(site.node.inputs):
                 array = site.array(index)
                 if array is not None and value is not None and not np.isfinite(array).all():

@@ -1,0 +1,261 @@
+"""Rules of views that join, divide or pick along an axis: concat, split, slice, gather, pad."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from relief_export.graph.flow import PINNED, Flow, Rule, Site
+from relief_export.graph.layout import LayoutError, varying
+from relief_export.graph.views import View
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from relief_export.graph.cutting import Cut
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Concat(View):
+    """Concat along one axis."""
+
+    drops_operands = True
+
+    def forward(self, site: Site) -> list[Flow]:
+        """Lay the units of the operands one behind the other."""
+        rank = max((f.rank for f in site.flows()), default=0)
+        shape = site.out_shape()
+        if rank == 0 or len(shape) != rank:
+            return Rule.forward(self, site)
+        axis = site.integer("axis", 1) % rank
+        parts_ids, parts_const = [], []
+        for index, value in enumerate(site.node.inputs):
+            flow, array = site.flow(index), site.array(index)
+            length = flow.shape[axis] if flow is not None and len(flow.shape) == rank else None
+            if flow is not None and length is not None and set(varying(flow.ids)) <= {axis}:
+                full = [length if k == axis else 1 for k in range(rank)]
+                parts_ids.append(np.broadcast_to(flow.ids, full))
+                parts_const.append(np.broadcast_to(flow.const, full))
+            elif array is not None and value is not None and array.ndim == rank:
+                full = [array.shape[axis] if k == axis else 1 for k in range(rank)]
+                parts_ids.append(np.full(full, PINNED))
+                parts_const.append(np.full(full, np.nan))
+            else:
+                return Rule.forward(self, site)
+        return [Flow(shape, np.concatenate(parts_ids, axis), np.concatenate(parts_const, axis))]
+
+    def rewrite(self, site: Site, cut: Cut) -> None:
+        """Leave out operands of which nothing is left."""
+        kept = [v for v in site.node.inputs if v is None or v not in site.trace.flows or not cut.gone(v)]
+        if len(kept) < len(site.node.inputs):
+            node = ir.node("Concat", kept, attributes=dict(site.node.attributes), name=site.node.name)
+            cut.substitute(site.node, node)
+
+
+class Split(View):
+    """Split along one axis with the sizes that are left."""
+
+    def __init__(self) -> None:
+        super().__init__(_split)
+
+    def rewrite(self, site: Site, cut: Cut) -> None:
+        """State the new sizes; an output of which nothing is left is dropped."""
+        axis = _axis(site)
+        values = site.node.outputs
+        if not any(axis in cut.kept(v) or cut.gone(v) for v in values):
+            return
+        sizes = []
+        for value in values:
+            kept = cut.kept(value)
+            length = site.trace.flows[value].shape[axis]
+            sizes.append(0 if cut.gone(value) else len(kept[axis]) if axis in kept else length)
+        left = [v for v in values if not cut.gone(v)]
+        target = cut.constant_value(f"{left[0].name}_split", np.array([s for s in sizes if s], np.int64))
+        attributes = {k: a for k, a in site.node.attributes.items() if k != "num_outputs"}
+        node = ir.node(
+            "Split", [site.source, target], attributes=attributes, num_outputs=len(left), name=site.node.name
+        )
+        cut.substitute(site.node, node, left)
+
+
+class Slice(View):
+    """Slice with constant bounds; along a cut axis it becomes a Gather where the rest is not a plain range."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda site, flow, array: [_slice(site, flow, array)])
+
+    def rewrite(self, site: Site, cut: Cut) -> None:
+        """Cut the range along the axes that count units."""
+        source = site.source
+        kept_in = cut.kept(source)
+        if not kept_in:
+            return
+        bounds = _bounds(site)
+        for axis, (start, end, step) in bounds.items():
+            if axis in kept_in:
+                positions = np.arange(site.trace.flows[source].ids.shape[axis])[start:end:step]
+                bounds[axis] = _as_range(cut.places(source, axis, positions)) or (start, end, step)
+        starts, ends, steps = zip(*bounds.values(), strict=True)
+        for index, numbers in enumerate((starts, ends, tuple(bounds), steps), start=1):
+            if index < len(site.node.inputs) and site.node.inputs[index] is not None:
+                cut.replace(site.node, index, np.array(numbers, np.int64))
+
+    def require(self, site: Site, cut: Cut) -> list[tuple[NDArray[np.int64], str]]:
+        """Keep all of a range that would otherwise no longer be one."""
+        source = site.source
+        if cut.gone(source):
+            return []
+        kept = cut.kept(source)
+        for axis, (start, end, step) in _bounds(site).items():
+            if axis in kept:
+                ids = site.trace.flows[source].ids
+                positions = np.arange(ids.shape[axis])[start:end:step]
+                if _as_range(cut.places(source, axis, positions)) is None:
+                    return [(ids.take(positions, axis), f"not a plain range at {site.label}")]
+        return []
+
+
+class Gather(View):
+    """Gather with constant indices along one axis: the indices follow what is left."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda site, flow, array: [_gather(site, flow, array)])
+
+    def rewrite(self, site: Site, cut: Cut) -> None:
+        """Renumber the indices of the elements that are left."""
+        source = site.source
+        axis = site.integer("axis", 0) % site.trace.flows[source].rank
+        indices = np.asarray(site.array(1))
+        if axis not in cut.kept(source) or indices.ndim != 1:
+            return
+        length = site.trace.flows[source].shape[axis]
+        kept = cut.kept(site.result).get(axis, np.arange(len(indices)))
+        cut.replace(site.node, 1, cut.places(source, axis, indices[kept] % length).astype(indices.dtype))
+
+
+class Pad(View):
+    """Pad with constant amounts; padding along a unit axis adds constant units."""
+
+    def forward(self, site: Site) -> list[Flow]:
+        """Surround the units with new ones of known value; a spatial border breaks other constants."""
+        flow, pads = site.flow(0), site.array(1)
+        if flow is None or pads is None or flow.rank == 0:
+            return Rule.forward(self, site)
+        amounts = _pad_amounts(site, flow.rank)
+        fill = _fill(site)
+        ids, const = flow.ids, flow.const
+        for axis, (before, after) in amounts.items():
+            if (before or after) and ids.shape[axis] > 1 and (fill is None or before < 0 or after < 0):
+                return Rule.forward(self, site)
+            if not (before or after):
+                continue
+            if ids.shape[axis] == 1:
+                if fill is not None and (before > 0 or after > 0):
+                    const = np.where(const == fill, const, np.nan)
+                continue
+            width = [(before, after) if k == axis else (0, 0) for k in range(flow.rank)]
+            edge = site.cache.setdefault("edge", site.trace.fresh((before + after,)))
+            grown = np.pad(ids, width, constant_values=PINNED)
+            line = np.concatenate([edge[:before], np.full(ids.shape[axis], -1), edge[before:]])
+            shape = [-1 if k == axis else 1 for k in range(flow.rank)]
+            line = np.broadcast_to(line.reshape(shape), grown.shape)
+            ids = np.where(line >= 0, line, grown)
+            const = np.pad(const, width, constant_values=float("nan" if fill is None else fill))
+        return [Flow(site.out_shape(), ids, const)]
+
+    def rewrite(self, site: Site, cut: Cut) -> None:
+        """Pad by what is left of the added units."""
+        source, value = site.source, site.result
+        rank = site.trace.flows[source].rank
+        amounts = _pad_amounts(site, rank)
+        kept = cut.kept(value)
+        for axis, keep in kept.items():
+            before, after = amounts[axis]
+            if before or after:
+                end = site.trace.flows[value].ids.shape[axis] - after
+                amounts[axis] = (int((keep < before).sum()), int((keep >= end).sum()))
+        if kept:
+            array = np.asarray(site.array(1))
+            axes = site.array(3)
+            order = range(rank) if axes is None else [int(a) % rank for a in axes]
+            numbers = [amounts[a][0] for a in order] + [amounts[a][1] for a in order]
+            cut.replace(site.node, 1, np.array(numbers, array.dtype))
+
+
+def _axis(site: Site) -> int:
+    return site.integer("axis", 0) % site.trace.flows[site.source].rank
+
+
+def _split(site: Site, flow: Flow, array: Array) -> list[Array]:
+    axis = _axis(site)
+    if array.shape[axis] == 1:
+        return [array for _ in site.node.outputs]
+    lengths = [site.out_shape(k)[axis] for k in range(len(site.node.outputs))]
+    ends = np.cumsum([n for n in lengths if n is not None])
+    if len(ends) != len(lengths) or ends[-1] != flow.shape[axis]:
+        raise LayoutError("the sizes are not constant")
+    return np.split(array, ends[:-1], axis)
+
+
+def _bounds(site: Site) -> dict[int, tuple[int, int, int]]:
+    """Return axis -> (start, end, step) of a Slice."""
+    starts, ends, axes, steps = (site.array(k) for k in (1, 2, 3, 4))
+    rank = site.trace.flows[site.source].rank
+    if starts is None or ends is None:
+        raise LayoutError("the bounds are not constant")
+    order = np.arange(len(starts)) if axes is None else axes % rank
+    step = np.ones(len(starts), np.int64) if steps is None else steps
+    return {int(a): (int(s), int(e), int(t)) for a, s, e, t in zip(order, starts, ends, step, strict=True)}
+
+
+def _slice(site: Site, flow: Flow, array: Array) -> Array:
+    for axis, (start, end, step) in _bounds(site).items():
+        if array.shape[axis] > 1:
+            if step < 0 or flow.shape[axis] != array.shape[axis]:
+                raise LayoutError("the slice runs backwards")
+            positions = np.arange(array.shape[axis])[start:end:step]
+            array = np.asarray(array.take(positions, axis))
+    return array
+
+
+def _as_range(places: NDArray[np.int64]) -> tuple[int, int, int] | None:
+    """Write ascending positions as (start, end, step), or None where they are no plain range."""
+    if len(places) == 0:
+        return (0, 0, 1)
+    step = int(places[1] - places[0]) if len(places) > 1 else 1
+    same = bool((np.diff(places) == step).all())
+    return (int(places[0]), int(places[-1]) + 1, step) if same else None
+
+
+def _gather(site: Site, flow: Flow, array: Array) -> Array:
+    indices, axis = site.array(1), site.integer("axis", 0) % flow.rank
+    if indices is None or (array.shape[axis] > 1 and indices.ndim > 1):
+        raise LayoutError("the indices are not a constant list")
+    if array.shape[axis] == 1:
+        shape = (*array.shape[:axis], *([1] * indices.ndim), *array.shape[axis + 1 :])
+        return array.reshape(shape)
+    if indices.ndim == 0:
+        raise LayoutError("a single channel is picked")
+    return np.asarray(array.take(indices % array.shape[axis], axis))
+
+
+def _pad_amounts(site: Site, rank: int) -> dict[int, tuple[int, int]]:
+    pads, axes = site.array(1), site.array(3)
+    order = range(rank) if axes is None else [int(a) % rank for a in axes]
+    half = len(order)
+    numbers = [int(n) for n in np.asarray(pads)]
+    return dict.fromkeys(range(rank), (0, 0)) | {a: (numbers[k], numbers[half + k]) for k, a in enumerate(order)}
+
+
+def _fill(site: Site) -> float | None:
+    """Return the number that fills the border, None where it is taken from the map (a constant map stays constant)."""
+    if site.node.attributes.get_string("mode", "constant") != "constant":
+        return None
+    value = site.array(2)
+    if value is None:
+        absent = len(site.node.inputs) < 3 or site.node.inputs[2] is None
+        return 0.0 if absent else float("nan")
+    return float(value.reshape(-1)[0])
