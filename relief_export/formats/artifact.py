@@ -118,6 +118,10 @@ class Artifact:
         except (KeyError, TypeError, AttributeError) as error:
             raise IntegrityError(f"{where}: an artifact's entry is malformed ({error}): export again") from None
         typed = all(isinstance(f.path, str) and isinstance(f.bytes, int) and isinstance(f.sha256, str) for f in files)
+        drop, relative = artifact.tolerance.accuracy_drop, artifact.tolerance.relative_error
+        bounds = (drop,) if relative is None else (drop, relative)
+        if not files or not all(isinstance(bound, int | float) and 0 <= bound < float("inf") for bound in bounds):
+            raise IntegrityError(f"{where}: an artifact is malformed, with no file or no sound tolerance: export again")
         if unknown or not typed or not isinstance(artifact.name, str) or not isinstance(artifact.format, str):
             raise IntegrityError(f"{where}: an artifact's entry is malformed: export again")
         return artifact

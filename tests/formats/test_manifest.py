@@ -79,6 +79,10 @@ def test_another_version_is_refused(folder):
         lambda content: content["artifacts"][0]["files"][0].update(bytes="many"),
         lambda content: content["artifacts"][0].update(tolerance=[1]),
         lambda content: content.update(artifacts=["x"]),
+        lambda d: d["artifacts"][0].update(files=[]),
+        lambda d: d["artifacts"][0]["tolerance"].update(relative_error="x"),
+        lambda d: d["artifacts"][0]["tolerance"].update(relative_error=float("nan")),
+        lambda d: d["artifacts"][0]["tolerance"].update(accuracy_drop=None),
     ],
 )
 def test_malformed_entries_are_refused(folder, change):
