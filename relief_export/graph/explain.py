@@ -144,17 +144,22 @@ def _reasons(
     flow = liveness.trace.flows[value]
     units = np.broadcast_to(flow.ids.reshape(-1), len(zero))
     labels = liveness.labels[units]
+    # A flattened map has a column for every position of a channel: they stay or go together.
+    partly = set(np.unique(units[~zero]).tolist())
     reasons: Counter[str] = Counter()
     for index in np.flatnonzero(zero):
         label = int(labels[index])
         if label == liveness.labels[0]:
             default = "graph input" if value.is_graph_input() else "pinned"
             reasons[marks.pinned.get(int(units[index]), default)] += 1
+        elif int(units[index]) in partly:
+            reasons["other positions of the channel are read"] += 1
         elif label in cut.reasons:
             reasons[cut.reasons[label]] += 1
         elif label in marks.tied:
             node = marks.tied[label]
-            count = int(liveness.live[node.outputs[0]].sum())
+            out = node.outputs[0]
+            count = len(np.unique(liveness.trace.flows[out].ids[liveness.live[out]]))
             reasons[f"tied at {node.op_type} {node.name} with {count} live channels"] += 1
         elif marks.carried[units[index]]:
             reasons["non-zero constant under zero padding"] += 1

@@ -6,6 +6,7 @@ The file is safetensors: one boolean tensor a name, and one metadata entry, ``re
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -134,7 +135,8 @@ class Masks(Mapping[str, Tensor]):
             path: The file to write.
             weights: The weights file that the masks belong to.
         """
-        about = {"format": FORMAT, "version": VERSION, "weights_sha256": records.sha256(weights) if weights else None}
+        belongs = records.sha256(weights) if weights else None
+        about = {"format": FORMAT, "version": VERSION, "weights_sha256": belongs, "masks_sha256": _digest(self)}
         # One metadata entry only: safetensors writes several in an order that changes from run to run.
         data = safetensors.torch.save(
             {name: self[name].contiguous() for name in sorted(self)}, {"relief_export": json.dumps(about)}
@@ -163,7 +165,18 @@ class Masks(Mapping[str, Tensor]):
         tensors = safetensors.torch.load_file(path)
         if foreign := next((name for name, mask in tensors.items() if mask.dtype != torch.bool), None):
             raise IntegrityError(f"{path}: the mask of {foreign!r} is {tensors[foreign].dtype}, not bool")
+        if about.get("masks_sha256") != _digest(tensors):
+            raise IntegrityError(f"{path} is damaged: its masks are not those that were written; make it again")
         return cls(tensors)
+
+
+def _digest(masks: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of names, shapes and entries: safetensors notices no flipped bit."""
+    digest = hashlib.sha256()
+    for name in sorted(masks):
+        digest.update(f"{name} {tuple(masks[name].shape)}\n".encode())
+        digest.update(masks[name].contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read_about(path: Path) -> dict[str, Any]:

@@ -1,4 +1,6 @@
 import hashlib
+import json
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -97,9 +99,11 @@ def test_save_and_load_keep_every_bit_and_the_tie_to_the_weights(tmp_path):
     masks().save(path, weights)
     assert path.read_bytes() == first
     with safetensors.safe_open(path, framework="pt") as file:
-        about = file.metadata()["relief_export"]
+        about = json.loads(file.metadata()["relief_export"])
     digest = hashlib.sha256(b"weights").hexdigest()
-    assert about == f'{{"format": "relief-export masks", "version": 1, "weights_sha256": "{digest}"}}'
+    own = about.pop("masks_sha256")
+    assert len(own) == 64
+    assert about == {"format": "relief-export masks", "version": 1, "weights_sha256": digest}
     assert {p.name for p in tmp_path.iterdir()} == {"w.safetensors", "masks.safetensors"}
 
 
@@ -148,3 +152,13 @@ def test_dead_filters_stay_zero_in_retraining_with_momentum_and_decay():
     model.eval()
     with torch.no_grad():
         assert (model[:2](torch.rand(5, 1, 4, 4))[:, 1] == 0).all()
+
+
+def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "masks.safetensors"
+    masks().save(path)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"masks\.safetensors is damaged"):
+        Masks.load(path)
