@@ -215,3 +215,41 @@ def test_table_aligns_numbers_to_the_right():
     assert lines[-2].startswith("[bold]")  # not taken for markup
     assert lines[-2].endswith("    1")
     assert lines[-1].endswith("1,000")
+
+
+OPEN = """
+<ir_version: 9, opset_import: ["" : 18, "my.domain" : 1]>
+net (float[batch, 3] x) => (float[batch, m] y)
+<float[3, 2] w = {1, 0, 0, 0, 2, 0}>
+{ h = my.domain.Mystery (x)  z = my.domain.Mystery (h)  p = MatMul (x, w)  q = MatMul (z, p)  y = Relu (q) }
+"""
+
+
+def test_what_is_not_known_is_no_bare_number(capsys: pytest.CaptureFixture[str]):
+    onnx.save(onnx.parser.parse_model(OPEN), "open.onnx")
+    assert run(["cost", "open.onnx"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"MACs +at least 6 \(3 operators unknown\) +at least 2 \(3 operators unknown\)", printed)
+    assert "activation arena: unknown: tensor 'h' has no known size" in printed
+    assert "not counted: my.domain::Mystery h" in printed
+    assert run(["cost", "open.onnx", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["arena"] is None
+    assert [row["op"] for row in answer["cost"]["unknown"]] == ["my.domain::Mystery"] * 2 + ["MatMul"]
+    assert run(["audit", "open.onnx", "--flash", "1MiB"]) == 0
+    assert run(["audit", "open.onnx", "--flash", "1MiB", "--ram", "1KiB"]) == 2
+    assert "cannot be held against a budget of RAM" in capsys.readouterr().err
+
+
+RECURRENT = """
+<ir_version: 9, opset_import: ["" : 18]>
+net (float[5, batch, 2] x) => (float[5, batch, 1] y)
+<float[1, 3, 2] w = {1, 2, 3, 4, 5, 6}, float[1, 3, 1] r = {1, 2, 3}, float[1, 1] v = {2}, int64[1] axis = {1}>
+{ h = GRU <hidden_size = 1> (x, w, r)  s = Squeeze (h, axis)  y = MatMul (s, v) }
+"""
+
+
+def test_shrink_counts_a_recurrent_network_from_below(capsys: pytest.CaptureFixture[str]):
+    onnx.save(onnx.parser.parse_model(RECURRENT), "recurrent.onnx")
+    assert run(["shrink", "recurrent.onnx", "small.onnx"]) == 0
+    assert capsys.readouterr().out.count("at least 5 (1 operator unknown)") == 3

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from relief_export.cli.common import PATH, echo, json_option, table
-
-if TYPE_CHECKING:
-    from relief_export.graph.cost import Columns
+from relief_export.cli.common import PATH, echo, json_option
 
 KINDS = ("onnx", "sparse", "packed", "int8", "packed-int8", "csr", "ort")
 VALUES = ("f32", "f16", "int8", "codebook", "codebook16", "codebook256")
@@ -95,21 +91,19 @@ def cost(model: Path, as_json: bool) -> int:
     relief-export cost model.onnx --json
     """
     from relief_export import formats
+    from relief_export.cli import results
+    from relief_export.errors import UnsupportedModelError
     from relief_export.graph.arena import plan_arena
     from relief_export.graph.cost import cost as count
 
     loaded = formats.read(model)
-    bill, arena = count(loaded), plan_arena(loaded)
-
-    def row(name: str, columns: Columns) -> tuple[str, str, str]:
-        return name, f"{columns.structural:,}", f"{columns.nonzero:,}"
-
-    figures = (("parameters", bill.parameters), ("MACs", bill.macs), ("FLOPs", bill.flops))
-    lines = table(("", "structural", "non-zero"), (row(*figure) for figure in figures))
-    lines += [f"FLOPs by the paper's formula: {bill.paper_flops:,}"]
-    lines += [f"activation arena: {arena.bytes:,} bytes (lower bound {arena.lower_bound:,})"]
-    lines += [f"not counted: {item.op} {item.name}: {item.reason}" for item in bill.unknown]
-    echo({"ok": True, "cost": bill.to_dict(), "arena": arena.to_dict()}, as_json=as_json, lines=lines)
+    bill = count(loaded)
+    try:
+        arena, planned = plan_arena(loaded).to_dict(), None
+    except UnsupportedModelError as error:
+        arena, planned = None, str(error)
+    found = {"ok": True, "cost": bill.to_dict(), "arena": arena, "arena_unknown": planned}
+    echo(found, as_json=as_json, lines=results.cost_lines(bill, arena, planned))
     return 0
 
 

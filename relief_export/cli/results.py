@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from relief_export.cli.common import table
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
     from relief_export.convert import Shrunk
     from relief_export.evaluation import Comparison
+    from relief_export.graph.cost import Cost
     from relief_export.stages import Done
 
 Table = dict[str, Any]
@@ -123,16 +125,39 @@ _STAGE_LINES: dict[str, Callable[[Table], str]] = {
 }
 
 
+def at_least(count: int, unknown: int) -> str:
+    """Write a total, as the lower bound that it is where the operations of some operators are in none."""
+    if not unknown:
+        return f"{count:,}"
+    return f"at least {count:,} ({unknown} operator{'s' * (unknown > 1)} unknown)"
+
+
+def cost_lines(bill: Cost, arena: Table | None, unplanned: str | None) -> list[str]:
+    """Lay out the bill of a model; without an arena ``unplanned`` says why there is none."""
+    total = partial(at_least, unknown=len(bill.unknown))
+    rows = [("parameters", f"{bill.parameters.structural:,}", f"{bill.parameters.nonzero:,}")]
+    rows += [
+        (title, total(column.structural), total(column.nonzero))
+        for title, column in (("MACs", bill.macs), ("FLOPs", bill.flops))
+    ]
+    lines = table(("", "structural", "non-zero"), rows)
+    lines.append(f"FLOPs by the paper's formula: {total(bill.paper_flops)}")
+    lines.append(
+        f"activation arena: unknown: {unplanned}"
+        if arena is None
+        else f"activation arena: {arena['bytes']:,} bytes (lower bound {arena['lower_bound']:,})"
+    )
+    return [*lines, *(f"not counted: {item.op} {item.name}: {item.reason}" for item in bill.unknown)]
+
+
 def shrunk_lines(done: Shrunk) -> list[str]:
     """Say what a shrink removed, and why the rest had to stay."""
     before, after = done.before, done.after
-    rows = [
-        (title, f"{was.structural:,}", f"{now.structural:,}", f"{now.nonzero:,}")
-        for title, was, now in (
-            ("parameters", before.parameters, after.parameters),
-            ("MACs", before.macs, after.macs),
-        )
-    ]
+    was, now = before.parameters, after.parameters
+    rows = [("parameters", f"{was.structural:,}", f"{now.structural:,}", f"{now.nonzero:,}")]
+    was, now = before.macs, after.macs
+    old, new = (partial(at_least, unknown=len(bill.unknown)) for bill in (before, after))
+    rows.append(("MACs", old(was.structural), new(now.structural), new(now.nonzero)))
     rows.append(("bytes", f"{done.bytes_before:,}", f"{done.artifact.bytes:,}", ""))
     lines = table(("", "before", "after", "non-zero"), rows)
     lines += [f"{row.layer}: {row.count} zero {row.side} channels stay: {row.reason}" for row in done.result.kept]

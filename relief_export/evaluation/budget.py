@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relief_export import formats
-from relief_export.errors import InputError
+from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.evaluation.targets import TARGETS, Target
 from relief_export.evaluation.validation import artifacts_folder, require_files
 from relief_export.formats.ledger import entropy_bound
@@ -92,7 +92,8 @@ class Audit:
     Attributes:
         flash: Every format. chosen: The smallest that a runtime loads, which is held against the budget.
         gzip_bytes: The dense weights compressed. bound_bytes: Entropy bound of their positions and float32 values.
-        arena: Plan for the activations of the dense model at batch 1.
+        arena: Plan for the activations of the dense model at batch 1; None where the size of one is unknown.
+        arena_unknown: Why there is no plan; None where there is one.
         failures: One sentence for each budget that is exceeded.
     """
 
@@ -102,7 +103,8 @@ class Audit:
     chosen: str
     gzip_bytes: int
     bound_bytes: int
-    arena: ArenaPlan
+    arena: ArenaPlan | None
+    arena_unknown: str | None
     failures: tuple[str, ...]
 
     @property
@@ -112,7 +114,8 @@ class Audit:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, ``ok`` first; of the arena, the tensors at its peak."""
-        arena = {key: value for key, value in self.arena.to_dict().items() if key != "tensors"}
+        plan = None if self.arena is None else self.arena.to_dict()
+        arena = plan and {key: value for key, value in plan.items() if key != "tensors"}
         return {
             "ok": self.ok,
             "failures": self.failures,
@@ -123,6 +126,7 @@ class Audit:
             "gzip_bytes": self.gzip_bytes,
             "bound_bytes": self.bound_bytes,
             "arena": arena,
+            "arena_unknown": self.arena_unknown,
         }
 
 
@@ -135,11 +139,11 @@ def audit(subject: Path, budget: Budget) -> Audit:
 
     Raises:
         InputError: There is no such file or folder, or a listed file is missing.
-        UnsupportedModelError: The size of an activation is unknown.
+        UnsupportedModelError: RAM is limited and the size of an activation is unknown.
     """
     files, model_path = _files(subject)
     model = formats.read(model_path)
-    arena = plan_arena(model)
+    arena, why = _planned(model, subject, budget.ram)
     loaded = [(name, kind, size) for name, kind, size in files if kind not in _NOT_LOADED]
     chosen, _, smallest = min(loaded, key=lambda file: file[2])
     limit = budget.flash
@@ -150,10 +154,20 @@ def audit(subject: Path, budget: Budget) -> Audit:
     failures = []
     if limit is not None and smallest > limit:
         failures.append(f"flash: {chosen}, the smallest file, has {smallest:,} bytes; the budget is {limit:,}")
-    if budget.ram is not None and arena.bytes > budget.ram:
+    if budget.ram is not None and arena is not None and arena.bytes > budget.ram:
         failures.append(_too_much_ram(arena, budget.ram))
     squeezed, bound = _compressed(model)
-    return Audit(str(subject), budget, rows, chosen, squeezed, bound, arena, tuple(failures))
+    return Audit(str(subject), budget, rows, chosen, squeezed, bound, arena, why, tuple(failures))
+
+
+def _planned(model: ir.Model, subject: Path, limit: int | None) -> tuple[ArenaPlan | None, str | None]:
+    """Return the plan, or why there is none, which is refused only where the RAM is limited."""
+    try:
+        return plan_arena(model), None
+    except UnsupportedModelError as error:
+        if limit is not None:
+            raise UnsupportedModelError(f"{subject} cannot be held against a budget of RAM: {error}") from None
+        return None, str(error)
 
 
 def _compressed(model: ir.Model) -> tuple[int, int]:

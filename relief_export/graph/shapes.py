@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from relief_export.errors import UnsupportedModelError
+from relief_export.graph.fold import simplify
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 
 def with_static_shapes(model: ir.Model, batch: int = 1) -> ir.Model:
     """Copy a model, inline its functions, set its batch axis and infer all shapes that follow.
 
     The batch axis is the first axis of each graph input where it is symbolic; a first axis that is a number stays. The
-    tensors are shared with the original, which is not changed. Shapes that cannot be inferred stay unknown.
+    tensors are shared with the original, which is not changed. Where plain inference stops, as at a ``Slice`` whose
+    bounds are computed, the shapes of the folded model fill in. Shapes that cannot be inferred stay unknown.
     """
     copy = model.clone()
     if copy.functions:
@@ -28,8 +32,38 @@ def with_static_shapes(model: ir.Model, batch: int = 1) -> ir.Model:
                 value.shape = _bound(value.shape, bindings)
         for value in graph.outputs:
             value.shape = _bound(value.shape, bindings)
-    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(copy)
+    _infer(copy)
+    if any(static_shape(value) is None for value in _outputs(copy)):
+        _fill_in(copy)
     return copy
+
+
+def _infer(model: ir.Model) -> None:
+    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+
+
+def _outputs(model: ir.Model) -> Iterator[ir.Value]:
+    """Yield every named output of every node, those inside control flow included."""
+    return (value for graph in model.graphs() for node in graph for value in node.outputs if value.name)
+
+
+def _fill_in(model: ir.Model) -> None:
+    """Take over the shapes that the folded model knows, by name, in place.
+
+    Only the shapes: the model itself stays unfolded, for what is counted is what its file stores.
+    """
+    try:
+        folded = simplify(model)
+    except UnsupportedModelError:  # an old opset: what plain inference found is all there is
+        return
+    known = {value.name: value for value in _outputs(folded) if static_shape(value) is not None}
+    for value in _outputs(model):
+        found = known.get(value.name)
+        if found is not None and found.shape is not None and static_shape(value) is None:
+            value.shape = found.shape.copy()
+            if found.dtype is not None:
+                value.dtype = found.dtype
+    _infer(model)
 
 
 def data_inputs(model: ir.Model) -> list[ir.Value]:

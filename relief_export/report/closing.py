@@ -54,21 +54,27 @@ def audit(run: Run) -> Section | None:
     budget, arena = run.audit["budget"], run.audit["arena"]
     flash = next(row for row in run.audit["flash"] if row["name"] == run.audit["chosen"])
     rows = tuple(
-        (what, f"{need:,}", NONE, "no budget given")
-        if limit is None
+        (what, NONE if need is None else f"{need:,}", NONE, "no budget given")
+        if limit is None or need is None  # an unknown arena is only let pass without a budget
         else (what, f"{need:,}", f"{limit:,}", "within budget" if need <= limit else "OVER BUDGET")
         for what, need, limit in (
             (f"flash: {flash['name']}", flash["bytes"], budget["flash"]),
-            ("RAM: activations at batch 1", arena["bytes"], budget["ram"]),
+            ("RAM: activations at batch 1", arena and arena["bytes"], budget["ram"]),
         )
     )
-    peak = ", ".join(f"{tensor['name']} {tensor['bytes']:,}" for tensor in arena["peak_tensors"][:3])
     target = f"Target: {budget['target']['title']}. " if budget["target"] else ""
     return Section(
         "Flash and RAM",
         tables=(TableView(("bytes", "needed", "budget", "audit"), rows),),
-        note=f"{target}The arena peaks at {arena['peak_op']} {arena['peak']}, with {peak} bytes; no plan can be below "
-        f"{arena['lower_bound']:,}. Not in it: {arena['excluded']}.",
+        note=target + (f"The arena is unknown: {run.audit['arena_unknown']}." if arena is None else _peak(arena)),
+    )
+
+
+def _peak(arena: dict[str, Any]) -> str:
+    tensors = ", ".join(f"{tensor['name']} {tensor['bytes']:,}" for tensor in arena["peak_tensors"][:3])
+    return (
+        f"The arena peaks at {arena['peak_op']} {arena['peak']}, with {tensors} bytes; no plan can be below "
+        f"{arena['lower_bound']:,}. Not in it: {arena['excluded']}."
     )
 
 

@@ -114,8 +114,15 @@ def test_what_cannot_be_audited_is_refused(export, tmp_path):
         audit(export("csr"), Budget())
     text = '<ir_version: 10, opset_import: ["" : 21]> g (float[n, h] x) => (float[n, h] y) { y = Relu (x) }'
     ir.save(ir.from_onnx_text(text), tmp_path / "open.onnx")
-    with pytest.raises(UnsupportedModelError, match="tensor 'x' has no known size"):
-        audit(tmp_path / "open.onnx", Budget())
+    with pytest.raises(
+        UnsupportedModelError, match=r"open\.onnx cannot be held against .* RAM: tensor 'x' has no known"
+    ):
+        audit(tmp_path / "open.onnx", Budget(ram=64))
+    flash_only = audit(tmp_path / "open.onnx", Budget(flash=1))
+    assert (flash_only.ok, flash_only.arena, len(flash_only.failures)) == (False, None, 1)
+    found = json.loads(json.dumps(flash_only.to_dict()))
+    assert found["arena"] is None
+    assert "tensor 'x' has no known size" in found["arena_unknown"]
 
 
 @pytest.mark.parametrize("kind", [kind for kind in FORMATS if kind != "ort"])  # which only ONNX Runtime reads

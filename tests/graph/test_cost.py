@@ -259,3 +259,50 @@ def test_counting_changes_nothing_in_the_model(lenet5):
     cost(parsed)
     plan_arena(parsed)
     assert ir.to_proto(parsed).SerializeToString() == before
+
+
+HALVES = """
+  c = Conv <kernel_shape = [1, 1]> (x, w1)
+  {split}
+  d = Conv <kernel_shape = [1, 1]> (left, w2)
+  y = Concat <axis = 1> (d, right)
+}}
+"""
+COMPUTED = """
+  shape = Shape (c)
+  channels = Gather <axis = 0> (shape, one)
+  up = Add (channels, one)
+  half = Div (up, two)
+  end = Mul (half, two)
+  left = Slice (c, zero, half, one)
+  right = Slice (c, half, end, one)
+"""
+STATED = "left, right = Split <axis = 1, num_outputs = 2> (c)"
+
+
+def test_computed_bounds_cost_what_stated_ones_cost():
+    interface = "g (float[n, 4, 5, 5] x, float[8, 4, 1, 1] w1, float[6, 4, 1, 1] w2"
+    weights = {"w1": random(8, 4, 1, 1), "w2": random(6, 4, 1, 1)}
+    indices = {name: np.array([k], dtype=np.int64) for k, name in enumerate(("zero", "one", "two"))}
+    head = ", int64[1] zero, int64[1] one, int64[1] two) => (float[n, 10, 5, 5] y) {"
+    computed = model(interface + head + HALVES.format(split=COMPUTED), **weights, **indices)
+    stated = model(interface + ") => (float[n, 10, 5, 5] y) {" + HALVES.format(split=STATED), **weights)
+    bill = cost(computed)
+    assert bill == cost(stated)
+    assert (bill.unknown, bill.macs.structural) == ((), (8 * 4 + 6 * 4) * 25)
+    # The computed shape stays out: what depends on no value of the input is no activation.
+    assert plan_arena(computed).bytes == plan_arena(stated).bytes
+
+
+def test_folding_for_the_shapes_leaves_the_parameters_as_stored():
+    text = """g (float[n, 4] x, float[4, 4] w, float[4, 4] mask, int64[1] k) => (float[n, m] y) {
+      v = Mul (w, mask)
+      h = MatMul (x, v)
+      end = Div (k, k)
+      start = Sub (end, end)
+      s = Slice (h, start, end, end)
+      y = Relu (s)
+    }"""
+    bill = cost(model(text, w=random(4, 4), mask=np.eye(4, dtype=np.float32), k=np.array([2])))
+    assert bill.parameters.structural == 32
+    assert plan_arena(model(text, w=random(4, 4), mask=random(4, 4), k=np.array([2]))).bytes > 0
