@@ -91,14 +91,17 @@ def relieve(
 
 
 def _data_set(data: object) -> DataSet:
+    import torch
+
     from relief_export.training.data import DataSet, Split
 
     if isinstance(data, DataSet):
         return data
     if not isinstance(data, dict) or not {"train", "validation"} <= set(data):
         raise InputError('data must be {"train": (x, y), "validation": (x, y)}, or give retrain and evaluate')
-    splits = {name: Split.of(*pair) for name, pair in data.items()}
-    x, y = data["train"]
+    tensors = {name: (torch.as_tensor(x), torch.as_tensor(y).long()) for name, (x, y) in data.items()}
+    splits = {name: Split.of(*pair) for name, pair in tensors.items()}
+    x, y = tensors["train"]
     test = splits.get("test", splits["validation"])
     return DataSet(splits["train"], splits["validation"], test, int(y.max()) + 1, tuple(x.shape[1:]))
 
@@ -109,6 +112,7 @@ def export(
     folder: str | Path,
     *,
     masks: Mapping[str, Tensor] | None = None,
+    original: nn.Module | None = None,
     formats: Sequence[str] = ("dense", "csr"),
     samples: Pair | None = None,
     calibration: Tensor | Array | None = None,
@@ -122,6 +126,7 @@ def export(
         example_input: One batch of inputs.
         folder: Where the files go; an existing folder must be one that an export wrote, and is replaced.
         masks: Parameter name -> True where it is kept; without them the zeros in the weights decide.
+        original: The network before relief, the baseline of every saving; by default ``model`` itself.
         formats: Any of dense, sparse, packed, csr, int8, packed-int8, ort; dense is always written.
         samples: Inputs and labels for the stored reference; by default ``example_input``, without labels.
         calibration: Inputs for int8; by default those of the reference.
@@ -132,16 +137,18 @@ def export(
     import torch
 
     from relief_export.capture import capture, plain_copy
-    from relief_export.formats import Options
+    from relief_export.formats import FORMATS, Options
     from relief_export.graph.fold import fold
     from relief_export.relief.masks import Masks
     from relief_export.stages.shipping import MANIFEST, Samples, ship
 
+    if unknown := sorted(set(formats) - set(FORMATS)):
+        raise InputError(f"there is no format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
     target = Path(folder)
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is no folder that an export wrote: name another one")
     graphs = {
-        "original": fold(capture(model, example_input)),
+        "original": fold(capture(model if original is None else original, example_input)),
         "masked": fold(capture(model, example_input, masks=masks)),
     }
     x, y = samples if samples is not None else (example_input, None)

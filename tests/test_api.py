@@ -1,5 +1,7 @@
 """The Python interface on a network of the user's own, without recipes."""
 
+import copy
+
 import onnx
 import pytest
 import torch
@@ -124,3 +126,20 @@ def test_public_names_exist_and_others_do_not():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = rx.nonsense
     assert dir(rx) == sorted(rx.__all__)
+
+
+def test_an_unknown_format_is_refused_before_anything_is_written(model, digits, tmp_path):
+    with pytest.raises(InputError, match="no format 'zip': choose from dense"):
+        rx.export(model, digits[0][:4], tmp_path / "out", formats=("zip",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_baseline_is_the_network_before_relief(model, digits, tmp_path):
+    relieved = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in relieved.parameters():
+            parameter.mul_(torch.rand_like(parameter) < 0.5)
+    manifest = rx.export(relieved, digits[0][:4], tmp_path / "out", original=model)
+    original, masked = (manifest.extra["cost"][name]["parameters"] for name in ("original", "masked"))
+    assert original["nonzero"] == original["structural"] == masked["structural"]
+    assert 0.4 < masked["nonzero"] / original["nonzero"] < 0.7

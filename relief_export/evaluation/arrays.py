@@ -41,7 +41,9 @@ def load_arrays(path: Path) -> Arrays:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: give an .npz file with arrays x and y") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise IntegrityError(f"{path} is no readable .npz file ({' '.join(str(error).split())[:120]})") from None
+        # NumPy takes any foreign file for a pickle, and advises to load it.
+        why = "another kind of file" if "pickle" in str(error) else " ".join(str(error).split())[:120]
+        raise IntegrityError(f"{path} is no readable .npz file ({why}): write it with numpy.savez") from None
     if "x" not in found:
         raise InputError(f"{path} has no array 'x': save the samples under that name")
     if not found["x"].ndim:

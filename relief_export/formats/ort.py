@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 import onnx
 import onnxruntime
 
-from relief_export.errors import UnsupportedModelError
+from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.formats import sparse
 from relief_export.formats.artifact import EXACT, Artifact, File, Options
 from relief_export.formats.container import graphs, open_session
@@ -34,8 +34,11 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     """Write ``model`` in the runtime's own format, and beside it the operators it needs.
 
     Raises:
+        InputError: ``path`` does not end in .ort, by which the runtime knows the format.
         UnsupportedModelError: ONNX Runtime refuses the model.
     """
+    if path.suffix != ".ort":
+        raise InputError(f"{path} must end in .ort: ONNX Runtime knows its own format by that")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "model.onnx"
         sparse.write(model, source, Options(verify=False))

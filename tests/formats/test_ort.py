@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from relief_export import formats
-from relief_export.errors import UnsupportedModelError
+from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.formats import Options, dense, ort
 
 
@@ -43,3 +43,8 @@ def test_it_goes_one_way(tmp_path, make_lenet):
     ort.write(make_lenet(), tmp_path / "model.ort", Options())
     with pytest.raises(UnsupportedModelError, match="goes one way"):
         formats.read(tmp_path / "model.ort")
+
+
+def test_another_suffix_is_refused(tmp_path, make_lenet):
+    with pytest.raises(InputError, match=r"model\.onnx must end in \.ort"):
+        ort.write(make_lenet(), tmp_path / "model.onnx", Options())
