@@ -243,7 +243,7 @@ def test_what_is_not_known_is_no_bare_number(capsys: pytest.CaptureFixture[str])
 
 RECURRENT = """
 <ir_version: 9, opset_import: ["" : 18]>
-net (float[5, batch, 2] x) => (float[5, batch, 1] y)
+net (float[5, 1, 2] x) => (float[5, 1, 1] y)
 <float[1, 3, 2] w = {1, 2, 3, 4, 5, 6}, float[1, 3, 1] r = {1, 2, 3}, float[1, 1] v = {2}, int64[1] axis = {1}>
 { h = GRU <hidden_size = 1> (x, w, r)  s = Squeeze (h, axis)  y = MatMul (s, v) }
 """
