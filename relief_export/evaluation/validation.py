@@ -11,6 +11,7 @@ from relief_export.errors import InputError, IntegrityError
 from relief_export.evaluation.agreement import Agreement, Array, Check, judge, measure
 from relief_export.evaluation.arrays import check_labels
 from relief_export.evaluation.sessions import open_session
+from relief_export.records import sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 MASKED = "masked.onnx"
 """The masked network before anything was removed, which stands in for PyTorch where that is not installed."""
+_LISTED = "is what the manifest says"
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,8 @@ def validate(
         folder: The artifacts' folder, or the build folder that has it.
         x: Samples ``(N, ...)``, preprocessed as the network's input.
         y: Labels ``(N,)``; without them no accuracy is checked.
-        logits: The masked PyTorch network's outputs ``(N, classes)``; None takes ``masked.onnx``, run unoptimised.
+        logits: The masked PyTorch network's outputs ``(N, classes)``; None takes ``masked.onnx``, run unoptimised,
+            which is held against the manifest's SHA-256 first; nothing is measured against a file that differs.
         progress: Called for every batch of every session.
 
     Returns:
@@ -89,10 +92,12 @@ def validate(
     manifest = formats.read_manifest(folder)
     if not manifest.artifacts:
         raise InputError(f"{folder / 'manifest.json'} lists no artifact: export again")
+    measurements: list[Measurement] = []
+    checks = _reference_checks(manifest) if logits is None else []
+    if not all(check.ok for check in checks):
+        return Validation(len(x), MASKED, None, (), tuple(checks))
     reference = _masked_logits(folder, x, progress) if logits is None else logits
     _check_reference(x, y, reference)
-    measurements: list[Measurement] = []
-    checks: list[Check] = []
     for artifact in manifest.artifacts:
         require_files(folder, artifact)
         checks.append(_listed(manifest, artifact))
@@ -101,7 +106,7 @@ def validate(
         try:
             found = [_run(manifest, artifact, x, y, reference, optimised=on, progress=progress) for on in (False, True)]
         except IntegrityError as error:
-            checks.append(_about_file(artifact, "loads", str(error), ok=False))
+            checks.append(_about_file(artifact.name, "loads", str(error), ok=False))
             continue
         measurements += found
         for each in found:
@@ -132,12 +137,34 @@ def _listed(manifest: formats.Manifest, artifact: formats.Artifact) -> Check:
     try:
         manifest.check(artifact)
     except IntegrityError as error:
-        return _about_file(artifact, "sha256", str(error), ok=False)
-    return _about_file(artifact, "sha256", "is what the manifest says", ok=True)
+        return _about_file(artifact.name, "sha256", str(error), ok=False)
+    return _about_file(artifact.name, "sha256", _LISTED, ok=True)
 
 
-def _about_file(artifact: formats.Artifact, quantity: str, message: str, *, ok: bool) -> Check:
-    return Check(artifact.name, None, quantity, ok, None, None, None, f"{artifact.name}: {message}")
+def _reference_checks(manifest: formats.Manifest) -> list[Check]:
+    """Check the masked network's file against the manifest; no check where an export recorded no baselines.
+
+    Raises:
+        IntegrityError: The manifest's baselines are malformed.
+    """
+    path = manifest.folder / MASKED
+    baselines = manifest.extra.get("baselines")
+    if baselines is None or not path.is_file():  # a missing file is refused when it is opened
+        return []
+    try:
+        digest = baselines["masked"]["sha256"]
+    except (KeyError, TypeError):
+        raise IntegrityError(
+            f"{manifest.folder} has a manifest without the SHA-256 of {MASKED}: export again"
+        ) from None
+    if sha256(path) == digest:
+        return [_about_file(MASKED, "sha256", _LISTED, ok=True)]
+    message = f"{path}, the reference, differs from its SHA-256 in the manifest: export again"
+    return [_about_file(MASKED, "sha256", message, ok=False)]
+
+
+def _about_file(name: str, quantity: str, message: str, *, ok: bool) -> Check:
+    return Check(name, None, quantity, ok, None, None, None, f"{name}: {message}")
 
 
 def _run(

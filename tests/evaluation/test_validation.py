@@ -12,6 +12,7 @@ import pytest
 from relief_export import formats
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
 from relief_export.evaluation import load_arrays, open_session, validate
+from relief_export.records import sha256
 
 FLOAT64_LIMIT = 1e-5  # of ONNX Runtime's float32 against the float64 reference of these tests
 
@@ -234,3 +235,22 @@ def test_a_model_that_cannot_be_compared_is_refused(tmp_path, graph, message):
     ir.save(parsed, tmp_path / "odd.onnx")
     with pytest.raises(UnsupportedModelError, match=message):
         open_session(tmp_path / "odd.onnx").run(np.zeros((2, 3), np.float32))
+
+
+def test_a_changed_reference_is_not_trusted(export, network, samples):
+    folder = export("dense")
+    path = folder / "masked.onnx"
+    ir.save(network, path)
+    artifacts = formats.read_manifest(folder).artifacts
+    formats.write_manifest(folder, artifacts, {"baselines": {"masked": {"sha256": sha256(path)}}})
+    found = validate(folder, samples[0], None, None)
+    assert (found.ok, found.checks[0].artifact, found.checks[0].quantity) == (True, "masked.onnx", "sha256")
+    network.graph.initializers["fc_b"].const_value = ir.tensor(np.zeros(4, dtype=np.float32), name="fc_b")
+    ir.save(network, path)
+    found = validate(folder, samples[0], None, None)
+    assert (found.ok, found.measurements, found.reference_accuracy) == (False, (), None)
+    assert "masked.onnx, the reference, differs from its SHA-256" in found.failures[0].message
+    assert validate(folder, *samples).ok  # with logits it is no reference
+    formats.write_manifest(folder, artifacts, {"baselines": {"masked": 3}})
+    with pytest.raises(IntegrityError, match=r"without the SHA-256 of masked\.onnx"):
+        validate(folder, samples[0], None, None)
