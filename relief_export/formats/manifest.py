@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from relief_export import formats  # for its table, once it is there: it imports this module
 from relief_export.errors import IntegrityError
 from relief_export.formats.artifact import Artifact
 from relief_export.records import read_json, sha256, write_json
@@ -94,7 +95,8 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         InputError: There is no manifest.
-        IntegrityError: It is malformed, of another version, or lists a path outside its folder.
+        IntegrityError: It is malformed, of another version, or lists an unknown format, a name twice, or a path outside
+            its folder.
     """
     path = folder / NAME
     content = read_json(path)
@@ -103,10 +105,21 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path} has version {content.get('version')!r}, this program reads {VERSION}: export again"
         )
     entries, extra = content.get("artifacts"), content.get("extra")
-    if not isinstance(entries, list) or not isinstance(extra, dict):
+    if not isinstance(entries, list):
         raise IntegrityError(f"{path} lacks its list of artifacts: export again")
+    if not isinstance(extra, dict):
+        raise IntegrityError(f"{path} has an 'extra' that is no object: export again")
     artifacts = tuple(Artifact.from_dict(entry, str(path)) for entry in entries)
+    names: set[str] = set()
     for artifact in artifacts:
+        if artifact.format not in formats.FORMATS:
+            raise IntegrityError(
+                f"{path} gives {artifact.name!r} the unknown format {artifact.format!r}; "
+                f"there are {', '.join(formats.FORMATS)}: export again"
+            )
+        if artifact.name in names:
+            raise IntegrityError(f"{path} lists {artifact.name!r} twice: export again")
+        names.add(artifact.name)
         for name in (artifact.name, *(file.path for file in artifact.files)):
             inside(folder, name, str(path))
     return Manifest(folder, artifacts, extra)

@@ -91,6 +91,24 @@ def test_malformed_entries_are_refused(folder, change):
         read_manifest(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            lambda d: d["artifacts"][0].update(format="zip"),
+            r"'model\.onnx' the unknown format 'zip'; there are dense, ",
+        ),
+        (lambda d: d["artifacts"].append(d["artifacts"][0]), r"lists 'model\.onnx' twice"),
+        (lambda d: d.update(extra=[1]), "'extra' that is no object"),
+        (lambda d: d.pop("extra"), "'extra' that is no object"),
+    ],
+)
+def test_what_no_export_writes_is_refused(folder, change, sentence):
+    edit(folder, change)
+    with pytest.raises(IntegrityError, match=sentence):
+        read_manifest(folder)
+
+
 def test_an_absent_manifest_says_what_to_do(tmp_path):
     with pytest.raises(InputError, match="does not exist"):
         read_manifest(tmp_path)
