@@ -179,6 +179,25 @@ def test_audit_over_budget_is_exit_1(capsys: pytest.CaptureFixture[str]):
     assert len(answer["outcome"]["failures"]) == 1
 
 
+def test_audit_prints_the_bill(capsys: pytest.CaptureFixture[str]):
+    size = Path("good.onnx").stat().st_size
+    assert run(["audit", "good.onnx", "--flash", str(2 * size), "--ram", "16B"]) == 1
+    printed = capsys.readouterr().out
+    assert re.search(rf"^good\.onnx +onnx +{size} +50\.00 % +within$", printed, re.MULTILINE)
+    # 3 and 2 floats, each in its own 16 bytes
+    assert re.search(r"^arena +32 +32 +Gemm y +200\.00 % +OVER$", printed, re.MULTILINE)
+    assert f"of {2 * size}" in printed
+    assert re.search(r"^audit: over budget .*\nFAILED: RAM: the arena has 32 bytes", printed, re.MULTILINE)
+
+
+def test_audit_without_a_budget_says_that_nothing_was_gated(capsys: pytest.CaptureFixture[str]):
+    assert run(["audit", "good.onnx"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^good\.onnx +onnx +\d+ +- +not gated$", printed, re.MULTILINE)
+    assert "audit: no budget was given, nothing was gated" in printed
+    assert "within" not in printed
+
+
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, click.Abort])
 def test_interruption_says_how_to_go_on(
     signal: type[BaseException], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -126,7 +126,7 @@ def audit(subject: Path, flash: str | None, ram: str | None, target: str | None,
     from relief_export.cli import results
 
     done = stages.audit(subject, flash=flash, ram=ram, target=target)
-    echo(done.to_dict(), as_json=as_json, lines=results.stage_lines(done))
+    echo(done.to_dict(), as_json=as_json, lines=results.audit_lines(done))
     return 0 if done.ok else 1
 
 

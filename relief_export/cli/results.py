@@ -112,7 +112,7 @@ def _validated(outcome: Table) -> str:
 
 def _audited(outcome: Table) -> str:
     if all(outcome["budget"][key] is None for key in ("flash", "ram")):
-        return "no budget to hold it against"
+        return "no budget was given, nothing was gated"
     return "within budget" if outcome["ok"] else "over budget"
 
 
@@ -123,6 +123,36 @@ _STAGE_LINES: dict[str, Callable[[Table], str]] = {
     "validate": _validated,
     "audit": _audited,
 }
+
+
+def audit_lines(done: Done) -> list[str]:
+    """Lay out what every file and the arena take of the budget, and close with the verdict."""
+    found, budget, arena = done.outcome, done.outcome["budget"], done.outcome["arena"]
+    limit = budget["flash"]
+    files = [
+        (row["name"], row["format"], f"{row['bytes']:,}", _share(row["bytes"], limit), _VERDICTS[row["fits"]])
+        for row in found["flash"]
+    ]
+    lines = table(("file", "format", "flash, bytes", _budget(limit), ""), files)
+    limit = budget["ram"]
+    if arena is None:
+        return [*lines, "", f"RAM: unknown: {found['arena_unknown']}", *stage_lines(done)]
+    need, fits = arena["bytes"], None if limit is None else arena["bytes"] <= limit
+    peak = f"{arena['peak_op']} {arena['peak']}"
+    plan = ("arena", f"{need:,}", f"{arena['lower_bound']:,}", peak, _share(need, limit), _VERDICTS[fits])
+    lines += ["", *table(("RAM", "bytes", "lower bound", "peak layer", _budget(limit), ""), [plan]), ""]
+    return [*lines, *stage_lines(done)]
+
+
+_VERDICTS = {True: "within", False: "OVER", None: "not gated"}
+
+
+def _budget(limit: int | None) -> str:
+    return "no budget" if limit is None else f"of {limit:,}"
+
+
+def _share(need: int, limit: int | None) -> str:
+    return _percent(need / limit if limit else None)
 
 
 def at_least(count: int, unknown: int) -> str:
