@@ -7,6 +7,8 @@ With reference outputs ``r`` and outputs ``o``, both ``(N, classes)``::
     agreement        share of samples with argmax o = argmax r
     accuracy         share of samples with argmax o = y, and its difference to the reference's
 
+A sample with a NaN has no prediction: it agrees with nothing, not even with another NaN, and is never right.
+
 The worst sample is the one with the largest absolute error.
 """
 
@@ -87,7 +89,7 @@ def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreeme
         error = np.abs(flat - expected)
     by_sample = error.max(axis=1)
     finite = bool(np.isfinite(by_sample).all())
-    chosen, wanted = flat.argmax(axis=1), expected.argmax(axis=1)
+    chosen, wanted = _predictions(flat, none=-1), _predictions(expected, none=-2)
     differ = np.flatnonzero(chosen != wanted)
     scale = float(np.abs(expected).max())
     largest = float(by_sample.max())
@@ -103,6 +105,11 @@ def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreeme
         worst_sample=int(by_sample.argmax() if finite else np.flatnonzero(~np.isfinite(by_sample))[0]),
         first_disagreement=int(differ[0]) if differ.size else None,
     )
+
+
+def _predictions(outputs: Array, *, none: int) -> Array:
+    """Return the class of each sample, and ``none`` for one with a NaN, which argmax would name as a class."""
+    return np.where(np.isnan(outputs).any(axis=1), none, outputs.argmax(axis=1))
 
 
 def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: bool) -> list[Check]:

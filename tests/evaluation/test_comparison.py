@@ -9,6 +9,7 @@ import pytest
 
 from relief_export.errors import InputError
 from relief_export.evaluation import compare, measure_latency
+from relief_export.evaluation.agreement import measure
 from relief_export.formats import Tolerance
 
 LIMIT = 1e-6
@@ -103,3 +104,12 @@ def test_latency_is_measured_on_each_model_and_orders_work(tmp_path):
     assert narrow.median < wide.median
     with pytest.raises(InputError, match="give at least 2, and a full batch"):
         measure_latency(models, np.zeros((4, 64), np.float32), batch=5)
+
+
+def test_a_nan_is_no_prediction():
+    reference = np.array([[1, 0], [1, 0], [np.nan, 0], [0, 1]])
+    outputs = np.array([[2, 0], [np.nan, 0], [np.nan, 0], [0, 3]])
+    found = measure(outputs, reference, np.array([0, 0, 0, 1]))
+    assert (found.agreement, found.disagreeing, found.first_disagreement) == (0.5, 2, 1)
+    assert (found.accuracy, found.accuracy_difference) == (0.5, -0.25)
+    assert (found.max_error, found.relative_error, found.worst_sample) == (None, None, 1)
