@@ -18,7 +18,8 @@ from sklearn.datasets import load_digits
 
 from relief_export import stages
 from relief_export.cli import run
-from relief_export.errors import InputError
+from relief_export.errors import InputError, IntegrityError
+from relief_export.formats import read_manifest
 from relief_export.recipe import load_recipe
 from relief_export.records import read_json, sha256, write_json
 
@@ -221,6 +222,26 @@ def test_missing_input_names_the_file(built, missing, stage):
     (built / missing).unlink()
     with pytest.raises(InputError, match=missing):
         stages.run_stage(stage, built, force=True)
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"version": 1, "artifacts": [1], "extra": {}}'])
+def test_a_damaged_manifest_is_written_again(built, damage):
+    path = built / "artifacts" / "manifest.json"
+    names = [artifact.name for artifact in read_manifest(path.parent).artifacts]
+    assert stages.run_stage("export", built).skipped
+    path.write_text(damage)
+    assert not stages.run_stage("export", built).skipped
+    manifest = read_manifest(path.parent)
+    assert [artifact.name for artifact in manifest.artifacts] == names
+    for artifact in manifest.artifacts:
+        manifest.check(artifact)
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '["relieve"]'])
+def test_export_goes_on_from_a_readable_record_only(built, damage):
+    (built / "relieved" / "record.json").write_text(damage)
+    with pytest.raises(IntegrityError, match=r"relieved.record\.json (is not|holds)"):
+        stages.run_stage("export", built)
 
 
 def test_weights_of_another_network_are_refused(built):

@@ -51,6 +51,7 @@ STAGES: dict[str, Stage] = {
             outputs=("artifacts/manifest.json", "artifacts/model.onnx", "artifacts/reference.npz"),
             work=shipping.export,
             whole=True,
+            after=("relieve", "relieved/record.json"),
         ),
         Stage(
             "validate",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from relief_export.errors import InputError, ReliefError
+from relief_export.formats import manifest
 from relief_export.recipe import load_recipe
 from relief_export.records import Record, read_record, sha256, write_bytes
 
@@ -55,6 +56,7 @@ class Stage:
         keys: The recipe's keys that it depends on.
         inputs: Globs in the build folder of the files it reads.
         outputs: Files in the build folder it leaves beside the record.
+        after: Name and record of the stage that it goes on from, which must be readable.
         work: Does it and returns the record's outcome; ``ok`` in it is False where the answer is no, and
             ``provisional`` True where the stage has to be run again before its record counts.
         everyone: Whether every process of a distributed run takes part.
@@ -69,15 +71,21 @@ class Stage:
     work: Callable[[Job], Outcome]
     everyone: bool = False
     whole: bool = False
+    after: tuple[str, str] | None = None
 
     def dependencies(self, job: Job) -> dict[str, Any]:
         """Return the parts of the recipe and the hashes of the inputs that decide the outcome.
 
         Raises:
-            InputError: An input is missing.
+            InputError: An input is missing, or the stage before has no record.
+            IntegrityError: The record of the stage before is damaged.
         """
         resolved = json.loads(json.dumps(job.recipe.to_dict()))
-        return {"recipe": {key: resolved[key] for key in self.keys}, "inputs": self._hashes(job.folder)}
+        inputs = self._hashes(job.folder)
+        if self.after is not None:
+            stage, path = self.after
+            read_record(job.folder / path, stage)
+        return {"recipe": {key: resolved[key] for key in self.keys}, "inputs": inputs}
 
     def _hashes(self, folder: Path) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -100,7 +108,18 @@ class Stage:
             return None
         settings = {key: record.recipe.get(key) for key in self.keys}
         same = record.inputs == needs["inputs"] and settings == needs["recipe"]
-        return record if same and all((job.folder / name).exists() for name in self.outputs) else None
+        return record if same and all(_sound(job.folder / name) for name in self.outputs) else None
+
+
+def _sound(path: Path) -> bool:
+    """Return whether an output is there and, where it is the manifest, can be read."""
+    if path.name != manifest.NAME:
+        return path.exists()
+    try:
+        manifest.read_manifest(path.parent)
+    except ReliefError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
