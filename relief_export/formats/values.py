@@ -93,7 +93,9 @@ def _int8(array: Array, axis: int) -> Coded:
     others = tuple(other for other in range(array.ndim) if other != axis)
     largest = np.abs(array).max(axis=others, keepdims=True, initial=0.0)
     scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
-    if not np.isfinite(1 / scale.astype(np.float32)).all():
+    with np.errstate(over="ignore"):
+        usable = np.isfinite(1 / scale).all()
+    if not usable:
         return Coded("raw", array)  # scales so small that they are subnormal
     quantised = np.clip(np.rint(array / scale), -127, 127)
     lost = (quantised == 0) & (array != 0)
