@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import onnx
+
 from relief_export import formats
 from relief_export.errors import InputError
-from relief_export.formats.dense import data_path
 from relief_export.graph.cost import Cost, cost
 from relief_export.graph.fold import fold
 from relief_export.graph.shrink import ShrinkResult, shrink
@@ -83,5 +84,8 @@ def _read(source: Path, target: Path) -> ir.Model:
 def _bytes(path: Path) -> int:
     if path.is_dir():
         return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    data = data_path(path)
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+    if path.suffix != ".onnx":
+        return path.stat().st_size
+    tensors = onnx.load(path, load_external_data=False).graph.initializer
+    beside = {str(entry.value) for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in beside)))

@@ -8,6 +8,7 @@ import click
 import numpy as np
 import onnx
 import onnx.parser
+import onnx_ir as ir
 import pytest
 
 from relief_export import cli, stages
@@ -272,3 +273,10 @@ def test_shrink_counts_a_recurrent_network_from_below(capsys: pytest.CaptureFixt
     onnx.save(onnx.parser.parse_model(RECURRENT), "recurrent.onnx")
     assert run(["shrink", "recurrent.onnx", "small.onnx"]) == 0
     assert capsys.readouterr().out.count("at least 5 (1 operator unknown)") == 3
+
+
+def test_shrink_counts_the_bytes_of_external_data(capsys: pytest.CaptureFixture[str]):
+    ir.save(ir.load("good.onnx"), "apart.onnx", external_data="weights.bin")
+    assert run(["shrink", "apart.onnx", "small.onnx", "--json"]) == 0
+    stated = json.loads(capsys.readouterr().out)["bytes"]["before"]
+    assert stated == Path("apart.onnx").stat().st_size + Path("weights.bin").stat().st_size
