@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SEED = 0
 SHARE = 0.3
 SIDE = 224
-PARAMETER_LIMIT = 150_000_000
+PARAMETER_LIMIT = 350_000_000
 TIMEOUT = 900  # seconds a model
 SILENT = (
     "densenet121", "efficientnet_b0", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x1_0", "vgg11",
