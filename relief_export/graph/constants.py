@@ -10,7 +10,7 @@ from onnx_ir.passes import common
 
 from relief_export.graph.elementwise import Elementwise
 from relief_export.graph.flow import static_shape
-from relief_export.graph.initializers import add_initializer
+from relief_export.graph.initializers import add_initializer, drop_unused
 from relief_export.graph.linear import Linear
 from relief_export.graph.norms import BatchNorm
 
@@ -46,9 +46,7 @@ def substitute_constants(model: ir.Model, liveness: Liveness) -> bool:
             changed = _replace_output(model.graph, index, flows[value].const) or changed
     if changed:
         common.RemoveUnusedNodesPass()(model)
-        for name in [n for n, v in model.graph.initializers.items() if not v.uses() and not v.is_graph_output()]:
-            if not model.graph.initializers[name].is_graph_input():
-                del model.graph.initializers[name]
+        drop_unused(model.graph)
     return changed
 
 

@@ -16,7 +16,7 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
 from relief_export.errors import UnsupportedModelError
-from relief_export.graph.initializers import add_initializer
+from relief_export.graph.initializers import add_initializer, drop_unused
 from relief_export.graph.targets import plain_reshapes
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def simplify(model: ir.Model) -> ir.Model:
     if opset is not None and opset < 13:
         raise UnsupportedModelError(f"the model uses opset {opset}: convert it to opset 13 or later first")
     copy = model.clone()
-    inputs = {value.name for value in copy.graph.inputs}
     fold_constants(
         copy,
         onnx_shape_inference=True,
@@ -57,9 +56,7 @@ def simplify(model: ir.Model) -> ir.Model:
     if plain_reshapes(copy):
         infer_shapes(copy)
     common.RemoveUnusedNodesPass()(copy)
-    for name in [n for n, v in copy.graph.initializers.items() if not v.uses() and n not in inputs]:
-        if not copy.graph.initializers[name].is_graph_output():
-            del copy.graph.initializers[name]
+    drop_unused(copy.graph)
     return copy
 
 
@@ -70,9 +67,7 @@ def fold(model: ir.Model) -> ir.Model:
         if node.op_type == "BatchNormalization" and node.domain == "":
             _fold_batch_norm(copy.graph, node)
     common.RemoveUnusedNodesPass()(copy)
-    for name in [n for n, v in copy.graph.initializers.items() if not v.uses()]:
-        if not copy.graph.initializers[name].is_graph_input():
-            del copy.graph.initializers[name]
+    drop_unused(copy.graph)
     restore_interface(copy, model)
     return copy
 

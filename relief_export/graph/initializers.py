@@ -1,4 +1,4 @@
-"""New constants of a graph."""
+"""New constants of a graph, and those that nothing reads any more."""
 
 from __future__ import annotations
 
@@ -28,3 +28,11 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> i
     )
     graph.register_initializer(value)
     return value
+
+
+def drop_unused(graph: ir.Graph) -> None:
+    """Remove every constant that no node reads and that is neither an input nor an output of the graph."""
+    for name in [n for n, v in graph.initializers.items() if not v.uses()]:
+        value = graph.initializers[name]
+        if not value.is_graph_input() and not value.is_graph_output():
+            del graph.initializers[name]

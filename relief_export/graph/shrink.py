@@ -14,6 +14,7 @@ from relief_export.errors import UnsupportedModelError
 from relief_export.graph.constants import substitute_constants
 from relief_export.graph.explain import Kept, LayerCut, explain, measure
 from relief_export.graph.fold import restore_interface, simplify
+from relief_export.graph.initializers import drop_unused
 from relief_export.graph.liveness import Liveness, analyse
 from relief_export.graph.narrow import narrow
 from relief_export.graph.shuffle import mark_shuffles, replace_shuffle
@@ -130,10 +131,7 @@ def _carry_out(model: ir.Model, liveness: Liveness, cut: Cut) -> bool:
 
 def _restore_names(graph: ir.Graph, cut: Cut) -> None:
     """Drop initializers that nothing reads and give the cut ones their names back."""
-    for name in [n for n, v in graph.initializers.items() if not v.uses()]:
-        value = graph.initializers[name]
-        if not value.is_graph_input() and not value.is_graph_output():
-            del graph.initializers[name]
+    drop_unused(graph)
     taken = Counter(v.name for v in graph.inputs) + Counter(o.name for node in graph for o in node.outputs)
     for value, name in cut.created:
         if value.name != name and value.uses() and name not in graph.initializers and name not in taken:

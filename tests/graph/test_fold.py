@@ -144,3 +144,11 @@ def test_names_of_initializers_inputs_and_outputs_stay():
     model = build(text, {"W": arrays["layer.weight"], "B": arrays["layer.bias"]})
     assert set(arrays_of(fold(model))) == {"W", "B"}
     assert interface(fold(model)) == interface(model)
+
+
+def test_a_constant_that_is_an_output_stays():
+    text = "g (float[n, 3] x) => (float[n, 4] y, float[4] B) { y = Gemm<transB=1>(x, W) }"
+    model = build(text, {"W": normal(4, 3), "B": normal(4)})
+    feeds = {"x": normal(2, 3)}
+    assert_same(model, fold(model), feeds, relative=0.0)
+    assert interface(fold(model)) == interface(model)
