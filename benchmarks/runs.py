@@ -48,7 +48,10 @@ def summary(run: Run) -> dict[str, Any]:
         "accuracy": {label: {"validation": v, "test": t} for label, (v, t) in run.accuracy.items()},
         "connections": {"dense": run.connections[0], "kept": run.connections[1]},
         "chosen": run.chosen,
-        "history": [{key: row[key] for key in history} for row in run.iterations],
+        "history": [
+            {key: row[key] for key in history} | {"peak_test_accuracy": row.get("peak_test_accuracy")}
+            for row in run.iterations
+        ],
         "layers": run.iterations[run.chosen]["layers"],
         "costs": {key: dict(zip(("dense", "structural", "nonzero"), run.costs[key], strict=True)) for key in run.costs},
         "paper_flops": {"dense": run.paper_flops[0], "structural": run.paper_flops[1]},

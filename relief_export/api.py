@@ -81,9 +81,13 @@ def relieve(
         task = _data_set(data)
         return run(model, task, config, train, init=init, seed=seed, folder=where, progress=progress)
     batches: Any = data
+
+    def run_theirs(network: nn.Module, masks: Masks, *_: object) -> None:
+        retrain(network, masks)
+
     mine = Loop(
         calibration=batches,
-        retrain=lambda network, masks, *_: retrain(network, masks),
+        retrain=run_theirs,
         evaluate=evaluate,
         key={"seed": seed},
     )

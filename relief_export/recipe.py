@@ -87,6 +87,8 @@ class TrainConfig(Checked):
     """Samples of one step, over all processes together."""
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    watch_test: bool = False
+    """Measure the test set after each epoch too: it decides nothing, and shows what a choice by it would have been."""
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from relief_export.progress import Progress
     from relief_export.recipe import ReliefConfig
 
-    Retrain = Callable[[nn.Module, Masks, int, Path | None], object]
-    """Trains the network in place under masks; is given the iteration's number and where it may keep a checkpoint."""
+    Retrain = Callable[[nn.Module, Masks, int, Path | None], float | None]
+    """Trains the network in place under masks; is given the iteration's number and where it may keep a checkpoint.
+    Returns the highest test accuracy of any epoch, only to be reported, or None."""
     Measure = Callable[[nn.Module], float]
     """Returns an accuracy, a fraction."""
 
@@ -139,7 +140,7 @@ class _Run:
         rows = self.journal.open(self._key(start))
         self.states[0] = _state(self.model), start
         if not rows:
-            rows = [self._finish([], start, {}, None, time.perf_counter())]
+            rows = [self._finish([], start, {}, None, started=time.perf_counter())]
         for iteration in sorted({best_of(rows), len(rows) - 1} - {0}):  # the latest last: the loop goes on from it
             self._resume(iteration)
         masks = self.states[len(rows) - 1][1]
@@ -172,11 +173,11 @@ class _Run:
             self.model.load_state_dict(self.init)
             masks.apply_(self.model)
         with _timed(seconds, "retraining"):
-            self.loop.retrain(self.model, masks, iteration, self.journal.checkpoint(iteration))
+            peak = self.loop.retrain(self.model, masks, iteration, self.journal.checkpoint(iteration))
         if revived := masks.apply_(self.model):
             names = ", ".join(revived)
             raise InputError(f"the retraining let masked entries of {names} grow: apply_ the masks after each step")
-        rows.append(self._finish(rows, masks, seconds, before, started))
+        rows.append(self._finish(rows, masks, seconds, before, started=started, peak=peak))
         return masks
 
     def _prune(self, masks: Masks, seconds: dict[str, float]) -> Masks:
@@ -196,7 +197,14 @@ class _Run:
         return found.masks
 
     def _finish(
-        self, rows: Sequence[Iteration], masks: Masks, seconds: dict[str, float], before: float | None, started: float
+        self,
+        rows: Sequence[Iteration],
+        masks: Masks,
+        seconds: dict[str, float],
+        before: float | None,
+        *,
+        started: float,
+        peak: float | None = None,
     ) -> Iteration:
         """Measure and record the network as it is now."""
         accuracy = self.loop.evaluate(self.model)
@@ -208,6 +216,7 @@ class _Run:
                 accuracy_before=before,
                 accuracy=accuracy,
                 test_accuracy=test,
+                peak_test_accuracy=peak,
                 dense=count.dense,
                 kept=count.kept,
                 within_tolerance=not rows or accuracy >= rows[0].accuracy - self.config.tolerance - _ROUNDING,

@@ -44,6 +44,7 @@ class Iteration:
         accuracy_before: Under the new masks, before retraining; None for the dense network.
         accuracy: After retraining.
         test_accuracy: After retraining, on the test set: reported, never used for a choice.
+        peak_test_accuracy: The highest of any epoch of the retraining, where it was watched: likewise.
         dense, kept: Connections, by the paper's count.
         within_tolerance: Whether it may be the result.
         layers: Layer name -> dense and kept connections, and neurons that have any left, of how many.
@@ -61,6 +62,7 @@ class Iteration:
     layers: dict[str, dict[str, int]]
     unknown: dict[str, int]
     seconds: dict[str, float]
+    peak_test_accuracy: float | None = None
 
 
 class Journal:

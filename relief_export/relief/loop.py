@@ -50,8 +50,8 @@ def relieve(
     """
     settings = config.retrain or train
 
-    def retrain(network: nn.Module, masks: Masks, iteration: int, checkpoint: Path | None) -> None:
-        fit.fit(
+    def retrain(network: nn.Module, masks: Masks, iteration: int, checkpoint: Path | None) -> float | None:
+        return fit.fit(
             network,
             data,
             settings,
@@ -60,7 +60,7 @@ def relieve(
             checkpoint=checkpoint,
             progress=progress,
             task=f"retrain {iteration}/{config.iterations}",
-        )
+        ).peak_test_accuracy
 
     loop = Loop(
         calibration=_Calibration(data.train.take(config.samples, seed=seed), model),

@@ -110,6 +110,7 @@ def iterations(run: Run) -> Section:
     """The relief loop's history."""
     history = run.iterations
     shares = [row["kept"] / row["dense"] for row in history]
+    watched = any(row.get("peak_test_accuracy") is not None for row in history)
     chart = charts.iterations_chart(
         kept=shares,
         accuracy=[row["accuracy"] for row in history],
@@ -125,11 +126,13 @@ def iterations(run: Run) -> Section:
             percent(row["accuracy_before"]),
             percent(row["accuracy"]),
             percent(row["test_accuracy"]),
+            *([percent(row.get("peak_test_accuracy"))] if watched else []),
             format_seconds(sum(value for key, value in row["seconds"].items() if key == "all")),
         )
         for index, (row, share) in enumerate(zip(history, shares, strict=True))
     )
-    heads = ("iteration", "connections", "kept", "before retraining", "after", "test", "time")
+    peak = ("best test of any epoch (no choice)",) if watched else ()
+    heads = ("iteration", "connections", "kept", "before retraining", "after", "test", *peak, "time")
     return Section(
         "Through the iterations",
         charts=((chart, _ITERATIONS),),

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from relief_export.errors import InputError
 from relief_export.training import distributed
 from relief_export.training.checkpoints import Checkpoint, fingerprint
+from relief_export.training.skipping import skipping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -45,17 +46,24 @@ class Epoch:
     validation_accuracy: float
     validation_loss: float
     seconds: float
+    test_accuracy: float | None = None
+    """Only where the recipe watches it."""
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a training did: ``best`` counts epochs from 1; ``resumed_at`` is the number of epochs found done."""
+    """What a training did: ``best`` counts epochs from 1; ``resumed_at`` is the number of epochs found done.
+
+    ``peak_test_accuracy`` is the highest of any epoch, where it was watched: what a choice by the test set would have
+    reported. No choice is made by it.
+    """
 
     best: int
     validation_accuracy: float
     history: tuple[Epoch, ...]
     seconds: float
     resumed_at: int
+    peak_test_accuracy: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for a record."""
@@ -87,7 +95,7 @@ def fit(
 
     Args:
         model: The network; it stays on the device it was trained on.
-        data: ``train`` is fitted and ``validation`` chooses the epoch; ``test`` is not read.
+        data: ``train`` is fitted and ``validation`` chooses the epoch; ``test`` is read only to be watched.
         config: The recipe's training.
         masks: Parameter or buffer name -> True where it is kept; what is not is exactly zero from the start to the end.
         seed: Draws the order, the augmentation and what the model itself draws.
@@ -113,7 +121,7 @@ def fit(
     if checkpoint is not None and checkpoint.exists():
         state.resume(checkpoint, model, optimizer)
     resumed_at = state.epoch
-    with _reproducible(device):
+    with _reproducible(device), skipping(model, masks or {}):
         if config.epochs == 0:
             came = evaluate(model, data.validation)
             state.note(0, model, came.accuracy, came.loss)
@@ -126,7 +134,8 @@ def fit(
     model.load_state_dict(state.best)
     distributed.barrier()
     history = tuple(Epoch(**line) for line in state.history)
-    return FitResult(state.best_epoch, state.best_accuracy, history, time.monotonic() - started, resumed_at)
+    peak = max((line.test_accuracy for line in history if line.test_accuracy is not None), default=None)
+    return FitResult(state.best_epoch, state.best_accuracy, history, time.monotonic() - started, resumed_at, peak)
 
 
 def evaluate(model: nn.Module, split: Split, *, batch: int = 1000, logits: bool = False) -> Evaluation:
@@ -222,7 +231,8 @@ class _Loop:
         mean = float(distributed.all_reduce(total)) / done if done else math.nan
         found = evaluate(self.model, self.data.validation)
         self.check(epoch, done, mean, found.loss)
-        return Epoch(epoch + 1, lr, mean, found.accuracy, found.loss, time.monotonic() - started)
+        watched = evaluate(self.model, self.data.test).accuracy if config.watch_test else None
+        return Epoch(epoch + 1, lr, mean, found.accuracy, found.loss, time.monotonic() - started, watched)
 
     def step(self, x: torch.Tensor, y: torch.Tensor, size: int) -> torch.Tensor:
         """Take one optimizer step on this process's part of a batch of ``size`` samples; return its summed loss."""
