@@ -131,7 +131,8 @@ def export(
         folder: Where the files go; an existing folder must be one that an export wrote, and is replaced.
         masks: Parameter name -> True where it is kept; without them the zeros in the weights decide.
         original: The network before relief, the baseline of every saving; by default ``model`` itself.
-        formats: Any of dense, sparse, packed, csr, int8, packed-int8, ort; dense is always written.
+        formats: Any of dense, sparse, packed, csr, int8, packed-int8, packed-codebook16, ort;
+            dense is always written.
         samples: Inputs and labels for the stored reference; by default ``example_input``, without labels.
         calibration: Inputs for int8; by default those of the reference.
         values: Values of the packed format.

@@ -37,6 +37,8 @@ Size = Annotated[
     str, Rule('a size like "256KiB"', lambda value: re.fullmatch(r"(?i)\d+(\.\d+)?\s*([KMG](i?B)?|B)?", value))
 ]
 
+Format = Literal["dense", "sparse", "packed", "csr", "int8", "packed-int8", "packed-codebook16", "ort"]
+
 
 @dataclass(frozen=True)
 class DataConfig(Checked):
@@ -120,7 +122,7 @@ class ReliefConfig(Checked):
 class ExportConfig(Checked):
     """Which formats are written beside model.onnx, and how."""
 
-    formats: tuple[Literal["dense", "sparse", "packed", "csr", "int8", "packed-int8", "ort"], ...] = ("dense", "csr")
+    formats: tuple[Format, ...] = ("dense", "csr")
     values: Literal["f32", "f16", "int8", "codebook16", "codebook256"] = "f32"
     """Values of the packed format."""
     reference_samples: Count = 256

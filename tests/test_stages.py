@@ -44,6 +44,7 @@ LEFT = {
     "artifacts/model.onnx",
     "artifacts/model.ort",
     "artifacts/model.packed-int8.onnx",
+    "artifacts/model.packed-codebook16.onnx",
     "artifacts/model.packed.onnx",
     "artifacts/model.required_operators.config",
     "artifacts/model.sparse.onnx",

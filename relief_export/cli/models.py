@@ -8,7 +8,7 @@ import click
 
 from relief_export.cli.common import PATH, echo, json_option
 
-KINDS = ("onnx", "sparse", "packed", "int8", "packed-int8", "csr", "ort")
+KINDS = ("onnx", "sparse", "packed", "int8", "packed-int8", "packed-codebook16", "csr", "ort")
 VALUES = ("f32", "f16", "int8", "codebook", "codebook16", "codebook256")
 
 

@@ -62,6 +62,7 @@ FORMATS: dict[str, Format] = {
         Format("csr", "csr", csr.write, csr.read),
         Format("int8", "model.int8.onnx", int8.write, dense.read),
         Format("packed-int8", "model.packed-int8.onnx", int8.write_packed, packed.read),
+        Format("packed-codebook16", "model.packed-codebook16.onnx", packed.write_codebook, packed.read),
         Format("ort", "model.ort", ort.write, ort.read),
     )
 }

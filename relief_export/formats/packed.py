@@ -6,6 +6,7 @@ Which encoding is smaller decides, for every tensor: its unit, its stream, its c
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -72,6 +73,12 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
         open_session(path)
     files = (File.of(path.parent, path),)
     return Artifact(path.name, "packed", files, TOLERANCES[options.values], options.to_dict(), tuple(notes))
+
+
+def write_codebook(model: ir.Model, path: Path, options: Options) -> Artifact:
+    """Write ``model`` packed with codebooks of 16 values, so that a folder can hold it beside the exact packed file."""
+    written = write(model, path, replace(options, values="codebook16"))
+    return replace(written, format="packed-codebook16")
 
 
 def _build(lists: dict[str, Array], items: list[streams.Item], taken: set[str], density: bool, gaps: bool) -> Builder:

@@ -29,6 +29,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 SLOW_ABOVE = 1 << 19
 """Universes above this use gap codes only: bit codes cost the runtime several passes over every bit at load."""
+_WORTH = 1.125
+"""There, u4 must also make positions and values together smaller than u8 by this: it takes seven passes more."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,10 @@ def _gap_code(name: str, bits: int) -> Code:
     return Code(name, size, emit)
 
 
+_U8, _U4 = _gap_code("u8", 8), _gap_code("u4", 4)
 CODES: tuple[Code, ...] = (
-    _gap_code("u8", 8),
-    _gap_code("u4", 4),
+    _U8,
+    _U4,
     _gap_code("u16", 16),
     Code(
         "rice",
@@ -140,7 +143,7 @@ CODES: tuple[Code, ...] = (
 )
 
 
-def choose(positions: Array, universe: int, *, gaps: bool = True) -> Code:
+def choose(positions: Array, universe: int, *, gaps: bool = True, others: int = 0) -> Code:
     """Return the code that takes the fewest bytes for ``positions``, at least one, in ``universe``.
 
     Args:
@@ -148,10 +151,18 @@ def choose(positions: Array, universe: int, *, gaps: bool = True) -> Code:
         universe: How many there could be.
         gaps: Allow the gap codes in small universes too. Networks whose symbols and positions are all bits need one
             decoder fewer.
+        others: Bytes of the values that go with the positions.
     """
     small = universe <= SLOW_ABOVE
     allowed = [code for code in CODES if (small or not code.slow) and (gaps or not small or code.slow)]
-    return min(allowed, key=lambda code: code.size(positions, universe))
+    best = min(allowed, key=lambda code: code.size(positions, universe))
+    if (
+        best is _U4
+        and not small
+        and _U8.size(positions, universe) + others < _WORTH * (best.size(positions, universe) + others)
+    ):
+        return _U8
+    return best
 
 
 def estimate_bits(count: int, universe: int) -> float:

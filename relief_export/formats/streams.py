@@ -159,7 +159,7 @@ def emit_stream(builder: Builder, stream: list[Item], *, gaps: bool = True) -> N
         )
     else:
         parts = [(item.coded, item.stored) for item in stream if item.units.any()]
-        code = positions.choose(found, units.size, gaps=gaps)
+        code = positions.choose(found, units.size, gaps=gaps, others=found.size * unit * values.bits(coded) // 8)
         stored = values.emit(builder, parts, unit)
         if _is_large(stream) and kind == np.float32:
             buffer = _unpool(builder, code, found, shape, stored)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from relief_export.formats.builder import Builder, short_names
-from relief_export.formats.positions import CODES, _rice_bits, choose, estimate_bits, gap_words, low_bits
+from relief_export.formats.positions import CODES, SLOW_ABOVE, _rice_bits, choose, estimate_bits, gap_words, low_bits
 
 BY_NAME = {code.name: code for code in CODES}
 
@@ -113,3 +113,12 @@ def test_the_smallest_code_is_chosen(density):
 
 def test_bit_codes_are_left_to_small_universes():
     assert not choose(np.arange(0, 2_000_000, 20), 2_000_000).slow
+
+
+def test_large_universes_take_the_quicker_code_where_it_costs_little():
+    found = np.flatnonzero(np.random.default_rng(0).random(2 * SLOW_ABOVE) < 0.2)
+    universe = 2 * SLOW_ABOVE
+    assert choose(found, universe, others=found.size).name == "u4"  # values of one byte
+    assert choose(found, universe, others=4 * found.size).name == "u8"  # of four
+    few = found[found < SLOW_ABOVE // 4]
+    assert choose(few, SLOW_ABOVE // 4, others=4 * few.size).name != "u8"
