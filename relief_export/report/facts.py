@@ -163,15 +163,21 @@ def read_run(folder: Path) -> Run:
 
 def _train(outcome: Table, _: Table) -> Table:
     accuracy = {"dense": (outcome["validation"], outcome["test"])}
-    return {"accuracy": accuracy, "input_shape": tuple(outcome["input_shape"]), "samples": outcome["samples"]}
+    return {
+        "accuracy": accuracy,
+        "input_shape": tuple(outcome["input_shape"]),
+        "samples": outcome["samples"],
+        "peak": outcome["fit"].get("peak_test_accuracy"),
+    }
 
 
 def _relieve(outcome: Table, facts: Table) -> Table:
     relief = outcome["relief"]
+    first = relief["history"][0] | {"peak_test_accuracy": facts.pop("peak")}
     return {
         "accuracy": facts["accuracy"] | {"relieved": (outcome["validation"], outcome["test"])},
         "connections": (outcome["connections"]["dense"], outcome["connections"]["kept"]),
-        "iterations": tuple(relief["history"]),
+        "iterations": (first, *relief["history"][1:]),
         "chosen": relief["iteration"],
         "floor": relief["history"][0]["accuracy"] - relief["tolerance"],
     }
