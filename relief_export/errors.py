@@ -28,9 +28,3 @@ class MissingExtraError(InputError):
 
     def __init__(self, what: str, package: str) -> None:
         super().__init__(f"{what} needs {package}, which is not installed: pip install 'relief-export[torch]'")
-
-
-class GateError(ReliefError):
-    """The answer is no: a validation failed or a budget is exceeded."""
-
-    exit_code = 1
