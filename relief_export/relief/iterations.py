@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -137,7 +137,10 @@ class _Run:
         self.unknown: dict[str, int] = {}
 
     def run(self, start: Masks) -> Relieved:
-        rows = self.journal.open(self._key(start))
+        found = self.journal.open(self._key(start))
+        rows = [replace(row, within_tolerance=self._within(found, row.accuracy)) for row in found]
+        if rows != found:
+            self.journal.record(rows)
         self.states[0] = _state(self.model), start
         if not rows:
             rows = [self._finish([], start, {}, None, started=time.perf_counter())]
@@ -219,7 +222,7 @@ class _Run:
                 peak_test_accuracy=peak,
                 dense=count.dense,
                 kept=count.kept,
-                within_tolerance=not rows or accuracy >= rows[0].accuracy - self.config.tolerance - _ROUNDING,
+                within_tolerance=self._within(rows, accuracy),
                 layers=_architecture(self.model, masks),
                 unknown=self.unknown,
                 seconds={**seconds, "all": time.perf_counter() - started},
@@ -228,16 +231,20 @@ class _Run:
         best = best_of([*rows, row])
         self.states = {k: state for k, state in self.states.items() if k == best}
         self.states[row.iteration] = _state(self.model), masks
-        self.journal.finish(row, self.model, best=best)
+        self.journal.finish([*rows, row], self.model)
         return row
+
+    def _within(self, rows: Sequence[Iteration], accuracy: float) -> bool:
+        return not rows or accuracy >= rows[0].accuracy - self.config.tolerance - _ROUNDING
 
     def _given_up(self, rows: Sequence[Iteration]) -> bool:
         patience = self.config.patience
         return patience is not None and len(rows) > patience and not any(r.within_tolerance for r in rows[-patience:])
 
     def _key(self, start: Masks) -> dict[str, Any]:
-        """Return what the iterations depend on. More of them, or more patience, only continues."""
-        config = {k: v for k, v in asdict(self.config).items() if k not in {"iterations", "patience", "retrain"}}
+        """Return what the iterations depend on: not their number, nor what only chooses among them."""
+        chooses = {"iterations", "patience", "tolerance"}
+        config = {k: v for k, v in asdict(self.config).items() if k not in {*chooses, "retrain"}}
         key = {"version": 1, "config": config, **(self.loop.key or {})}
         key |= {"start": _digest(self.model.state_dict()), "masks": _digest(start), "init": _digest(self.init or {})}
         plain: dict[str, Any] = json.loads(json.dumps(key))

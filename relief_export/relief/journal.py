@@ -6,7 +6,7 @@
     history.jsonl                              one line per finished iteration
     iterations/NN/masks.safetensors            before retraining, kept for every iteration
     iterations/NN/retraining.pt                the retraining's own checkpoint, until it is finished
-    iterations/NN/weights.safetensors          after retraining, kept for the latest and the best so far
+    iterations/NN/weights.safetensors          after retraining, kept too: another tolerance only chooses again
 
 Only the main process touches files; the others receive what it read.
 """
@@ -27,7 +27,7 @@ from relief_export.training import distributed
 from relief_export.training.checkpoints import load_weights, save_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -90,19 +90,20 @@ class Journal:
         """Return where the retraining of an iteration may keep its state."""
         return self._path(iteration, "retraining.pt")
 
-    def finish(self, row: Iteration, model: nn.Module, *, best: int) -> None:
-        """Keep the weights of a retrained network, then its row; drop the weights that nobody needs any more."""
-        folder = self._folder
-        if folder is None or not distributed.is_main():
-            return
-        history = folder / "history.jsonl"
-        if row.iteration:  # the dense network is the caller's
-            save_weights(model, folder / _name(row.iteration) / "weights.safetensors")
-        lines = [json.dumps(asdict(each)) + "\n" for each in (*_rows(history), row)]
-        records.write_bytes(history, "".join(lines).encode())
-        (folder / _name(row.iteration) / "retraining.pt").unlink(missing_ok=True)
-        for other in {*range(row.iteration)} - {best}:
-            (folder / _name(other) / "weights.safetensors").unlink(missing_ok=True)
+    def finish(self, rows: Sequence[Iteration], model: nn.Module) -> None:
+        """Keep the weights of the network that the last of ``rows`` tells of, then all rows."""
+        last = rows[-1].iteration
+        if last and (path := self._path(last, "weights.safetensors")) and distributed.is_main():
+            save_weights(model, path)  # the dense network is the caller's
+        self.record(rows)
+        if (done := self._path(last, "retraining.pt")) and distributed.is_main():
+            done.unlink(missing_ok=True)
+
+    def record(self, rows: Sequence[Iteration]) -> None:
+        """Keep the rows of the finished iterations."""
+        if self._folder and distributed.is_main():
+            lines = [json.dumps(asdict(row)) + "\n" for row in rows]
+            records.write_bytes(self._folder / "history.jsonl", "".join(lines).encode())
 
     def load(self, iteration: int, model: nn.Module) -> None:
         """Load the weights after an iteration's retraining.

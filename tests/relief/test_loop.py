@@ -124,10 +124,11 @@ def test_the_folder_holds_what_resuming_needs_and_no_more(tmp_path):
     assert names == [
         "history.jsonl",
         "iterations/01/masks.safetensors",
+        "iterations/01/weights.safetensors",
         "iterations/02/masks.safetensors",
-        "iterations/02/weights.safetensors",  # the best
+        "iterations/02/weights.safetensors",
         "iterations/03/masks.safetensors",
-        "iterations/03/weights.safetensors",  # the latest
+        "iterations/03/weights.safetensors",
         "relief.json",
     ]
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
@@ -141,6 +142,27 @@ def test_the_folder_holds_what_resuming_needs_and_no_more(tmp_path):
     more = Loop([X], nothing, scripted([0, 0.5])).run(net(), config(iterations=4), folder=tmp_path)
     assert more.history[:4] == found.history
     assert more.history[4].kept < found.history[3].kept
+
+
+@pytest.mark.parametrize(("tolerance", "iteration"), [(0.0, 0), (0.01, 1), (0.02, 2), (0.5, 3)])
+def test_another_tolerance_only_chooses_again(tmp_path, tolerance, iteration):
+    def drift(network, masks, number, _checkpoint):
+        with torch.no_grad():
+            network[0].bias.add_(number)  # every iteration has its own weights
+        masks.apply_(network)
+
+    loop = Loop([X], drift, scripted([0.90, *(0, 0.89), *(0, 0.88), *(0, 0.5)]))
+    first = loop.run(net(), config(), folder=tmp_path)
+    model = net()
+    again = Loop([X], None, scripted([])).run(model, config(tolerance=tolerance), folder=tmp_path)
+    assert again.iteration == iteration
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [line["within_tolerance"] for line in lines] == [True] * (iteration + 1) + [False] * (3 - iteration)
+    fresh = net()
+    for number in range(1, iteration + 1):
+        fresh[0].bias.data.add_(number).mul_(Masks.load(tmp_path / f"iterations/0{number}/masks.safetensors")["0.bias"])
+    assert torch.equal(model[0].bias, fresh[0].bias)
+    assert [row.kept for row in again.history] == [row.kept for row in first.history]
 
 
 def test_other_settings_start_afresh(tmp_path):
