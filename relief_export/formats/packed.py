@@ -52,6 +52,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
         raise UnsupportedModelError(
             f"packed needs opset {OPSET}, the model has {prepared.opset_imports['']}: use onnx.version_converter"
         )
+    _drop_zero_biases(prepared)
     lists = _index_lists(prepared)
     items, notes = _items(prepared, options.values, set(lists))
     for name in (*lists, *(item.name for item in items)):
@@ -92,6 +93,17 @@ def _build(lists: dict[str, Array], items: list[streams.Item], taken: set[str], 
             builder.flush()
     builder.finish()
     return builder
+
+
+def _drop_zero_biases(model: ir.Model) -> None:
+    """Leave out, in place, biases of zeros: relief masks many, and the operators do without (Gemm since version 11)."""
+    for node in model.graph:
+        bias = node.inputs[2] if node.op_type in _CHANNEL_AXES and len(node.inputs) == 3 else None
+        if bias is None or bias.const_value is None or bias.is_graph_input() or bias.const_value.numpy().any():
+            continue
+        node.resize_inputs(2)
+        if not bias.uses() and not bias.is_graph_output():
+            model.graph.initializers.pop(str(bias.name))
 
 
 def _index_lists(model: ir.Model) -> dict[str, Array]:

@@ -207,6 +207,21 @@ def test_an_initializer_that_callers_may_replace_stays(tmp_path, make_linear):
     assert "w" in packed.read(tmp_path / "p.onnx").graph.initializers
 
 
+def test_biases_of_zeros_are_left_out(tmp_path, make_lenet, run):
+    model = make_lenet()
+    for name in ("conv2.bias", "fc1.bias"):
+        value = model.graph.initializers[name]
+        value.const_value = ir.tensor(np.zeros(value.shape.numpy(), np.float32), name=name)
+    plain, small, _ = pack(model, tmp_path)
+    assert np.array_equal(run(small), run(plain))
+    counts = {node.op_type: [] for node in onnx.load(plain).graph.node}
+    for node in packed.read(small).graph:
+        counts[node.op_type].append(sum(value is not None for value in node.inputs))
+    assert counts["Conv"] == [3, 2]
+    assert counts["Gemm"] == [2]
+    assert set(model.graph.initializers) >= {"conv2.bias", "fc1.bias"}  # the caller's model is as it was
+
+
 def test_old_opsets_are_refused(tmp_path, make_linear):
     with pytest.raises(UnsupportedModelError, match="packed needs opset 13, the model has 11"):
         packed.write(make_linear(geometric(0.1), opset=11), tmp_path / "p.onnx", Options())
