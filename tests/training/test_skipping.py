@@ -48,6 +48,7 @@ def gradients(model, x):
 @pytest.mark.parametrize("rows", [[0, 2, 5], list(range(8))], ids=["some rows", "all of the first eight rows"])
 def test_a_skipping_layer_computes_what_the_whole_layer_computes(layer, shape, rows, monkeypatch):
     monkeypatch.setattr(skipping, "_WORTH", 0)
+    monkeypatch.setattr(skipping, "_SHARE", 1)
     model = nn.Sequential(copy.deepcopy(layer)).double()
     masks = masked(model[0], rows=rows, columns=[1, 3])
     x = torch.randn(shape, dtype=torch.float64)
@@ -86,3 +87,13 @@ def test_the_forward_comes_back_after_an_error():
     with pytest.raises(RuntimeError, match="stop"), skipping.skipping(model, {"0.weight": torch.zeros(512, 512) > 0}):
         raise RuntimeError("stop")
     assert "forward" not in vars(model[0])
+
+
+def test_pictures_keep_their_layout():
+    model = nn.Sequential(nn.Conv2d(64, 64, 3)).to(memory_format=torch.channels_last)
+    half = torch.zeros_like(model[0].weight, dtype=torch.bool)
+    half[:32] = True
+    x = torch.randn(2, 64, 9, 9).contiguous(memory_format=torch.channels_last)
+    with skipping.skipping(model, {"0.weight": half, "0.bias": half[:, 0, 0, 0]}):
+        assert "forward" in vars(model[0])
+        assert model(x).is_contiguous(memory_format=torch.channels_last)
