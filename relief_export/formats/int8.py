@@ -141,15 +141,17 @@ def _keep_support(proto: onnx.ModelProto, originals: dict[str | None, Array]) ->
         UnsupportedModelError: A zero did not stay zero.
     """
     zeros = total = 0
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for tensor in proto.graph.initializer:
         weight = originals.get(tensor.name.removesuffix("_quantized"))
         if weight is None or not tensor.name.endswith("_quantized") or tensor.data_type != onnx.TensorProto.INT8:
             continue
         quantised = onnx.numpy_helper.to_array(tensor)
-        if (quantised[weight == 0] != 0).any():
-            raise UnsupportedModelError(
-                f"quantisation turned zeros of {tensor.name!r} into values: its zero point is not 0"
-            )
+        zero = onnx.numpy_helper.to_array(tensors[tensor.name.removesuffix("quantized") + "zero_point"])
+        if (quantised[weight == 0] != (zero if zero.ndim == 0 else 0)).any():
+            raise UnsupportedModelError(f"quantisation turned zeros of {tensor.name!r} into values")
+        if zero.any():  # no weight but a factor, such as the mask of a join: quantised as activations are
+            continue
         lost = (quantised == 0) & (weight != 0)
         fixed = np.where(lost, np.sign(weight), quantised).astype(np.int8)
         tensor.CopyFrom(onnx.numpy_helper.from_array(fixed, tensor.name))

@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnx_ir
 import pytest
 
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
@@ -104,3 +105,25 @@ def test_a_pickled_calibration_file_is_refused(tmp_path, make_lenet):
 def test_samples_of_a_wrong_shape_are_refused(tmp_path, make_lenet, samples):
     with pytest.raises(UnsupportedModelError, match="cannot quantise"):
         int8.write(make_lenet(), tmp_path / "m.onnx", Options(calibration=samples[:, :, :5]))
+
+
+def test_the_mask_of_a_join_keeps_its_zeros(tmp_path, run):
+    text = """<ir_version: 8, opset_import: ["": 18]> join (float[N,4,6,6] x) => (float[N,4,6,6] y) {
+      a = Conv <pads = [1,1,1,1]> (x, w) b = Mul (a, mask) y = Add (b, x) }"""
+    proto, rng = onnx.parser.parse_model(text), np.random.default_rng(0)
+    arrays = {
+        "w": rng.normal(size=(4, 4, 3, 3)).astype(np.float32),
+        "mask": np.array([0, 1, 1, 0], np.float32).reshape(1, 4, 1, 1),
+    }
+    for name, array in arrays.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    samples = rng.normal(size=(40, 4, 6, 6)).astype(np.float32)
+    model = onnx_ir.from_proto(proto)
+    dense.write(model, tmp_path / "dense.onnx", Options())
+    int8.write(model, tmp_path / "int8.onnx", Options(calibration=samples))
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "int8.onnx").graph.initializer}
+    exact = stored["mask_quantized"].astype(int) - stored["mask_zero_point"]
+    assert stored["mask_zero_point"] != 0  # as activations are, and still with an exact zero
+    assert np.array_equal(exact != 0, arrays["mask"] != 0)
+    expected, got = run(tmp_path / "dense.onnx"), run(tmp_path / "int8.onnx")
+    assert np.abs(got - expected).max() < 0.1 * np.abs(expected).max()
