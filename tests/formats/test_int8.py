@@ -117,7 +117,9 @@ def test_the_mask_of_a_join_keeps_its_zeros(tmp_path, run):
     }
     for name, array in arrays.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
-    samples = rng.normal(size=(40, 4, 6, 6)).astype(np.float32)
+    samples = (
+        np.random.default_rng(1).normal(size=(5, 4, 6, 6)).astype(np.float32)
+    )  # what `run` feeds: nothing is clipped
     model = onnx_ir.from_proto(proto)
     dense.write(model, tmp_path / "dense.onnx", Options())
     int8.write(model, tmp_path / "int8.onnx", Options(calibration=samples))
