@@ -7,6 +7,7 @@ frequency or a noisy neighbour falls on all alike. docs/results.md is rendered f
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
 import time
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from relief_export import records
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -130,3 +131,16 @@ def interleave(candidates: Mapping[str, Callable[[], object]], *, repeats: int, 
         if was_enabled:
             gc.enable()
     return {name: Timing.of(values) for name, values in seconds.items()}
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread as long as the context lasts: processor time is then wall time on an idle core."""
+    import torch  # noqa: PLC0415  only some benchmarks need it
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.common import Benchmark, Column, Row, Timing
+from benchmarks.common import Benchmark, Column, Row, Timing, one_thread
 from relief_export.recipe import ModelConfig
 from relief_export.relief.activity import evaluating, measure_activity
 from relief_export.relief.disconnection import Disconnector
@@ -85,12 +85,8 @@ def measure(name: str) -> Row:
 
 def run() -> list[Row]:
     """Time every system on one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return [measure(name) for name in SYSTEMS]
-    finally:
-        torch.set_num_threads(threads)
 
 
 BENCHMARK = Benchmark(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 
-from benchmarks.common import Benchmark, Column, Row, Timing
+from benchmarks.common import Benchmark, Column, Row, Timing, one_thread
 from relief_export.recipe import ModelConfig
 from relief_export.relief.layers import connected_layers, tensor_name
 from relief_export.relief.masks import Masks
@@ -89,12 +89,8 @@ def measure(name: str, left: float) -> Row:
 
 def run() -> list[Row]:
     """Time every network on one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         return [measure(name, left) for name in SYSTEMS for left in LEFT]
-    finally:
-        torch.set_num_threads(threads)
 
 
 BENCHMARK = Benchmark(
