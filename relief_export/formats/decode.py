@@ -78,9 +78,21 @@ def _max_unpool(inputs: list[Array], _: Attributes) -> list[Array]:
 
 def _gather(inputs: list[Array], _: Attributes) -> list[Array]:
     table, indices = inputs
-    if table.ndim != 1 or (indices.size and (indices.min() < 0 or indices.max() >= len(table))):
-        raise ValueError(f"an index is outside the codebook of {table.shape}")
+    if indices.size and (indices.min() < 0 or indices.max() >= len(table)):
+        raise ValueError(f"an index is outside the table of {len(table)}")
     return [table[indices]]
+
+
+def _gather_elements(inputs: list[Array], _: Attributes) -> list[Array]:
+    if any(part.ndim != 1 for part in inputs):
+        raise ValueError("a codebook or its indices have several axes")
+    return _gather(inputs, {})
+
+
+def _matmul_integer(inputs: list[Array], _: Attributes) -> list[Array]:
+    if any(part.dtype != np.uint8 for part in inputs):
+        raise ValueError("words are not of bits")
+    return [np.asarray(np.matmul(*(part.astype(np.int32) for part in inputs)))]
 
 
 def _compress(inputs: list[Array], _: Attributes) -> list[Array]:
@@ -90,6 +102,7 @@ def _compress(inputs: list[Array], _: Attributes) -> list[Array]:
 
 OPERATORS: dict[str, Callable[[list[Array], Attributes], list[Array]]] = {
     "Add": _elementwise(np.add),
+    "BitwiseAnd": _elementwise(np.bitwise_and),
     "BitShift": _elementwise(np.right_shift),
     "Cast": _cast,
     "Compress": _compress,
@@ -98,9 +111,11 @@ OPERATORS: dict[str, Callable[[list[Array], Attributes], list[Array]]] = {
     "CumSum": lambda inputs, _: [np.cumsum(inputs[0], dtype=inputs[0].dtype)],
     "Div": _elementwise(np.floor_divide),
     "Gather": _gather,
+    "GatherElements": _gather_elements,
     "Identity": lambda inputs, _: inputs,
     "Less": _elementwise(np.less),
     "MatMul": _elementwise(np.matmul),
+    "MatMulInteger": _matmul_integer,
     "MaxUnpool": _max_unpool,
     "Mod": _elementwise(np.mod),
     "Mul": _elementwise(np.multiply),
@@ -108,6 +123,7 @@ OPERATORS: dict[str, Callable[[list[Array], Attributes], list[Array]]] = {
     "Reshape": lambda inputs, _: [inputs[0].reshape(inputs[1].tolist())],
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,
+    "Sign": lambda inputs, _: [np.sign(inputs[0])],
     "Split": _split,
     "Sub": _elementwise(np.subtract),
 }
@@ -117,9 +133,11 @@ def _claim(op: str, inputs: list[Array]) -> int:
     """Return how many elements the outputs of ``op`` have."""
     if op in {"ConstantOfShape", "MaxUnpool"}:
         return int(np.prod(inputs[-1].tolist(), dtype=object))
+    if op in {"Gather", "GatherElements"}:
+        return int(inputs[1].size * np.prod(inputs[0].shape[1:], dtype=object))
     if op == "Concat":
         return sum(part.size for part in inputs)
-    if op in {"Add", "BitShift", "Div", "Less", "Mod", "Mul", "Sub"}:
+    if op in {"Add", "BitShift", "BitwiseAnd", "Div", "Less", "Mod", "Mul", "Sub"}:
         return int(np.prod(np.broadcast_shapes(inputs[0].shape, inputs[1].shape), dtype=object))
     return max(part.size for part in inputs)
 

@@ -48,10 +48,9 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
         UnsupportedModelError: The model's opset is below 13, or ONNX Runtime refuses it.
     """
     prepared = canonical(model)
-    if prepared.opset_imports.get("", OPSET) < OPSET:
-        raise UnsupportedModelError(
-            f"packed needs opset {OPSET}, the model has {prepared.opset_imports['']}: use onnx.version_converter"
-        )
+    opset = prepared.opset_imports.get("", OPSET)
+    if opset < OPSET:
+        raise UnsupportedModelError(f"packed needs opset {OPSET}, the model has {opset}: use onnx.version_converter")
     _drop_zero_biases(prepared)
     lists = _index_lists(prepared)
     items, notes = _items(prepared, options.values, set(lists))
@@ -61,7 +60,10 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     taken = squeeze.squeeze(proto)
     small = sum(item.coded.symbols.size for item in items) < streams.ALONE
     plans = itertools.product((True, False), repeat=2) if small else [(True, True)]
-    builder = min((_build(lists, items, taken, *plan) for plan in plans), key=lambda built: built.bytes)
+    builder = min(
+        (_build(Builder(short_names(taken), opset), lists, items, *plan) for plan in plans),
+        key=lambda built: built.bytes,
+    )
     nodes = [*builder.nodes, *proto.graph.node]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
@@ -82,11 +84,10 @@ def write_codebook(model: ir.Model, path: Path, options: Options) -> Artifact:
     return replace(written, format="packed-codebook16")
 
 
-def _build(lists: dict[str, Array], items: list[streams.Item], taken: set[str], density: bool, gaps: bool) -> Builder:
-    """Return the decoding subgraph, with streams divided by density or not, and with gap codes or without."""
-    builder = Builder(short_names(taken))
+def _build(builder: Builder, lists: dict[str, Array], items: list[streams.Item], density: bool, gaps: bool) -> Builder:
+    """Add the decoding subgraph, with streams divided by density or not, and with gap codes or without."""
     for name, indices in lists.items():
-        streams.emit_list(builder, indices, name)
+        streams.emit_list(builder, indices, name, gaps=gaps)
     for stream in streams.divide(items, density=density):
         streams.emit_stream(builder, stream, gaps=gaps)
         if stream[0].coded.symbols.size >= streams.ALONE:

@@ -23,6 +23,10 @@ SMALLEST = 32
 """Tensors with fewer elements stay initializers, vectors of halves apart."""
 ALONE = 1 << 18
 """Weights with this many elements and more have a stream of their own."""
+_WORTH = 0.04
+"""Share of its values by which a stream may grow to be decoded in fewer passes."""
+_SCATTER_BITS = 8 * 60
+_NARROW = 1 << 17
 STREAM_BITS, TENSOR_BITS = 8 * 220, 8 * 40
 """What the nodes of a stream, and of each weight in it, take."""
 
@@ -37,15 +41,19 @@ class Item:
     units: Array
 
     @property
-    def key(self) -> tuple[str, str, int]:
+    def key(self) -> tuple[str, str, tuple[int, ...]]:
         """What a stream's weights have in common."""
-        return self.coded.code, self.coded.symbols.dtype.name, self.unit
+        return self.coded.code, self.coded.symbols.dtype.name, self.kernel
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The shape of a unit, ``()`` for one element."""
+        return self.coded.symbols.shape[2:] if self.unit > 1 else ()
 
     @property
     def stored(self) -> Array:
-        """Return the symbols that are stored, ``(k,)`` or ``(k, unit)``."""
-        table = self.coded.symbols.reshape(-1, self.unit)[self.units]
-        return table if self.unit > 1 else table[:, 0]
+        """Return the symbols that are stored, ``(k,)`` or ``(k, *kernel)``."""
+        return self.coded.symbols.reshape(-1, *self.kernel)[self.units]
 
 
 def is_index_list(array: Array) -> bool:
@@ -54,10 +62,10 @@ def is_index_list(array: Array) -> bool:
     return bool(plain and array[0] >= 0 and (np.diff(array) > 0).all())
 
 
-def emit_list(builder: Builder, indices: Array, out: str) -> str:
+def emit_list(builder: Builder, indices: Array, out: str, *, gaps: bool = True) -> str:
     """Add an index list as positions, name it ``out``, and return the name of its code."""
     universe = int(indices[-1]) + 1
-    code = positions.choose(indices, universe)
+    code = positions.choose(indices, universe, gaps=gaps)
     builder.rename(code.emit_wide(builder, indices), out)
     return code.name
 
@@ -74,12 +82,17 @@ def make_item(name: str, array: Array, coded: values.Coded) -> Item:
 
 
 def make_items(found: list[tuple[str, Array]], coded: list[values.Coded]) -> list[Item]:
-    """Make the items of named arrays, with one codebook for the small ones among them that store no zero."""
+    """Make the items of named arrays, with one codebook for the small ones among them.
+
+    Kernels of larger networks need a codebook with zero in it to load quickly, and have one of their own.
+    """
     items = [make_item(name, array, own) for (name, array), own in zip(found, coded, strict=True)]
-    alone = [i for i, item in enumerate(items) if item.unit == 1 or _kernels(found[i][1], item).all()]
-    shared = values.share([found[i][1] for i in alone], [coded[i] for i in alone])
-    for i, code in zip(alone, shared, strict=True):
-        items[i] = replace(items[i], coded=code)
+    small = sum(item.coded.symbols.size for item in items) < _NARROW
+    plain = [i for i, item in enumerate(items) if item.unit == 1 or (small and _kernels(found[i][1], item).all())]
+    for chosen, zero in ((plain, False), ([] if small else sorted({*range(len(items))} - {*plain}), True)):
+        shared = values.share([found[i][1] for i in chosen], [coded[i] for i in chosen], zero=zero)
+        for i, code in zip(chosen, shared, strict=True):
+            items[i] = replace(items[i], coded=code)
     return items
 
 
@@ -106,7 +119,7 @@ def bits(item: Item) -> float:
 def divide(items: list[Item], *, density: bool = True) -> list[list[Item]]:
     """Divide the weights into streams: large ones alone, the others by code, unit and, where that pays, density."""
     streams = [[item] for item in items if item.coded.symbols.size >= ALONE]
-    groups: dict[tuple[str, str, int], list[Item]] = {}
+    groups: dict[tuple[str, str, tuple[int, ...]], list[Item]] = {}
     for item in items:
         if item.coded.symbols.size < ALONE:
             groups.setdefault(item.key, []).append(item)
@@ -145,52 +158,97 @@ def emit_stream(builder: Builder, stream: list[Item], *, gaps: bool = True) -> N
         for item in stream:
             builder.halves(item.coded.symbols, item.name)
         return
-    unit, sizes = stream[0].unit, [item.units.size for item in stream]
     units = np.concatenate([item.units for item in stream]) if len(stream) > 1 else stream[0].units
-    found = np.flatnonzero(units)
-    shape = [int(units.size), unit] if unit > 1 else [int(units.size)]
-    coded = stream[0].coded
-    kind = coded.symbols.dtype if coded.code == "raw" else np.dtype(np.float32)
-    if found.size in (0, units.size):
-        buffer = (
-            values.emit(builder, [(i.coded, i.stored) for i in stream], unit)
-            if found.size
-            else _zeros(builder, shape, kind)
-        )
-    else:
-        parts = [(item.coded, item.stored) for item in stream if item.units.any()]
-        code = positions.choose(found, units.size, gaps=gaps, others=found.size * unit * values.bits(coded) // 8)
-        stored = values.emit(builder, parts, unit)
-        if _is_large(stream) and kind == np.float32:
-            buffer = _unpool(builder, code, found, shape, stored)
-        else:
-            place = _scatter if unit == 1 else _scatter_kernels
-            buffer = place(builder, code, found, _zeros(builder, shape, kind), stored)
+    if _is_looked_up(stream, units):
+        _look_up(builder, stream, units)
+        return
+    buffer = _buffer(builder, stream, units, gaps=gaps)
     last = [_tail(item) for item in stream]
     names = [item.name if not tail else next(builder.names) for item, tail in zip(stream, last, strict=True)]
     if len(stream) > 1:
-        names = builder.split(buffer, sizes, names)
+        names = builder.split(buffer, [item.units.size for item in stream], names)
     elif not last[0]:
         builder.rename(buffer, stream[0].name)
     else:
         names = [buffer]
     for item, name, tail in zip(stream, names, last, strict=True):
         if tail:
-            _shape(builder, item, name)
+            shape = builder.constant(list(item.coded.symbols.shape))
+            _finish(builder, item, stream, "Reshape", name, shape)
+
+
+def _is_looked_up(stream: list[Item], units: Array) -> bool:
+    """Say whether one bit a kernel costs little enough more than positions: it is decoded in a third of the time."""
+    count, first = int(np.count_nonzero(units)), next((item for item in stream if item.units.any()), stream[0])
+    if first.unit == 1 or not first.coded.has_zero or not 0 < count < units.size:
+        return False
+    most = positions.estimate_bits(count, units.size) + _WORTH * count * first.unit * values.bits(first.coded)
+    return units.size < most + _SCATTER_BITS
+
+
+def _look_up(builder: Builder, stream: list[Item], units: Array) -> None:
+    """Look every kernel up among the stored ones, the first of which is zeros, already in the shape of its weight."""
+    (coded, first), *others = _parts(stream)
+    first = np.concatenate([np.zeros_like(first, shape=(1, *first.shape[1:])), first])
+    stored = values.emit(builder, [(coded, first), *others], narrow=_is_narrow(stream))
+    flags = builder.node("Cast", builder.bits(units), to=TensorProto.INT32)
+    rows = builder.node("Mul", builder.node("CumSum", flags, builder.constant(0)), flags)
+    parts = builder.split(rows, [item.units.size for item in stream]) if len(stream) > 1 else [rows]
+    for item, part in zip(stream, parts, strict=True):
+        grid = builder.node("Reshape", part, builder.constant(list(item.coded.symbols.shape[:2])))
+        _finish(builder, item, stream, "Gather", stored, grid)
+
+
+def _parts(stream: list[Item]) -> list[tuple[values.Coded, Array]]:
+    return [(item.coded, item.stored) for item in stream if item.units.any()]
+
+
+def _buffer(builder: Builder, stream: list[Item], units: Array, *, gaps: bool) -> str:
+    """Add the units of all weights of ``stream``, ``(n,)`` or ``(n, *kernel)``."""
+    coded, narrow, found = stream[0].coded, _is_narrow(stream), np.flatnonzero(units)
+    shape = [int(units.size), *stream[0].kernel]
+    kind = coded.symbols.dtype if coded.code == "raw" or narrow else np.dtype(np.float32)
+    if not found.size:
+        return _zeros(builder, shape, kind)
+    parts = _parts(stream)
+    if found.size == units.size:
+        return values.emit(builder, parts, narrow=narrow)
+    others = found.size * stream[0].unit * values.bits(coded) // 8
+    code = positions.choose(found, units.size, gaps=gaps, others=others)
+    emit = code.emit
+    if code is positions.U4 and _is_large(stream) and coded.has_zero:
+        every, real = positions.fill(found)
+        if (every.size - found.size) * values.bits(coded) // 8 < _WORTH * others:
+            filled = np.zeros(every.size, coded.symbols.dtype)
+            filled[real] = parts[0][1]
+            emit, found, parts = positions.emit_filled, every, [(coded, filled)]
+    stored = values.emit(builder, parts, narrow=narrow)
+    if _is_large(stream) and kind == np.float32:
+        return _unpool(
+            builder, builder.node("Cast", emit(builder, found), to=TensorProto.INT64), found.size, shape, stored
+        )
+    zeros = _zeros(builder, shape, kind)
+    if stream[0].unit == 1:
+        return builder.node("ScatterElements", zeros, emit(builder, found), stored)
+    rows = builder.node("Reshape", code.emit_wide(builder, found), builder.constant([found.size, 1]))
+    return builder.node("ScatterND", zeros, rows, stored)
 
 
 def _tail(item: Item) -> bool:
     return item.coded.symbols.ndim != 1 or item.unit > 1
 
 
-def _shape(builder: Builder, item: Item, name: str) -> None:
-    shape = builder.constant(list(item.coded.symbols.shape))
+def _finish(builder: Builder, item: Item, stream: list[Item], op: str, *inputs: str) -> None:
+    """Add the node that gives ``item`` its shape, scale what it gives, and give the weight its name."""
     scale = item.coded.scale
     if scale is None or (scale == 1).all():
-        builder.node("Reshape", name, shape, out=item.name)
-    else:
-        stored = builder.constant(scale) if item.coded.table is None else builder.halves(scale)
-        builder.node("Mul", builder.node("Reshape", name, shape), stored, out=item.name)
+        builder.node(op, *inputs, out=item.name)
+        return
+    stored = builder.constant(scale) if item.coded.table is None else builder.halves(scale)
+    value = builder.node(op, *inputs)
+    if _is_narrow(stream):
+        value = builder.node("Cast", value, to=TensorProto.FLOAT)
+    builder.node("Mul", value, stored, out=item.name)
 
 
 def _zeros(builder: Builder, shape: list[int], kind: np.dtype[Any]) -> str:
@@ -203,20 +261,14 @@ def _is_large(stream: list[Item]) -> bool:
     return len(stream) == 1 and stream[0].unit == 1 and stream[0].units.size >= ALONE and _tail(stream[0])
 
 
-def _unpool(builder: Builder, code: positions.Code, found: Array, shape: list[int], stored: str) -> str:
+def _is_narrow(stream: list[Item]) -> bool:
+    """Say whether a stream is placed in zeros as int8 and becomes float32 after that: a quarter of the memory."""
+    return stream[0].coded.code == "int8" and sum(item.coded.symbols.size for item in stream) >= _NARROW
+
+
+def _unpool(builder: Builder, places: str, count: int, shape: list[int], stored: str) -> str:
     """Place float32 values in zeros, ``(1, 1, n)``, without a buffer of zeros first: a third of the time at load."""
-    row = builder.constant([1, 1, found.size])
-    indices = builder.node("Reshape", code.emit_wide(builder, found), row)
-    cube = [1, 1, *shape]
-    updates = builder.node("Reshape", stored, row)
+    row, cube = builder.constant([1, 1, count]), [1, 1, *shape]
+    indices, updates = builder.node("Reshape", places, row), builder.node("Reshape", stored, row)
     name = builder.node("MaxUnpool", updates, indices, builder.constant(cube), kernel_shape=[1])
     return builder.declare(name, TensorProto.FLOAT, cube)
-
-
-def _scatter(builder: Builder, code: positions.Code, found: Array, zeros: str, stored: str) -> str:
-    return builder.node("ScatterElements", zeros, code.emit(builder, found), stored)
-
-
-def _scatter_kernels(builder: Builder, code: positions.Code, found: Array, zeros: str, stored: str) -> str:
-    rows = builder.node("Reshape", code.emit_wide(builder, found), builder.constant([found.size, 1]))
-    return builder.node("ScatterND", zeros, rows, stored)

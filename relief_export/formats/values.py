@@ -45,6 +45,11 @@ class Coded:
     table: Array | None = None
     scale: Array | None = None
 
+    @property
+    def has_zero(self) -> bool:
+        """Say whether symbol 0 stands for zero."""
+        return self.table is None or self.table[0] == 0
+
     def decoded(self) -> Array:
         """Return the tensor that a reader gets; only non-zero weights of it mean something."""
         if self.table is not None:
@@ -104,8 +109,9 @@ def _int8(array: Array, axis: int) -> Coded:
 
 def _codebook(name: str, size: int) -> Callable[[Array, int], Coded]:
     def code(array: Array, _: int) -> Coded:
-        # Where whole kernels may be stored, index 0 is zero: some hold zeros, and they must stay zero.
-        zero = np.zeros(1 if array.ndim > 2 else 0, np.float32)
+        # Where whole kernels may be stored, or zeros between positions, index 0 is zero.
+        filled = array.size >= _SHARED_SIZE and np.count_nonzero(array) > _FILLED * array.size
+        zero = np.zeros(1 if array.ndim > 2 or filled else 0, np.float32)
         centres = codebook(array[array != 0], size - zero.size)
         with np.errstate(over="ignore"):
             halves = centres.astype(np.float16).astype(np.float32)
@@ -118,6 +124,10 @@ def _codebook(name: str, size: int) -> Callable[[Array, int], Coded]:
 
 
 _SHARED_SIZE = 1 << 18
+_FILLED = 0.19
+"""Share of non-zeros of a large tensor above which u4 positions are filled, see ``positions.fill``."""
+_MANY = 1 << 12
+"""Symbols from which on they are looked up by GatherElements: a longer name, but a fifth of Gather's time at load."""
 _ALIKE = 1.35
 _NORMAL = 0.0115
 """Squared error, relative to the variance, of the best 16 levels for a normal distribution (Max, 1960)."""
@@ -129,7 +139,7 @@ _ENCODERS: dict[str, Callable[[Array, int], Coded]] = {
 }
 
 
-def share(arrays: list[Array], own: list[Coded]) -> list[Coded]:
+def share(arrays: list[Array], own: list[Coded], *, zero: bool = False) -> list[Coded]:
     """Give the small tensors among those in 16-entry codebooks one table, and each a scale, where it costs little.
 
     A tensor takes part where the squared error of its weights is at most 1.5 times that of its own table, or 2.25
@@ -138,10 +148,11 @@ def share(arrays: list[Array], own: list[Coded]) -> list[Coded]:
     Args:
         arrays: The tensors.
         own: Their codes; others than codebook16 stay as they are.
+        zero: Keep index 0 of the table for zero.
     """
-    chosen = [i for i, coded in enumerate(own) if coded.code == "codebook16" and arrays[i].size <= _SHARED_SIZE]
+    chosen = [i for i, coded in enumerate(own) if coded.code == "codebook16" and arrays[i].size < _SHARED_SIZE]
     while len(chosen) > 1:
-        shared = _joint([arrays[i] for i in chosen])
+        shared = _joint([arrays[i] for i in chosen], np.zeros(int(zero), np.float32))
         kept = [i for i, coded in zip(chosen, shared, strict=True) if _is_near(arrays[i], coded, own[i])]
         if kept == chosen:
             by_index = dict(zip(chosen, shared, strict=True))
@@ -150,7 +161,7 @@ def share(arrays: list[Array], own: list[Coded]) -> list[Coded]:
     return own
 
 
-def _joint(arrays: list[Array]) -> list[Coded]:
+def _joint(arrays: list[Array], zero: Array) -> list[Coded]:
     values = [array[array != 0] for array in arrays]
     spreads = np.array([np.sqrt(np.mean(part.astype(np.float64) ** 2)) for part in values])
     # one scale fits several that are nearly alike, and a scale of 1 needs no node
@@ -159,11 +170,13 @@ def _joint(arrays: list[Array]) -> list[Coded]:
     ratios[np.abs(np.log(ratios)) < math.log(_ALIKE)] = 1
     scales = [ratio.reshape(1) for ratio in ratios.astype(np.float16).astype(np.float32)]
     with np.errstate(all="ignore"):
-        centres = codebook(np.concatenate([part / scale for part, scale in zip(values, scales, strict=True)]), 16)
-        table = centres.astype(np.float16).astype(np.float32)
+        scaled = np.concatenate([part / scale for part, scale in zip(values, scales, strict=True)])
+        halves = codebook(scaled, 16 - zero.size).astype(np.float16).astype(np.float32)
+    table = np.concatenate([zero, halves])
     found = []
     for array, scale in zip(arrays, scales, strict=True):
-        symbols = np.where(array != 0, nearest(array / scale, table), np.uint8(0)).astype(np.uint8)
+        nearby = nearest(array / scale, halves) + np.uint8(zero.size)
+        symbols = np.where(array != 0, nearby, np.uint8(0)).astype(np.uint8)
         found.append(Coded("codebook16", symbols, table=table, scale=scale))
     return found
 
@@ -184,19 +197,19 @@ def _loss(array: Array, coded: Coded) -> float:
     return float(((decoded - array[support]).astype(np.float64) ** 2).sum())
 
 
-def emit(builder: Builder, parts: list[tuple[Coded, Array]], unit: int) -> str:
-    """Add the values of several tensors in one code and return the name of the decoded ``(k,)`` or ``(k, unit)``.
+def emit(builder: Builder, parts: list[tuple[Coded, Array]], *, narrow: bool = False) -> str:
+    """Add the values of several tensors in one code and return the name of the decoded ``(k,)`` or ``(k, *kernel)``.
 
     Args:
         builder: Where constants and nodes go.
-        parts: For each tensor its code and the symbols to store, ``(k_t,)`` or ``(k_t, unit)``.
-        unit: Values a position stands for.
+        parts: For each tensor its code and the symbols to store, ``(k_t,)`` or ``(k_t, *kernel)``.
+        narrow: Leave them as the symbols that are stored.
     """
     code = parts[0][0].code
     symbols = np.concatenate([stored for _, stored in parts])
-    if code == "raw":
+    if code == "raw" or narrow:
         return builder.constant(symbols)
-    if code == "f16" and unit == 1:
+    if code == "f16" and symbols.ndim == 1:
         return builder.halves(symbols)
     if not code.startswith("codebook"):
         return builder.node("Cast", builder.constant(symbols), to=TensorProto.FLOAT)
@@ -209,7 +222,8 @@ def emit(builder: Builder, parts: list[tuple[Coded, Array]], unit: int) -> str:
         indices = builder.node("Cast", builder.constant(symbols.ravel()), to=TensorProto.INT32)
         pieces = builder.split(indices, [words.size for words in looked]) if len(looked) > 1 else [indices]
     found = [
-        builder.node("Gather", builder.halves(tables[run[0]]), piece) for run, piece in zip(runs, pieces, strict=True)
+        builder.node("GatherElements" if words.size >= _MANY else "Gather", builder.halves(tables[run[0]]), piece)
+        for run, words, piece in zip(runs, looked, pieces, strict=True)
     ]
     values = builder.node("Concat", *found, axis=0) if len(found) > 1 else found[0]
-    return builder.node("Reshape", values, builder.constant([len(symbols), unit])) if unit > 1 else values
+    return builder.node("Reshape", values, builder.constant(list(symbols.shape))) if symbols.ndim > 1 else values
