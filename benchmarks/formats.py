@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
 import statistics
 import subprocess
@@ -10,7 +11,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import onnx
@@ -146,32 +147,37 @@ def measure(network: str, model: ir.Model, zeros: float | None) -> list[Row]:
     return rows
 
 
-def encoding(millions: int = 100) -> list[Row]:
+def encoding(values: Values, zeros: float, layers: int, millions: int = 100) -> Row:
     """Encode a large network in a process of its own and return how its peak of memory compares with the model's."""
-    command = [sys.executable, "-m", "benchmarks.formats", str(millions)]
+    command = [sys.executable, "-m", "benchmarks.formats", values, str(zeros), str(layers), str(millions)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)  # noqa: S603 - our own module
     weights, peak, seconds, size = (float(word) for word in done.stdout.split())
-    row: Row = {"network": f"encode {millions} M weights", "zeros": 0.95, "format": "packed f32", "bytes": int(size)}
-    return [
-        row
-        | {"to_dense": weights / size, "peak_bytes": int(peak), "peak_to_model": peak / weights, "encode_s": seconds}
-    ]
+    network = f"encode {millions} M weights in {layers} layer{'s' if layers > 1 else ''}"
+    row: Row = {"network": network, "zeros": zeros, "format": f"packed {values}", "bytes": int(size)}
+    return row | {
+        "to_dense": weights / size,
+        "peak_bytes": int(peak),
+        "peak_to_model": peak / weights,
+        "encode_s": seconds,
+    }
 
 
-def encode_once(millions: int) -> str:
-    """Encode layers of 10 million weights, ``millions`` in all; return bytes, peak, seconds and size as text."""
+def encode_once(values: Values, zeros: float, layers: int, millions: int) -> str:
+    """Encode ``layers`` layers, ``millions`` of weights in all; return bytes, peak, seconds and size as text."""
     from relief_export.formats import packed  # noqa: PLC0415
 
     rng = np.random.default_rng(SEED)
     nodes, tensors = [], []
-    for index in range(millions // 10):
-        weight = rng.standard_normal((3200, 3125), dtype=np.float32)
-        weight[rng.random(weight.shape, dtype=np.float32) < 0.95] = 0
+    width = millions * 1_000_000 // layers // 3200
+    for index in range(layers):
+        weight = rng.standard_normal((3200, width), dtype=np.float32)
+        for row in weight:  # little memory, so that the peak is the encoder's
+            row[rng.random(width, dtype=np.float32) < zeros] = 0
         tensors.append(ir.Tensor(weight, name=f"w{index}"))
         nodes.append(onnx.helper.make_node("MatMul", ["x", f"w{index}"], [f"y{index}"]))
-    outs = [onnx.helper.make_tensor_value_info(f"y{i}", 1, ["N", 3125]) for i in range(len(nodes))]
+    outs = [onnx.helper.make_tensor_value_info(f"y{i}", 1, ["N", width]) for i in range(len(nodes))]
     shapes = [onnx.helper.make_tensor_value_info("x", 1, ["N", 3200])]
-    stubs = [onnx.helper.make_tensor_value_info(f"w{i}", 1, [3200, 3125]) for i in range(len(tensors))]
+    stubs = [onnx.helper.make_tensor_value_info(f"w{i}", 1, [3200, width]) for i in range(len(tensors))]
     graph = onnx.helper.make_graph(nodes, "g", [*shapes, *stubs], outs)
     model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)], ir_version=8))
     for tensor, value in zip(tensors, list(model.graph.inputs)[1:], strict=True):
@@ -180,7 +186,7 @@ def encode_once(millions: int) -> str:
     del model.graph.inputs[1:]
     base, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        artifact = packed.write(model, Path(folder) / "m.onnx", Options(verify=False))
+        artifact = packed.write(model, Path(folder) / "m.onnx", Options(values=values, verify=False))
     seconds, weights = time.perf_counter() - started, sum(tensor.nbytes for tensor in tensors)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)
     return f"{weights} {weights + grown} {seconds} {artifact.bytes}"
@@ -191,7 +197,8 @@ def run() -> list[Row]:
     rows = [row for kind in SHAPES for zeros in ZEROS for row in measure(kind, synthetic(kind, zeros), zeros)]
     for path in sorted((ROOT / "build").glob("*/artifacts/model.onnx")):
         rows += measure(path.parent.parent.name, dense.read(path), None)
-    return rows + encoding()
+    codes: tuple[Values, ...] = ("f32", "int8", "codebook16")
+    return rows + [encoding(*case) for case in itertools.product(codes, (0.8, 0.95), (1, 10))]
 
 
 BENCHMARK = Benchmark(
@@ -217,4 +224,4 @@ BENCHMARK = Benchmark(
 )
 
 if __name__ == "__main__":
-    print(encode_once(int(sys.argv[1])))
+    print(encode_once(cast("Values", sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))

@@ -129,6 +129,17 @@ def canonical(model: ir.Model) -> ir.Model:
     Raises:
         UnsupportedModelError: An initializer has no value.
     """
+    copy = lifted(model)
+    clean_zeros(copy)
+    return copy
+
+
+def lifted(model: ir.Model) -> ir.Model:
+    """Return a copy in the canonical form but for negative zeros; it shares all tensors with ``model``.
+
+    Raises:
+        UnsupportedModelError: An initializer has no value.
+    """
     copy = model.clone()
     LiftConstantsToInitializersPass()(copy)
     copy.ir_version = max(copy.ir_version, 4)  # before 4 every initializer had to be an input as well
@@ -136,12 +147,21 @@ def canonical(model: ir.Model) -> ir.Model:
         tensor = value.const_value
         if tensor is None:
             raise UnsupportedModelError(f"initializer {value.name!r} has no value: load the model with its weights")
-        if tensor.dtype == ir.DataType.STRING:
+        if tensor.dtype != ir.DataType.STRING:
+            value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+    return copy
+
+
+def clean_zeros(model: ir.Model) -> None:
+    """Replace, in place, the initializers of two axes and more that hold negative zeros by ones without."""
+    for value in _initializers(model):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING or len(tensor.shape) < 2:
             continue
         array = tensor.numpy()
-        cleaned = positive_zeros(array) if array.ndim >= 2 else array
-        value.const_value = ir.Tensor(cleaned, dtype=tensor.dtype, name=value.name)
-    return copy
+        cleaned = positive_zeros(array)
+        if cleaned is not array:
+            value.const_value = ir.Tensor(cleaned, dtype=tensor.dtype, name=value.name)
 
 
 def positive_zeros(array: Array) -> Array:

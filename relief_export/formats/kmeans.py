@@ -13,6 +13,8 @@ import numpy as np
 Array: TypeAlias = np.ndarray[Any, Any]
 
 _STEPS = 200
+_SAMPLE = 1 << 22
+"""Of more values than this about as many, evenly spread, stand for all."""
 
 
 def codebook(values: Array, size: int) -> Array:
@@ -20,10 +22,14 @@ def codebook(values: Array, size: int) -> Array:
 
     Where no more than ``size`` different values exist they are the centres themselves, so nothing is lost.
     """
-    ordered = np.sort(values, axis=None)
+    sampled = values.ravel()[:: max(1, values.size // _SAMPLE)]
+    ordered = np.sort(sampled)
     distinct = ordered[np.flatnonzero(np.diff(ordered, prepend=np.nan) != 0)] if ordered.size else ordered
     if distinct.size <= size:
-        return distinct.astype(np.float32)
+        if sampled.size < values.size:
+            distinct = np.unique(values)
+        if distinct.size <= size:
+            return distinct.astype(np.float32)
     total = np.concatenate([[0.0], np.cumsum(ordered, dtype=np.float64)])
     middles = (np.arange(size) + 0.5) / size
     ends = np.linspace(ordered[0], ordered[-1], size)

@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from relief_export.errors import IntegrityError, UnsupportedModelError
-from relief_export.formats import positions, squeeze, streams, values
+from relief_export.formats import blocks, positions, squeeze, streams, values
 from relief_export.formats.artifact import EXACT, Artifact, File, Options, Tolerance
 from relief_export.formats.builder import Builder, short_names
-from relief_export.formats.container import canonical, graphs, load_proto, open_session, save_proto, to_ir
+from relief_export.formats.container import clean_zeros, graphs, lifted, load_proto, open_session, save_proto, to_ir
 from relief_export.formats.decode import decode
 from relief_export.formats.manifest import check_listed
 
@@ -47,7 +47,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     Raises:
         UnsupportedModelError: The model's opset is below 13, or ONNX Runtime refuses it.
     """
-    prepared = canonical(model)
+    prepared = lifted(model)
     opset = prepared.opset_imports.get("", OPSET)
     if opset < OPSET:
         raise UnsupportedModelError(f"packed needs opset {OPSET}, the model has {opset}: use onnx.version_converter")
@@ -56,6 +56,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     items, notes = _items(prepared, options.values, set(lists))
     for name in (*lists, *(item.name for item in items)):
         prepared.graph.initializers.pop(name)
+    clean_zeros(prepared)  # only what stays dense is copied
     proto = ir.to_proto(prepared)
     taken = squeeze.squeeze(proto)
     small = sum(item.coded.symbols.size for item in items) < streams.ALONE
@@ -64,10 +65,13 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
         (_build(Builder(short_names(taken), opset), lists, items, *plan) for plan in plans),
         key=lambda built: built.bytes,
     )
+    del items
     nodes = [*builder.nodes, *proto.graph.node]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    proto.graph.initializer.extend(builder.tensors)
+    builder.tensors.reverse()
+    while builder.tensors:  # one at a time: each is copied
+        proto.graph.initializer.append(builder.tensors.pop())
     proto.graph.value_info.extend(builder.shapes)
     squeeze.shorten(proto)
     proto.graph.name = f"{MARK}{VERSION}"
@@ -154,10 +158,11 @@ def _items(model: ir.Model, code: str, done: set[str]) -> tuple[list[streams.Ite
 def _error(array: Array, coded: values.Coded) -> float:
     if coded.code == "raw":
         return 0.0
-    support = array != 0
-    if not support.any():
-        return 0.0
-    return float(np.abs((coded.decoded() - array)[support]).max() / np.abs(array).max())
+    largest, worst = float(max(array.max(), -array.min())), 0.0
+    for rows in blocks.rows(array):
+        error = np.abs(coded.decoded(rows) - array[rows])
+        worst = max(worst, float(error.max(initial=0.0, where=array[rows] != 0)))
+    return worst / largest if largest else 0.0
 
 
 def channel_axis(value: ir.Value) -> int:

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
+from relief_export.formats import blocks
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -59,25 +61,24 @@ class Code:
         return name if self.wide else builder.node("Cast", name, to=TensorProto.INT64)
 
 
-def gap_words(positions: Array, escape: int) -> Array:
-    """Return the words of a gap code as int64; every word lies in 0 … ``escape``."""
-    gaps = np.diff(positions, prepend=0)
-    escapes = gaps // escape
-    if not escapes.any():
+def gap_words(gaps: Array, escape: int) -> Array:
+    """Return the words of a gap code for ``gaps``; every word lies in 0 … ``escape``."""
+    if gaps.max(initial=0) < escape:
         return gaps
-    words = np.full(gaps.size + int(escapes.sum()), escape, np.int64)
+    escapes = gaps // escape
+    words = np.full(gaps.size + int(escapes.sum()), escape, gaps.dtype)
     words[np.cumsum(escapes + 1) - 1] = gaps - escapes * escape
     return words
 
 
 def _emit_gaps(builder: Builder, positions: Array, dtype: type[np.unsignedinteger[Any]], escape: int) -> str:
-    words = gap_words(positions, escape)
+    words = np.concatenate([gap_words(gaps, escape).astype(dtype) for _, gaps in blocks.runs(positions)])
     if escape == 15:
         if words.size > positions.size and words.size % 2:
-            words = np.append(words, escape)  # an even number needs no Split
+            words = np.append(words, dtype(escape))  # an even number needs no Split
         narrow = builder.nibbles(words)
     else:
-        narrow = builder.node("Cast", builder.constant(words.astype(dtype)), to=TensorProto.INT32)
+        narrow = builder.node("Cast", builder.constant(words), to=TensorProto.INT32)
     sums = builder.node("CumSum", narrow, builder.constant(0))
     if words.size == positions.size:
         return sums
@@ -116,7 +117,7 @@ def _gap_code(name: str, bits: int) -> Code:
     dtype = np.uint8 if bits <= 8 else np.uint16
 
     def size(positions: Array, _: int) -> float:
-        escapes = int((np.diff(positions, prepend=0) // escape).sum())
+        escapes = sum(int((gaps // escape).sum()) for _, gaps in blocks.runs(positions))
         return (positions.size + escapes) * bits / 8 + (150 if escapes else 50)
 
     def emit(builder: Builder, positions: Array) -> str:
@@ -125,22 +126,25 @@ def _gap_code(name: str, bits: int) -> Code:
     return Code(name, size, emit)
 
 
-def fill(positions: Array) -> tuple[Array, Array]:
-    """Return positions in between wherever a gap exceeds 15, together with ``positions``, and which of them those are.
+def fillers(positions: Array) -> int:
+    """Return how many positions in between would leave no gap of ``positions`` above 15."""
+    return sum(int((np.maximum(gaps - 1, 0) // 15).sum()) for _, gaps in blocks.runs(positions))
 
-    With zeros stored at the new ones, u4 words need no escapes, and the runtime takes two passes fewer at load.
+
+def emit_filled(builder: Builder, positions: Array, stored: Array) -> tuple[str, Array]:
+    """Add ``positions`` and fillers as int32; return their name, and ``stored`` with a 0 for each filler.
+
+    Without gaps above 15, u4 words need no escapes, and the runtime takes two passes fewer at load.
     """
-    gaps = np.diff(positions, prepend=0)
-    extra = np.maximum(gaps - 1, 0) // 15
-    real = np.cumsum(extra + 1) - 1
-    words = np.full(gaps.size + int(extra.sum()), 15, np.int64)
-    words[real] = gaps - 15 * extra
-    return np.cumsum(words), real
-
-
-def emit_filled(builder: Builder, positions: Array) -> str:
-    """Add ``positions`` with gaps of at most 15 as int32."""
-    return builder.node("CumSum", builder.nibbles(np.diff(positions, prepend=0)), builder.constant(0))
+    total, done = positions.size + fillers(positions), 0
+    words, values = np.full(total, 15, np.uint8), np.zeros(total, stored.dtype)
+    for span, gaps in blocks.runs(positions):
+        extra = np.maximum(gaps - 1, 0) // 15
+        real = done + np.cumsum(extra + 1) - 1
+        words[real] = gaps - 15 * extra
+        values[real] = stored[span]
+        done = int(real[-1]) + 1
+    return builder.node("CumSum", builder.nibbles(words), builder.constant(0)), values
 
 
 U8, U4 = _gap_code("u8", 8), _gap_code("u4", 4)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from relief_export.formats import positions, values
+from relief_export.formats import blocks, positions, values
+from relief_export.formats.container import positive_zeros
 
 if TYPE_CHECKING:
     from relief_export.formats.builder import Builder
@@ -53,7 +54,7 @@ class Item:
     @property
     def stored(self) -> Array:
         """Return the symbols that are stored, ``(k,)`` or ``(k, *kernel)``."""
-        return self.coded.symbols.reshape(-1, *self.kernel)[self.units]
+        return positive_zeros(self.coded.symbols.reshape(-1, *self.kernel)[self.units])
 
 
 def is_index_list(array: Array) -> bool:
@@ -205,33 +206,30 @@ def _parts(stream: list[Item]) -> list[tuple[values.Coded, Array]]:
 
 def _buffer(builder: Builder, stream: list[Item], units: Array, *, gaps: bool) -> str:
     """Add the units of all weights of ``stream``, ``(n,)`` or ``(n, *kernel)``."""
-    coded, narrow, found = stream[0].coded, _is_narrow(stream), np.flatnonzero(units)
+    coded, narrow, found = stream[0].coded, _is_narrow(stream), blocks.locate(units)
     shape = [int(units.size), *stream[0].kernel]
     kind = coded.symbols.dtype if coded.code == "raw" or narrow else np.dtype(np.float32)
     if not found.size:
         return _zeros(builder, shape, kind)
-    parts = _parts(stream)
     if found.size == units.size:
-        return values.emit(builder, parts, narrow=narrow)
+        return values.emit(builder, _parts(stream), narrow=narrow)
     others = found.size * stream[0].unit * values.bits(coded) // 8
     code = positions.choose(found, units.size, gaps=gaps, others=others)
-    emit = code.emit
-    if code is positions.U4 and _is_large(stream) and coded.has_zero:
-        every, real = positions.fill(found)
-        if (every.size - found.size) * values.bits(coded) // 8 < _WORTH * others:
-            filled = np.zeros(every.size, coded.symbols.dtype)
-            filled[real] = parts[0][1]
-            emit, found, parts = positions.emit_filled, every, [(coded, filled)]
-    stored = values.emit(builder, parts, narrow=narrow)
+    if stream[0].unit > 1:
+        rows = builder.node("Reshape", code.emit_wide(builder, found), builder.constant([found.size, 1]))
+        stored = values.emit(builder, _parts(stream), narrow=narrow)
+        return builder.node("ScatterND", _zeros(builder, shape, kind), rows, stored)
+    filled = code is positions.U4 and _is_large(stream) and coded.has_zero
+    if filled and positions.fillers(found) * values.bits(coded) // 8 < _WORTH * others:
+        places, symbols = positions.emit_filled(builder, found, stream[0].stored)
+        stored, count = values.emit(builder, [(coded, symbols)], narrow=narrow), symbols.size
+    else:
+        places, count = code.emit(builder, found), found.size
+        del found  # before the values are copied
+        stored = values.emit(builder, _parts(stream), narrow=narrow)
     if _is_large(stream) and kind == np.float32:
-        return _unpool(
-            builder, builder.node("Cast", emit(builder, found), to=TensorProto.INT64), found.size, shape, stored
-        )
-    zeros = _zeros(builder, shape, kind)
-    if stream[0].unit == 1:
-        return builder.node("ScatterElements", zeros, emit(builder, found), stored)
-    rows = builder.node("Reshape", code.emit_wide(builder, found), builder.constant([found.size, 1]))
-    return builder.node("ScatterND", zeros, rows, stored)
+        return _unpool(builder, builder.node("Cast", places, to=TensorProto.INT64), count, shape, stored)
+    return builder.node("ScatterElements", _zeros(builder, shape, kind), places, stored)
 
 
 def _tail(item: Item) -> bool:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from onnx import TensorProto
 
+from relief_export.formats import blocks
 from relief_export.formats.kmeans import codebook, nearest
 
 if TYPE_CHECKING:
@@ -50,13 +51,18 @@ class Coded:
         """Say whether symbol 0 stands for zero."""
         return self.table is None or self.table[0] == 0
 
-    def decoded(self) -> Array:
-        """Return the tensor that a reader gets; only non-zero weights of it mean something."""
+    def decoded(self, rows: slice = slice(None)) -> Array:
+        """Return ``rows`` of the tensor that a reader gets; only non-zero weights of it mean something."""
+        symbols = self.symbols[rows]
         if self.table is not None:
-            values = np.asarray(self.table[self.symbols])
+            values = np.asarray(self.table[symbols])
         else:
-            values = self.symbols if self.code == "raw" else self.symbols.astype(np.float32)
-        return values if self.scale is None else values * self.scale
+            values = symbols if self.code == "raw" else symbols.astype(np.float32)
+        return values if self.scale is None else values * _part(self.scale, rows)
+
+
+def _part(scale: Array, rows: slice) -> Array:
+    return scale[rows] if len(scale) > 1 else scale
 
 
 def bits(coded: Coded) -> int:
@@ -72,13 +78,16 @@ def encode(array: Array, code: str, axis: int) -> Coded:
         code: A value of ``Options.values``; f32 is raw.
         axis: The output-channel axis, for int8.
     """
-    if array.dtype != np.float32 or code == "f32" or not np.isfinite(array).all():
+    if array.dtype != np.float32 or code == "f32":
         return Coded("raw", array)
-    halves = _f16(array, axis)
+    if not all(np.isfinite(array[rows]).all() for rows in blocks.rows(array)):
+        return Coded("raw", array)
     if array.ndim < 2 or code == "f16":
-        return halves
+        return _f16(array)
     coded, count = _ENCODERS[code](array, axis), int(np.count_nonzero(array))
-    return min(coded, halves, key=lambda found: _cost(found, count))
+    if coded.code != "raw" and _cost(coded, count) <= 16 * count:
+        return coded  # halves could not take less
+    return min(coded, _f16(array), key=lambda found: _cost(found, count))
 
 
 def _cost(coded: Coded, count: int) -> int:
@@ -87,24 +96,31 @@ def _cost(coded: Coded, count: int) -> int:
     return count * bits(coded) + 8 * extra
 
 
-def _f16(array: Array, _: int) -> Coded:
+def _f16(array: Array) -> Coded:
     with np.errstate(over="ignore"):
         halves = array.astype(np.float16)
-    kept = np.isfinite(halves).all() and np.array_equal(halves != 0, array != 0)
+    kept = all(
+        np.isfinite(halves[rows]).all() and np.array_equal(halves[rows] != 0, array[rows] != 0)
+        for rows in blocks.rows(array)
+    )
     return Coded("f16", halves) if kept else Coded("raw", array)
 
 
 def _int8(array: Array, axis: int) -> Coded:
     others = tuple(other for other in range(array.ndim) if other != axis)
-    largest = np.abs(array).max(axis=others, keepdims=True, initial=0.0)
+    highest, lowest = (of(axis=others, keepdims=True, initial=0.0) for of in (array.max, array.min))
+    largest = np.maximum(highest, -lowest)
     scale = np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
     with np.errstate(over="ignore"):
         usable = np.isfinite(1 / scale).all()
     if not usable:
         return Coded("raw", array)  # scales so small that they are subnormal
-    quantised = np.clip(np.rint(array / scale), -127, 127)
-    lost = (quantised == 0) & (array != 0)
-    return Coded("int8", np.where(lost, np.sign(array), quantised).astype(np.int8), scale=scale)
+    symbols = np.empty(array.shape, np.int8)
+    for rows in blocks.rows(array):
+        weights = array[rows]
+        quantised = np.clip(np.rint(weights / _part(scale, rows)), -127, 127)
+        symbols[rows] = np.where((quantised == 0) & (weights != 0), np.sign(weights), quantised)
+    return Coded("int8", symbols, scale=scale)
 
 
 def _codebook(name: str, size: int) -> Callable[[Array, int], Coded]:
@@ -117,7 +133,10 @@ def _codebook(name: str, size: int) -> Callable[[Array, int], Coded]:
             halves = centres.astype(np.float16).astype(np.float32)
         if not centres.size or not np.isfinite(halves).all() or (halves == 0).any():
             return Coded("raw", array)  # nothing to code, or centres beyond the range of halves
-        symbols = np.where(array != 0, nearest(array, halves) + np.uint8(zero.size), np.uint8(0)).astype(np.uint8)
+        symbols = np.zeros(array.shape, np.uint8)
+        for rows in blocks.rows(array):
+            weights = array[rows]
+            np.copyto(symbols[rows], nearest(weights, halves) + np.uint8(zero.size), where=weights != 0)
         return Coded(name, symbols, table=np.concatenate([zero, halves]))
 
     return code
@@ -206,7 +225,7 @@ def emit(builder: Builder, parts: list[tuple[Coded, Array]], *, narrow: bool = F
         narrow: Leave them as the symbols that are stored.
     """
     code = parts[0][0].code
-    symbols = np.concatenate([stored for _, stored in parts])
+    symbols = np.concatenate([stored for _, stored in parts]) if len(parts) > 1 else parts[0][1]
     if code == "raw" or narrow:
         return builder.constant(symbols)
     if code == "f16" and symbols.ndim == 1:
