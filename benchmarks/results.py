@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from itertools import groupby
 from pathlib import Path
@@ -58,7 +59,7 @@ def render(results: Path = RESULTS) -> str:
     }
     environment.globals |= {"ratio": format_ratio, "points": format_points, "cell": cell, "smallest": smallest}
     try:
-        seeds = [group for group in map(seed_group, _by_recipe(runs)) if group["seeds"] > 1]
+        seeds = [group for group in map(seed_group, _alike(runs)) if len(set(group["numbers"])) > 1]
         page = environment.get_template("results.md.j2").render(
             runs=runs, seeds=seeds, benchmarks=tables, EXPORTED=EXPORTED, machines=machines(runs, tables)
         )
@@ -69,21 +70,40 @@ def render(results: Path = RESULTS) -> str:
     return "\n".join(line.rstrip() for line in page.strip().splitlines()) + "\n"
 
 
-def _by_recipe(runs: list[Table]) -> list[list[Table]]:
-    ordered = sorted(runs, key=lambda run: (run["recipe"], run["seed"]))
-    return [list(group) for _, group in groupby(ordered, key=lambda run: run["recipe"])]
+def _alike(runs: list[Table]) -> list[list[Table]]:
+    """Group the runs that differ in nothing but the seed and how far they went."""
+
+    def settings(run: Table) -> tuple[str, str]:
+        return run["recipe"], re.sub(r"--set (seed|relief\.iterations|relief\.patience)=\w+", "", run["command"]).strip(
+            " '"
+        )
+
+    ordered = sorted(runs, key=lambda run: (*settings(run), run["seed"]))
+    return [list(group) for _, group in groupby(ordered, key=settings)]
 
 
 def seed_group(runs: list[Table]) -> Table:
-    """Summarise the runs of one recipe over their seeds: means, and the extremes of each figure."""
+    """Summarise the runs of one recipe over their seeds: means and extremes, of the results and of each iteration."""
     columns = {
         "dense": [run["accuracy"]["dense"]["test"] for run in runs],
         "relieved": [run["accuracy"]["relieved"]["test"] for run in runs],
         "exported": [run["accuracy"][EXPORTED]["test"] for run in runs],
         "kept": [run["connections"]["kept"] / run["connections"]["dense"] for run in runs],
     }
-    spread = {name: (statistics.mean(values), min(values), max(values)) for name, values in columns.items()}
-    return {"recipe": runs[0]["recipe"], "seeds": len(runs), "numbers": [run["seed"] for run in runs]} | spread
+    rounds = [
+        {
+            "kept": _spread([row["kept"] / row["dense"] for row in rows]),
+            "test": _spread([row["test_accuracy"] for row in rows]),
+            "peak": _spread([row["peak_test_accuracy"] for row in rows if row["peak_test_accuracy"] is not None]),
+        }
+        for rows in zip(*(run["history"] for run in runs), strict=False)  # as far as all of them went
+    ]
+    spread = {name: _spread(values) for name, values in columns.items()}
+    return {"recipe": runs[0]["recipe"], "numbers": [run["seed"] for run in runs], "rounds": rounds} | spread
+
+
+def _spread(values: list[float]) -> tuple[float, float, float] | None:
+    return (statistics.mean(values), min(values), max(values)) if values else None
 
 
 def smallest(run: Table, *, exact: bool) -> Table:

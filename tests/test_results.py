@@ -63,14 +63,24 @@ def test_a_run_is_shown_with_the_figures_of_its_records(module, kept, demo):
 
 def test_several_seeds_of_a_recipe_are_summarised(module, kept):
     folder, found = kept
-    for seed, accuracy in ((1, 0.5), (2, 0.75)):
+    command = found["command"].removesuffix("'")
+    for seed, accuracy, settings in (
+        (1, 0.5, ""),
+        (2, 0.75, " --set relief.iterations=9"),
+        (3, 0.1, " --set train.lr=1"),
+    ):
         other = json.loads(json.dumps(found)) | {"name": f"demo-{seed}", "seed": seed}
+        other["command"] = f"{command}{settings} --set seed={seed}'"
         other["accuracy"]["dense"]["test"] = accuracy
+        other["history"][0]["test_accuracy"] = accuracy
         (folder / "runs" / f"demo-{seed}.json").write_text(json.dumps(other))
     first = found["accuracy"]["dense"]["test"]
     page = module("results").render(folder)
     mean = f"{100 * (first + 0.5 + 0.75) / 3:.2f} % (50.00 % to {100 * max(first, 0.75):.2f} %)"
-    assert f"| digits-lenet5 | 0, 1, 2 | {mean} |" in page
+    assert f"| digits-lenet5 | 0, 1, 2 | {mean} |" in page  # the run with another learning rate stands alone
+    started = found["history"][0]["test_accuracy"]
+    mean = f"{100 * (started + 0.5 + 0.75) / 3:.2f} % (50.00 % to {100 * max(started, 0.75):.2f} %)"
+    assert f"| 0 | 100.00 % (100.00 % to 100.00 %) | {mean} | – |" in page
 
 
 def test_the_command_names_what_differs_from_the_recipe_and_nothing_else(module):
