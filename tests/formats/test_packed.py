@@ -141,6 +141,15 @@ def test_whole_kernels_are_folded_in_every_value_code(tmp_path, make_conv, run, 
     assert np.array_equal(run(tmp_path / "read.onnx"), run(small))
 
 
+def test_int8_weights_that_need_no_scale_are_float32_again(tmp_path, make_linear, run, optimised_ops):
+    weight = np.rint(geometric(0.2, 64 * 2048) * 30).clip(-127, 127)
+    weight[:, 0] = 127  # of each output channel, so that every scale is 1
+    plain, small, _ = pack(make_linear(weight.astype(np.float32)), tmp_path, "int8")
+    assert "Mul" not in ops(small)
+    assert optimised_ops(small) == optimised_ops(plain)
+    assert np.array_equal(run(small), run(plain))
+
+
 @pytest.mark.parametrize("values", ["f16", "int8", "codebook16"])
 def test_fillers_spare_large_weights_the_escapes(tmp_path, make_linear, run, values):
     _, small, _ = pack(make_linear(geometric(0.2, 64 * 9000)), tmp_path, values)
