@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import statistics
 from itertools import groupby
 from pathlib import Path
@@ -33,6 +34,8 @@ Table = dict[str, Any]
 
 PAGE = ROOT / "docs" / "results.md"
 EXPORTED = "exported, in ONNX Runtime"
+_HOW_FAR = re.compile(r"(seed|relief\.iterations|relief\.patience)=")
+"""Settings in which runs of one group may differ."""
 
 
 def render(results: Path = RESULTS) -> str:
@@ -73,12 +76,11 @@ def render(results: Path = RESULTS) -> str:
 def _alike(runs: list[Table]) -> list[list[Table]]:
     """Group the runs that differ in nothing but the seed and how far they went."""
 
-    def settings(run: Table) -> tuple[str, str]:
-        return run["recipe"], re.sub(r"--set (seed|relief\.iterations|relief\.patience)=\w+", "", run["command"]).strip(
-            " '"
-        )
+    def settings(run: Table) -> tuple[str, ...]:
+        words = [word for part in shlex.split(run["command"]) for word in shlex.split(part.removeprefix("SETTINGS="))]
+        return tuple(word for word in words if word != "--set" and not _HOW_FAR.match(word))
 
-    ordered = sorted(runs, key=lambda run: (*settings(run), run["seed"]))
+    ordered = sorted(runs, key=lambda run: (settings(run), run["seed"]))
     return [list(group) for _, group in groupby(ordered, key=settings)]
 
 

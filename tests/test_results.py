@@ -83,6 +83,20 @@ def test_several_seeds_of_a_recipe_are_summarised(module, kept):
     assert f"| 0 | 100.00 % (100.00 % to 100.00 %) | {mean} | – |" in page
 
 
+def test_runs_are_alike_but_for_the_seed_and_how_far_they_went(module):
+    commands = {
+        "make r": 0,
+        "make r SETTINGS='--set seed=1'": 1,
+        "make r SETTINGS='--set relief.iterations=3 --set seed=2'": 2,
+        "make r SETTINGS='--set data.validation=9 --set seed=1 --set train.lr=1'": 1,
+        "make r SETTINGS='--set data.validation=9 --set train.lr=1'": 0,
+        "make r SETTINGS='--set train.lr=2'": 0,
+    }
+    runs = [{"recipe": "r", "command": command, "seed": seed} for command, seed in commands.items()]
+    groups = module("results")._alike(runs)
+    assert sorted(sorted(run["seed"] for run in group) for group in groups) == [[0], [0, 1], [0, 1, 2]]
+
+
 def test_the_command_names_what_differs_from_the_recipe_and_nothing_else(module):
     command = module("runs").command
     assert command(load_recipe("digits-lenet5").to_dict()) == "make digits-lenet5"

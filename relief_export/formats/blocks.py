@@ -15,7 +15,7 @@ BLOCK = 1 << 20
 """Elements of a block."""
 
 
-def spans(length: int, step: int = 0) -> Iterator[slice]:
+def spans(length: int, step: int | None = None) -> Iterator[slice]:
     """Cut the indices 0 … ``length`` − 1 into slices of ``step``, or of a block."""
     step = step or BLOCK
     for start in range(0, length, step):

@@ -43,6 +43,18 @@ def check_claim(elements: int, itemsize: int, stored: int, what: str) -> None:
         raise IntegrityError(f"{what} claims {elements} elements from {stored} stored bytes: do not use this file")
 
 
+def check_total(size: int, stored: int, what: str) -> None:
+    """Refuse tensors that together take ``size`` bytes, out of proportion to the bytes that are really there.
+
+    Raises:
+        IntegrityError: More than 2 GiB and more than 1,024 bytes a stored byte.
+    """
+    if size > max(8 * _FREE_BYTES, _BYTES_PER_BYTE * stored):
+        raise IntegrityError(
+            f"{what} brings the memory to {size} bytes from {stored} stored bytes: do not use this file"
+        )
+
+
 def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield ``graph`` and every graph inside its nodes' attributes."""
     yield graph

@@ -1,10 +1,13 @@
 """The decoding operators of packed models in NumPy, for readers that want the weights back without a runtime.
 
-Nothing is allocated before its size is compared with the bytes of the file, so a hostile model cannot ask for more.
+Operators are evaluated in the forms that the writer uses; a node in any other form stays a node. Nothing is allocated
+before its size, and that of all values alive, is compared with the bytes of the file, so a hostile model cannot ask for
+more.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -12,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from relief_export.errors import IntegrityError
-from relief_export.formats.container import check_claim
+from relief_export.formats.container import check_claim, check_total
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -78,21 +81,18 @@ def _max_unpool(inputs: list[Array], _: Attributes) -> list[Array]:
 
 def _gather(inputs: list[Array], _: Attributes) -> list[Array]:
     table, indices = inputs
-    if indices.size and (indices.min() < 0 or indices.max() >= len(table)):
+    if indices.size and (indices.min() < -len(table) or indices.max() >= len(table)):
         raise ValueError(f"an index is outside the table of {len(table)}")
     return [table[indices]]
 
 
-def _gather_elements(inputs: list[Array], _: Attributes) -> list[Array]:
-    if any(part.ndim != 1 for part in inputs):
-        raise ValueError("a codebook or its indices have several axes")
-    return _gather(inputs, {})
-
-
 def _matmul_integer(inputs: list[Array], _: Attributes) -> list[Array]:
-    if any(part.dtype != np.uint8 for part in inputs):
-        raise ValueError("words are not of bits")
     return [np.asarray(np.matmul(*(part.astype(np.int32) for part in inputs)))]
+
+
+def _reshape(inputs: list[Array], _: Attributes) -> list[Array]:
+    data, shape = inputs
+    return [data.reshape([data.shape[i] if size == 0 else size for i, size in enumerate(shape.tolist())])]
 
 
 def _compress(inputs: list[Array], _: Attributes) -> list[Array]:
@@ -101,17 +101,15 @@ def _compress(inputs: list[Array], _: Attributes) -> list[Array]:
 
 
 OPERATORS: dict[str, Callable[[list[Array], Attributes], list[Array]]] = {
-    "Add": _elementwise(np.add),
-    "BitwiseAnd": _elementwise(np.bitwise_and),
     "BitShift": _elementwise(np.right_shift),
+    "BitwiseAnd": _elementwise(np.bitwise_and),
     "Cast": _cast,
     "Compress": _compress,
     "Concat": lambda inputs, _: [np.concatenate(inputs)],
     "ConstantOfShape": _constant_of_shape,
     "CumSum": lambda inputs, _: [np.cumsum(inputs[0], dtype=inputs[0].dtype)],
-    "Div": _elementwise(np.floor_divide),
     "Gather": _gather,
-    "GatherElements": _gather_elements,
+    "GatherElements": _gather,
     "Identity": lambda inputs, _: inputs,
     "Less": _elementwise(np.less),
     "MatMul": _elementwise(np.matmul),
@@ -120,13 +118,40 @@ OPERATORS: dict[str, Callable[[list[Array], Attributes], list[Array]]] = {
     "Mod": _elementwise(np.mod),
     "Mul": _elementwise(np.multiply),
     "NonZero": lambda inputs, _: [np.stack(np.nonzero(inputs[0])).astype(np.int64)],
-    "Reshape": lambda inputs, _: [inputs[0].reshape(inputs[1].tolist())],
+    "Reshape": _reshape,
     "ScatterElements": _scatter_elements,
     "ScatterND": _scatter_nd,
     "Sign": lambda inputs, _: [np.sign(inputs[0])],
     "Split": _split,
     "Sub": _elementwise(np.subtract),
 }
+_NUMBERS = {getattr(onnx.TensorProto, name) for name in ("FLOAT", "INT32", "INT64")}
+ATTRIBUTES: dict[str, Callable[[Attributes], bool]] = {
+    "BitShift": lambda attributes: attributes == {"direction": b"RIGHT"},
+    "Cast": lambda attributes: attributes.keys() == {"to"} and attributes["to"] in _NUMBERS,
+    "Compress": lambda attributes: attributes == {"axis": 0},
+    "Concat": lambda attributes: attributes == {"axis": 0},
+    "ConstantOfShape": lambda attributes: attributes.keys() <= {"value"},
+    "MaxUnpool": lambda attributes: attributes == {"kernel_shape": [1]},
+}
+"""What is asked of an operator's attributes; others must have none."""
+_VECTORS = {"Compress", "CumSum", "GatherElements", "NonZero"}
+"""Operators that are evaluated for vectors only, that is without an axis."""
+
+
+def _is_known(op: str, operands: list[Array], attributes: Attributes) -> bool:
+    """Say whether a node has a form that the writer uses, and that the functions here evaluate as ONNX does."""
+    allowed = ATTRIBUTES.get(op)
+    if op not in OPERATORS or (allowed is None and attributes) or (allowed is not None and not allowed(attributes)):
+        return False
+    if op in _VECTORS:
+        return operands[0].ndim == 1
+    if op in {"MatMul", "MatMulInteger"}:
+        bits = op == "MatMul" or all(part.dtype == np.uint8 for part in operands)
+        return len(operands) == 2 and operands[0].ndim == 1 and operands[1].ndim <= 2 and bits
+    if op == "Mod":
+        return all(part.dtype.kind in "iu" for part in operands)
+    return op != "Split" or len(operands) == 2
 
 
 def _claim(op: str, inputs: list[Array]) -> int:
@@ -137,37 +162,47 @@ def _claim(op: str, inputs: list[Array]) -> int:
         return int(inputs[1].size * np.prod(inputs[0].shape[1:], dtype=object))
     if op == "Concat":
         return sum(part.size for part in inputs)
-    if op in {"Add", "BitShift", "BitwiseAnd", "Div", "Less", "Mod", "Mul", "Sub"}:
+    if op in {"BitShift", "BitwiseAnd", "Less", "Mod", "Mul", "Sub"}:
         return int(np.prod(np.broadcast_shapes(inputs[0].shape, inputs[1].shape), dtype=object))
     return max(part.size for part in inputs)
 
 
 def decode(proto: onnx.ModelProto, stored: int, where: str) -> None:
-    """Evaluate, in place, every node that depends on initializers alone; its outputs become initializers.
+    """Evaluate, in place, every decoding node that depends on initializers alone; its outputs become initializers.
 
     Raises:
-        IntegrityError: Such a node is none of the decoding operators, or its operands do not fit.
+        IntegrityError: The operands of such a node do not fit, or claim more memory than ``stored`` bytes account for.
     """
     inputs = {value.name for value in proto.graph.input}
     known = {
         tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.name not in inputs
     }
+    uses = Counter(name for node in proto.graph.node for name in node.input)
+    uses.update(value.name for value in proto.graph.output)
     rest: list[onnx.NodeProto] = []
     made: dict[str, Array] = {}
     for node in proto.graph.node:
-        if node.domain or node.op_type not in OPERATORS or not all(name in known for name in node.input):
+        operands = [known[name] for name in node.input if name in known]
+        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if node.domain or len(operands) < len(node.input) or not _is_known(node.op_type, operands, attributes):
             rest.append(node)
             continue
-        operands = [known[name] for name in node.input]
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        what = f"{where}, {node.op_type} {node.output[0]!r}"
         try:
-            check_claim(_claim(node.op_type, operands), 8, stored, f"{where}, {node.op_type} {node.output[0]!r}")
+            claim = _claim(node.op_type, operands)
+            check_claim(claim, 8, stored, what)
+            check_total(8 * claim + sum(array.nbytes for array in made.values()), stored, what)
             results = OPERATORS[node.op_type](operands, attributes)
         except (ValueError, TypeError, IndexError, KeyError, ZeroDivisionError, OverflowError, AttributeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise IntegrityError(f"{where}: {node.op_type} {node.output[0]!r} is damaged ({reason})") from None
         known.update(zip(node.output, results, strict=False))
         made.update(zip(node.output, results, strict=False))
+        uses.subtract(node.input)
+        for name in {*node.input, *node.output}:
+            if uses[name] <= 0:  # nobody reads it any more
+                known.pop(name, None)
+                made.pop(name, None)
     del proto.graph.node[:]
     proto.graph.node.extend(rest)
     wanted = {name for node in rest for name in node.input} | {value.name for value in proto.graph.output}

@@ -117,10 +117,7 @@ def _index_lists(model: ir.Model) -> dict[str, Array]:
         tensor = value.const_value
         if tensor is not None and tensor.dtype == ir.DataType.INT64 and not value.is_graph_input():
             array = tensor.numpy()
-            if (
-                streams.is_index_list(array)
-                and positions.estimate_bits(array.size, int(array[-1]) + 1) < 32 * array.size
-            ):
+            if streams.is_index_list(array) and positions.is_worth(array):
                 found[name] = array
     return found
 

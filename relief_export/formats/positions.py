@@ -8,7 +8,8 @@ rice, with l the integer that makes it shortest:  each gap g is ⌈g / 2^l⌉, i
     This is Golomb's code (S. W. Golomb, "Run-length encodings", 1966) with a power of two (R. F. Rice, 1979); for
     random positions it takes about 0.1 bit a position more than the entropy. A bitmap is the case l = 0.
 
-Operator versions: Div 7; BitShift, Compress, CumSum 11; Split 13.
+Operator versions: MatMulInteger 10; BitShift, Compress, CumSum, GatherElements 11; Mod, Sign, Split 13; BitwiseAnd 18,
+in place of BitShift and Mod.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SLOW_ABOVE = 1 << 19
 """Universes above this use gap codes only: bit codes cost the runtime several passes over every bit at load."""
 _WORDS = 8 * 33
 """Bits that the nodes for words of several bits take."""
-_WORTH = 1.125
+_U4_WORTH = 1.125
 """There, u4 must also make positions and values together smaller than u8 by this: it takes seven passes more."""
 
 
@@ -185,10 +186,16 @@ def choose(positions: Array, universe: int, *, gaps: bool = True, others: int = 
     if (
         best is U4
         and not small
-        and U8.size(positions, universe) + others < _WORTH * (best.size(positions, universe) + others)
+        and U8.size(positions, universe) + others < _U4_WORTH * (best.size(positions, universe) + others)
     ):
         return U8
     return best
+
+
+def is_worth(indices: Array) -> bool:
+    """Say whether an ascending index list takes fewer bytes as positions; int32 must hold them and what follows."""
+    universe = int(indices[-1]) + 1
+    return universe < 1 << 30 and choose(indices, universe).size(indices, universe) < indices.nbytes
 
 
 def estimate_bits(count: int, universe: int) -> float:

@@ -27,7 +27,11 @@ ALONE = 1 << 18
 _WORTH = 0.04
 """Share of its values by which a stream may grow to be decoded in fewer passes."""
 _SCATTER_BITS = 8 * 60
+"""What placing kernels takes more than looking them up."""
 _NARROW = 1 << 17
+"""Elements of a stream from which on int8 is placed as bytes."""
+_SMALL = 1 << 17
+"""Elements of a network below which bytes come before the time to load."""
 STREAM_BITS, TENSOR_BITS = 8 * 220, 8 * 40
 """What the nodes of a stream, and of each weight in it, take."""
 
@@ -88,7 +92,7 @@ def make_items(found: list[tuple[str, Array]], coded: list[values.Coded]) -> lis
     Kernels of larger networks need a codebook with zero in it to load quickly, and have one of their own.
     """
     items = [make_item(name, array, own) for (name, array), own in zip(found, coded, strict=True)]
-    small = sum(item.coded.symbols.size for item in items) < _NARROW
+    small = sum(item.coded.symbols.size for item in items) < _SMALL
     plain = [i for i, item in enumerate(items) if item.unit == 1 or (small and _kernels(found[i][1], item).all())]
     for chosen, zero in ((plain, False), ([] if small else sorted({*range(len(items))} - {*plain}), True)):
         shared = values.share([found[i][1] for i in chosen], [coded[i] for i in chosen], zero=zero)
@@ -131,10 +135,14 @@ def divide(items: list[Item], *, density: bool = True) -> list[list[Item]]:
 
 
 def _filled(stream: list[Item]) -> list[Item]:
-    """Store the zeros of ``stream`` too where its positions would take more; codebooks may have no entry for zero."""
+    """Store the zeros of ``stream`` too where its positions would take more and codebooks have an entry for them."""
     total, count = sum(item.units.size for item in stream), sum(int(np.count_nonzero(item.units)) for item in stream)
     spared = (total - count) * stream[0].unit * values.bits(stream[0].coded)
-    if stream[0].coded.table is not None or not count or spared > STREAM_BITS + positions.estimate_bits(count, total):
+    if (
+        not all(item.coded.has_zero for item in stream)
+        or not count
+        or spared > STREAM_BITS + positions.estimate_bits(count, total)
+    ):
         return stream
     return [replace(item, units=np.ones_like(item.units)) for item in stream]
 

@@ -20,7 +20,8 @@ import numpy as np
 from onnx import TensorProto
 
 from relief_export.formats import blocks
-from relief_export.formats.kmeans import codebook, nearest
+from relief_export.formats.kmeans import codebook, is_more, nearest
+from relief_export.formats.positions import SLOW_ABOVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,9 +127,10 @@ def _int8(array: Array, axis: int) -> Coded:
 def _codebook(name: str, size: int) -> Callable[[Array, int], Coded]:
     def code(array: Array, _: int) -> Coded:
         # Where whole kernels may be stored, or zeros between positions, index 0 is zero.
-        filled = array.size >= _SHARED_SIZE and np.count_nonzero(array) > _FILLED * array.size
-        zero = np.zeros(1 if array.ndim > 2 or filled else 0, np.float32)
-        centres = codebook(array[array != 0], size - zero.size)
+        weights = array[array != 0]
+        filled = array.size > SLOW_ABOVE and _FILLED * array.size < weights.size < array.size
+        zero = np.zeros(1 if array.ndim > 2 or (filled and is_more(weights, size)) else 0, np.float32)
+        centres = codebook(weights, size - zero.size)
         with np.errstate(over="ignore"):
             halves = centres.astype(np.float16).astype(np.float32)
         if not centres.size or not np.isfinite(halves).all() or (halves == 0).any():
@@ -144,7 +146,7 @@ def _codebook(name: str, size: int) -> Callable[[Array, int], Coded]:
 
 _SHARED_SIZE = 1 << 18
 _FILLED = 0.19
-"""Share of non-zeros of a large tensor above which u4 positions are filled, see ``positions.fill``."""
+"""Share of non-zeros of a large tensor above which u4 positions are filled, see ``positions.emit_filled``."""
 _MANY = 1 << 12
 """Symbols from which on they are looked up by GatherElements: a longer name, but a fifth of Gather's time at load."""
 _ALIKE = 1.35
@@ -187,8 +189,8 @@ def _joint(arrays: list[Array], zero: Array) -> list[Coded]:
     alike = np.abs(np.log(np.divide.outer(spreads, spreads))) < math.log(_ALIKE)
     ratios = spreads / spreads[int(alike.sum(axis=0).argmax())]
     ratios[np.abs(np.log(ratios)) < math.log(_ALIKE)] = 1
-    scales = [ratio.reshape(1) for ratio in ratios.astype(np.float16).astype(np.float32)]
     with np.errstate(all="ignore"):
+        scales = [ratio.reshape(1) for ratio in ratios.astype(np.float16).astype(np.float32)]
         scaled = np.concatenate([part / scale for part, scale in zip(values, scales, strict=True)])
         halves = codebook(scaled, 16 - zero.size).astype(np.float16).astype(np.float32)
     table = np.concatenate([zero, halves])

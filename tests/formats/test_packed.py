@@ -8,7 +8,7 @@ import pytest
 
 from relief_export import formats
 from relief_export.errors import IntegrityError, UnsupportedModelError
-from relief_export.formats import VALUES, Options, dense, packed, positions
+from relief_export.formats import VALUES, Options, blocks, dense, packed, positions
 
 LENET5 = """<ir_version: 8, opset_import: ["": 18]>
 lenet5 (float[N,1,28,28] x) => (float[N,10] y) {
@@ -150,9 +150,40 @@ def test_int8_weights_that_need_no_scale_are_float32_again(tmp_path, make_linear
     assert np.array_equal(run(small), run(plain))
 
 
+@pytest.mark.parametrize("opset", range(13, 22))
+@pytest.mark.parametrize("code", ["rice", "bitmap", "u4"])
+def test_every_opset_is_decoded(tmp_path, make_linear, run, optimised_ops, code, opset):  # noqa: PLR0917  # fixtures
+    plain, small, _ = pack(make_linear(BY_CODE[code], opset=opset), tmp_path)
+    assert ("BitwiseAnd" in ops(small)) == (opset >= 18 and code != "u4")
+    assert optimised_ops(small) == optimised_ops(plain)
+    assert np.array_equal(run(small), run(plain))
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_weights_of_several_blocks_are_those_of_one(tmp_path, monkeypatch, make_linear, values):
+    model = make_linear(geometric(0.2, 64 * 9000))
+    packed.write(model, tmp_path / "one.onnx", Options(values=values))
+    monkeypatch.setattr(blocks, "BLOCK", 1000)
+    packed.write(model, tmp_path / "many.onnx", Options(values=values))
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "many.onnx").read_bytes()
+
+
+def test_a_codebook_that_holds_every_value_stays_exact(tmp_path, make_linear):
+    levels = np.arange(1, 17, dtype=np.float32) / 16
+    weight = np.where(geometric(0.3, 64 * 9000) != 0, np.resize(levels, 64 * 9000).reshape(-1, 64), np.float32(0))
+    _, small, _ = pack(make_linear(weight.astype(np.float32)), tmp_path, "codebook16")
+    (read,) = packed.read(small).graph.initializers.values()
+    assert np.array_equal(read.const_value.numpy(), weight)
+
+
 @pytest.mark.parametrize("values", ["f16", "int8", "codebook16"])
 def test_fillers_spare_large_weights_the_escapes(tmp_path, make_linear, run, values):
-    _, small, _ = pack(make_linear(geometric(0.2, 64 * 9000)), tmp_path, values)
+    weight = geometric(0.2, 64 * 9000)
+    _, small, _ = pack(make_linear(weight), tmp_path, values)
+    (read,) = packed.read(small).graph.initializers.values()
+    decoded = read.const_value.numpy()
+    assert np.array_equal(decoded != 0, weight != 0)
+    assert np.square(decoded - weight).sum() < 0.02 * np.square(weight).sum()
     assert "Compress" not in ops(small)
     assert ("ScatterElements" if values == "int8" else "MaxUnpool") in ops(small)
     assert run(small) == pytest.approx(run(small, optimise=False), abs=1e-4)
@@ -332,6 +363,84 @@ def test_a_relieved_lenet5_is_near_its_bound(tmp_path, run, optimised_ops, case)
     assert run(small) == pytest.approx(run(small, optimise=False), abs=1e-5)
     dense.write(packed.read(small), tmp_path / "read.onnx", Options())
     assert np.array_equal(run(tmp_path / "read.onnx"), run(small))
+
+
+CONSTANTS = """<ir_version: 8, opset_import: ["": 18]> g (float[N,4] x) => (float[N,3] y) {
+  %s y = MatMul (x, a) }"""
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        "a = Gather <axis = 1> (w, i)",
+        "a = Gather <axis = 1> (w, j)",
+        "t = Transpose (w) c = Gather (t, j) a = Transpose (c)",
+        "b = Div (w, w) a = Gather <axis = 1> (b, i)",
+        "b = CumSum <reverse = 1> (w, zero) a = Gather <axis = 1> (b, i)",
+        "b = MatMul (square, w) a = Gather <axis = 1> (b, i)",
+        "b = Reshape (w, keep) a = Gather <axis = 1> (b, i)",
+        "b, c = Split <axis = 1> (w, sizes) d = Concat <axis = -1> (c, b) a = Gather <axis = 1> (d, i)",
+    ],
+)
+def test_constants_that_the_model_computes_itself_are_left_or_right(tmp_path, run, node):
+    proto = onnx.parser.parse_model(CONSTANTS % node)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "w": rng.normal(size=(4, 5)).astype(np.float32),
+        "square": rng.normal(size=(4, 4)).astype(np.float32),
+        "i": np.array([4, 0, 2]),
+        "j": np.array([-1, 0, -3]),
+        "zero": np.array(1),
+        "keep": np.array([0, -1]),
+        "sizes": np.array([2, 3]),
+    }
+    for name, array in arrays.items():
+        if name in node:
+            proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    plain, small, _ = pack(ir.from_proto(proto), tmp_path)
+    dense.write(packed.read(small), tmp_path / "read.onnx", Options())
+    assert np.array_equal(run(tmp_path / "read.onnx"), run(plain))
+
+
+@pytest.mark.parametrize(
+    ("node", "arrays"),
+    [
+        ("MatMulInteger (a, b)", (np.ones((20000, 1), np.uint8), np.ones((1, 20000), np.uint8))),
+        ("MatMul (a, b)", (np.ones((20000, 1), np.int64), np.ones((1, 20000), np.int64))),
+    ],
+)
+def test_products_that_the_writer_does_not_use_are_not_evaluated(tmp_path, make_linear, node, arrays):
+    _, small, _ = pack(make_linear(BY_CODE["u8"]), tmp_path)
+    proto = onnx.load(small)
+    proto.graph.node.append(onnx.parser.parse_node(f"q = {node}"))
+    for name, array in zip("ab", arrays, strict=True):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    packed.unpack(proto, small)
+    assert "q" in {name for kept in proto.graph.node for name in kept.output}
+
+
+def test_many_large_claims_are_refused_together(tmp_path, make_linear):
+    _, small, _ = pack(make_linear(BY_CODE["u8"]), tmp_path)
+    proto = onnx.load(small)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1 << 24]), "size"))
+    for i in range(40):
+        proto.graph.node.append(onnx.parser.parse_node(f"q{i} = ConstantOfShape (size)"))
+        proto.graph.node.append(onnx.parser.parse_node(f"r{i} = Relu (q{i})"))
+    with pytest.raises(IntegrityError, match="brings the memory to"):
+        packed.unpack(proto, small)
+
+
+def test_index_lists_beyond_int32_stay_as_they_are(tmp_path):
+    for last in (2**33, 2**31 - 2):
+        proto = onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["": 18]> g (int64[N] x) => (int64[M] y) { y = Add (x, i) }'
+        )
+        indices = np.linspace(0, last, 40).astype(np.int64)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(indices, "i"))
+        plain, small, _ = pack(ir.from_proto(proto), tmp_path)
+        assert small.stat().st_size < plain.stat().st_size + 16  # its name
+        (read,) = packed.read(small).graph.initializers.values()
+        assert np.array_equal(read.const_value.numpy(), indices)
 
 
 def test_a_newer_version_is_refused(tmp_path, make_lenet):

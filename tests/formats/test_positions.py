@@ -36,7 +36,7 @@ def decoded(emit, positions, *, wide=False, opset=18, size=None):
     outputs = [helper.make_tensor_value_info(out, kind, [size or positions.size])]
     graph = helper.make_graph(builder.nodes, "g", [], outputs, builder.tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(model, full_check=True)
     return onnx.reference.ReferenceEvaluator(model).run(None, {})[0]
 
 
