@@ -247,13 +247,19 @@ def _tail(item: Item) -> bool:
 def _finish(builder: Builder, item: Item, stream: list[Item], op: str, *inputs: str) -> None:
     """Add the node that gives ``item`` its shape, scale what it gives, and give the weight its name."""
     scale, narrow = item.coded.scale, _is_narrow(stream)
-    plain = scale is None or bool((scale == 1).all())
-    value = builder.node(op, *inputs, out=item.name if plain and not narrow else None)
+    if scale is None or (scale == 1).all():
+        value = builder.node(op, *inputs, out=None if narrow else item.name)
+        if narrow:
+            builder.node("Cast", value, out=item.name, to=TensorProto.FLOAT)
+        return
+    stored = builder.constant(scale) if item.coded.table is None else builder.halves(scale)
+    if op == "Reshape" and item.coded.table is not None:  # one factor, quicker on a vector than on axes that end in 1
+        builder.node(op, builder.node("Mul", inputs[0], stored), *inputs[1:], out=item.name)
+        return
+    value = builder.node(op, *inputs)
     if narrow:
-        value = builder.node("Cast", value, out=item.name if plain else None, to=TensorProto.FLOAT)
-    if scale is not None and not plain:
-        stored = builder.constant(scale) if item.coded.table is None else builder.halves(scale)
-        builder.node("Mul", value, stored, out=item.name)
+        value = builder.node("Cast", value, to=TensorProto.FLOAT)
+    builder.node("Mul", value, stored, out=item.name)
 
 
 def _zeros(builder: Builder, shape: list[int], kind: np.dtype[Any]) -> str:
