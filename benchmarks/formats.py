@@ -231,9 +231,9 @@ BENCHMARK = Benchmark(
     ),
     seeds=(SEED,),
     note="bytes are whole files, container included; the bound is that of docs/formats.md for the same precision of "
-    f"values, weights only. load is the processor time of one session creation in a process forked for it, median of {LOADS}"
-    f", interleaved with the dense file; run is batch 8 on one thread, median wall time of {RUNS}, interleaved with the "
-    "dense file in one process. Peak memory is the growth of a fresh process that opens the file.",
+    "values, weights only. load is the processor time of one session creation in a process forked for it, median of "
+    f"{LOADS}, interleaved with the dense file; run is batch 8 on one thread, median wall time of {RUNS}, interleaved "
+    "with the dense file in one process. Peak memory is the growth of a fresh process that opens the file.",
 )
 
 if __name__ == "__main__":
