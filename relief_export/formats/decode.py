@@ -142,7 +142,7 @@ _VECTORS = {"Compress", "CumSum", "GatherElements", "NonZero"}
 def _is_known(op: str, operands: list[Array], attributes: Attributes) -> bool:
     """Say whether a node has a form that the writer uses, and that the functions here evaluate as ONNX does."""
     allowed = ATTRIBUTES.get(op)
-    if op not in OPERATORS or (allowed is None and attributes) or (allowed is not None and not allowed(attributes)):
+    if (allowed is None and attributes) or (allowed is not None and not allowed(attributes)):
         return False
     if op in _VECTORS:
         return operands[0].ndim == 1
@@ -183,8 +183,11 @@ def decode(proto: onnx.ModelProto, stored: int, where: str) -> None:
     made: dict[str, Array] = {}
     for node in proto.graph.node:
         operands = [known[name] for name in node.input if name in known]
+        if node.domain or node.op_type not in OPERATORS or len(operands) < len(node.input):
+            rest.append(node)
+            continue
         attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        if node.domain or len(operands) < len(node.input) or not _is_known(node.op_type, operands, attributes):
+        if not _is_known(node.op_type, operands, attributes):
             rest.append(node)
             continue
         what = f"{where}, {node.op_type} {node.output[0]!r}"

@@ -132,12 +132,12 @@ def fillers(positions: Array) -> int:
     return sum(int((np.maximum(gaps - 1, 0) // 15).sum()) for _, gaps in blocks.runs(positions))
 
 
-def emit_filled(builder: Builder, positions: Array, stored: Array) -> tuple[str, Array]:
-    """Add ``positions`` and fillers as int32; return their name, and ``stored`` with a 0 for each filler.
+def emit_filled(builder: Builder, positions: Array, stored: Array, count: int) -> tuple[str, Array]:
+    """Add ``positions`` and their ``count`` fillers as int32; return their name, and ``stored`` with zeros for these.
 
     Without gaps above 15, u4 words need no escapes, and the runtime takes two passes fewer at load.
     """
-    total, done = positions.size + fillers(positions), 0
+    total, done = positions.size + count, 0
     words, values = np.full(total, 15, np.uint8), np.zeros(total, stored.dtype)
     for span, gaps in blocks.runs(positions):
         extra = np.maximum(gaps - 1, 0) // 15

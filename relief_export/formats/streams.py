@@ -227,16 +227,18 @@ def _buffer(builder: Builder, stream: list[Item], units: Array, *, gaps: bool) -
         rows = builder.node("Reshape", code.emit_wide(builder, found), builder.constant([found.size, 1]))
         stored = values.emit(builder, _parts(stream), narrow=narrow)
         return builder.node("ScatterND", _zeros(builder, shape, kind), rows, stored)
-    filled = code is positions.U4 and _is_large(stream) and coded.has_zero
-    if filled and positions.fillers(found) * values.bits(coded) // 8 < _WORTH * others:
-        places, symbols = positions.emit_filled(builder, found, stream[0].stored)
+    unpooled = _is_large(stream) and kind == np.float32
+    fillers = positions.fillers(found) if code is positions.U4 and _is_large(stream) and coded.has_zero else None
+    if fillers is not None and fillers * values.bits(coded) // 8 < _WORTH * others:
+        places, symbols = positions.emit_filled(builder, found, stream[0].stored, fillers)
+        places = builder.node("Cast", places, to=TensorProto.INT64) if unpooled else places
         stored, count = values.emit(builder, [(coded, symbols)], narrow=narrow), symbols.size
     else:
-        places, count = code.emit(builder, found), found.size
+        places, count = (code.emit_wide if unpooled else code.emit)(builder, found), found.size
         del found  # before the values are copied
         stored = values.emit(builder, _parts(stream), narrow=narrow)
-    if _is_large(stream) and kind == np.float32:
-        return _unpool(builder, builder.node("Cast", places, to=TensorProto.INT64), count, shape, stored)
+    if unpooled:
+        return _unpool(builder, places, count, shape, stored)
     return builder.node("ScatterElements", _zeros(builder, shape, kind), places, stored)
 
 

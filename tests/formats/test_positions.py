@@ -61,7 +61,9 @@ def test_filled_positions_hold_the_real_ones_and_need_no_escape(support):
     values = {}
 
     def emit(builder, positions):
-        name, values["stored"] = emit_filled(builder, positions, np.arange(1, positions.size + 1, dtype=np.uint16))
+        name, values["stored"] = emit_filled(
+            builder, positions, np.arange(1, positions.size + 1, dtype=np.uint16), fillers(positions)
+        )
         return name
 
     every = decoded(emit, positions, size=positions.size + fillers(positions))
