@@ -70,3 +70,13 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., sub
         return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=environment)
 
     return run
+
+
+def assert_tables_are_whole(markdown: str) -> None:
+    """Every block of table lines is a table: a header, a rule, one row or more, and as many cells in each."""
+    blocks = re.findall(r"(?:^\|.*\n)+", markdown, re.MULTILINE)
+    assert blocks
+    for lines in map(str.splitlines, blocks):
+        assert re.fullmatch(r"\|(?: :?-+:? \|)+", "".join(lines[1:2])), lines  # a blank line inside takes its place
+        assert len(lines) > 2, lines
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1, lines

@@ -12,6 +12,7 @@ import pytest
 from relief_export.errors import InputError, IntegrityError
 from relief_export.report import build_report
 from relief_export.report.facts import OPTIONAL, RECORDS, read_run
+from tests.conftest import assert_tables_are_whole
 from tests.report.folders import make_folder
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
@@ -109,9 +110,7 @@ def test_hostile_names_stay_text(pages):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;|`x`" in pages["bad"][0]
     rows = [line for line in pages["both"][1].splitlines() if line.startswith("|")]
     assert any(r"&lt;script>alert(1)&lt;/script>\|\`x\`" in row for row in rows)
-    for block in re.findall(r"(?:^\|.*\n)+", pages["both"][1], re.MULTILINE):
-        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
-        assert len(widths) == 1
+    assert_tables_are_whole(pages["both"][1])
 
 
 def test_the_markdown_twin_has_every_cell_of_the_page(pages):
