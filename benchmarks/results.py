@@ -19,6 +19,7 @@ import jinja2
 
 from benchmarks.common import RESULTS, ROOT
 from relief_export.errors import IntegrityError
+from relief_export.recipe import load_recipe
 from relief_export.records import read_json, write_bytes
 from relief_export.report.page import escape_markdown
 from relief_export.report.text import (
@@ -33,6 +34,8 @@ from relief_export.report.text import (
 Table = dict[str, Any]
 
 PAGE = ROOT / "docs" / "results.md"
+PUBLISHED = Path(__file__).with_name("published.json")
+"""What others report, by data/network: accuracies are fractions, ``fewer`` is dense over kept connections."""
 EXPORTED = "exported, in ONNX Runtime"
 _HOW_FAR = re.compile(r"(seed|relief\.iterations|relief\.patience)=")
 """Settings in which runs of one group may differ."""
@@ -64,7 +67,12 @@ def render(results: Path = RESULTS) -> str:
     try:
         seeds = [group for group in map(seed_group, _alike(runs)) if len(set(group["numbers"])) > 1]
         page = environment.get_template("results.md.j2").render(
-            runs=runs, seeds=seeds, benchmarks=tables, EXPORTED=EXPORTED, machines=machines(runs, tables)
+            runs=runs,
+            seeds=seeds,
+            others=beside(runs),
+            benchmarks=tables,
+            EXPORTED=EXPORTED,
+            machines=machines(runs, tables),
         )
     except (jinja2.UndefinedError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
@@ -106,6 +114,17 @@ def seed_group(runs: list[Table]) -> Table:
 
 def _spread(values: list[float]) -> tuple[float, float, float] | None:
     return (statistics.mean(values), min(values), max(values)) if values else None
+
+
+def beside(runs: list[Table]) -> list[Table]:
+    """Return the published figures of the networks that were run, each with the runs of that network."""
+    recipes = [load_recipe(run["recipe"]) for run in runs]
+    networks = [f"{recipe.data.source}/{recipe.model.name}" for recipe in recipes]
+    return [
+        {"network": name, "rows": rows, "runs": [run for run, own in zip(runs, networks, strict=True) if own == name]}
+        for name, rows in read_json(PUBLISHED).items()
+        if name in networks
+    ]
 
 
 def smallest(run: Table, *, exact: bool) -> Table:

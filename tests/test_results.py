@@ -98,6 +98,23 @@ def test_runs_are_alike_but_for_the_seed_and_how_far_they_went(module):
     assert sorted(sorted(run["seed"] for run in group) for group in groups) == [[0], [0, 1], [0, 1, 2]]
 
 
+def test_published_figures_stand_beside_the_runs_of_their_network(module, kept):
+    folder, found = kept
+    assert "Beside other methods" not in module("results").render(folder)  # nobody's figures for the digits
+    name = "mine-mnist-lenet5@tuned"
+    other = json.loads(json.dumps(found)) | {"name": name, "recipe": "mnist-lenet5@tuned"}
+    (folder / "runs" / "other.json").write_text(json.dumps(other))
+    section = module("results").render(folder).partition("### Beside other methods")[2].partition("###")[0]
+    relieved, count = found["accuracy"]["relieved"]["test"], found["connections"]
+    assert re.search(
+        r"^\| mnist/lenet5 \| sparse variational.* \| 99.25 % \| 0.36 % \| 280× \|$", section, re.MULTILINE
+    )
+    (own,) = [line for line in section.splitlines() if "relief" in line]
+    assert f"| relief, {name} |" in own
+    assert f"| {100 * relieved:.2f} % | {100 * count['kept'] / count['dense']:.2f} % |" in own
+    assert "lenet300-100" not in section
+
+
 def test_the_command_names_what_differs_from_the_recipe_and_nothing_else(module):
     command = module("runs").command
     assert command(load_recipe("digits-lenet5").to_dict()) == "make digits-lenet5"
