@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from relief_export.errors import InputError, IntegrityError
-from relief_export.records import Record, read_record
+from relief_export.records import Record, read_record, sha256
 from relief_export.report.inputs import InputUse, input_use
 
 if TYPE_CHECKING:
@@ -142,12 +142,13 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         InputError: A record is missing; the message names the file and its stage.
-        IntegrityError: A record is damaged or lacks what the page needs.
+        IntegrityError: A record is damaged, lacks what the page needs, or is of other files than lie in the folder.
     """
     found = {}
     for stage, name in RECORDS.items():
         if (folder / name).exists():
             found[stage] = read_record(folder / name, stage)
+            _check_current(folder, found[stage])
         elif stage not in OPTIONAL:
             raise InputError(f"{folder / name} does not exist: run stage {stage!r} first")
     facts: Table = {"folder": folder, "records": found, "audit": None}
@@ -159,6 +160,15 @@ def read_run(folder: Path) -> Run:
     first = facts["layers"][0].name if facts["layers"] else ""
     inputs = input_use(folder / "relieved" / "masks.safetensors", first, facts["input_shape"])
     return Run(inputs=inputs, **facts)
+
+
+def _check_current(folder: Path, record: Record) -> None:
+    """Refuse a record whose stage read other files than are there now: its figures are not theirs."""
+    for name, digest in record.inputs.items():
+        if (folder / name).is_file() and sha256(folder / name) != digest:
+            raise IntegrityError(
+                f"{folder / name} is not the file that stage {record.stage!r} read: run {record.stage!r} again"
+            )
 
 
 def _train(outcome: Table, _: Table) -> Table:

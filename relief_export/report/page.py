@@ -37,7 +37,7 @@ def build_report(folders: Sequence[Path], out: Path) -> ReportPaths:
 
     Raises:
         InputError: No folder, a record is missing (the message names file and stage), or the output cannot be written.
-        IntegrityError: A record is damaged.
+        IntegrityError: A record is damaged, or older than the files it speaks of.
     """
     if not folders:
         raise InputError("a report needs at least one build folder")

@@ -13,8 +13,16 @@ from onnx import TensorProto, helper, numpy_helper
 from relief_export import evaluation, formats
 from relief_export.graph.arena import plan_arena
 from relief_export.graph.cost import cost
-from relief_export.records import Record, write_bytes
+from relief_export.records import Record, sha256, write_bytes
 
+READ = {
+    "train": (),
+    "relieve": (),
+    "export": ("relieved/masks.safetensors",),
+    "validate": ("artifacts/manifest.json", "artifacts/model.onnx"),
+    "audit": ("artifacts/manifest.json",),
+}
+"""Stage -> files it read, of those that are there."""
 HIDDEN, ALIVE, SIDE = 12, 5, 6
 
 
@@ -148,5 +156,6 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
         ("audit", "audit.json"): evaluation.audit(folder, evaluation.Budget.of(flash="1k", ram="64k")).to_dict(),
     }
     for (stage, path), outcome in outcomes.items():
-        Record(stage, recipe, {}, 1.5, json.loads(json.dumps(outcome))).write(folder / path)
+        read = {name: sha256(folder / name) for name in READ[stage]}
+        Record(stage, recipe, read, 1.5, json.loads(json.dumps(outcome))).write(folder / path)
     return folder

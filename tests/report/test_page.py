@@ -13,7 +13,7 @@ from relief_export.errors import InputError, IntegrityError
 from relief_export.report import build_report
 from relief_export.report.facts import OPTIONAL, RECORDS, read_run
 from tests.conftest import assert_tables_are_whole
-from tests.report.folders import make_folder
+from tests.report.folders import READ, make_folder
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -183,6 +183,16 @@ def test_a_record_that_lacks_a_figure_is_named_with_stage_and_key(build, tmp_pat
     del content["outcome"][key]
     path.write_text(json.dumps(content))
     with pytest.raises(IntegrityError, match=rf"{RECORDS[stage]}, the record of stage '{stage}', has no '{key}'"):
+        build_report([folder], tmp_path)
+
+
+@pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage, names in READ.items() for name in names])
+def test_figures_of_other_files_than_are_there_are_refused(build, tmp_path, stage, name):
+    folder = shutil.copytree(build, tmp_path / "tiny")
+    record = json.loads((folder / RECORDS[stage]).read_text())
+    record["inputs"] = {name: "0" * 64}
+    (folder / RECORDS[stage]).write_text(json.dumps(record))
+    with pytest.raises(IntegrityError, match=rf"{name} is not the file that stage '{stage}' read: run '{stage}' again"):
         build_report([folder], tmp_path)
 
 
