@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from relief_export.errors import IntegrityError
-from relief_export.formats.container import check_claim, check_total
+from relief_export.formats.container import check_claim, check_total, graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -167,6 +167,15 @@ def _claim(op: str, inputs: list[Array]) -> int:
     return max(part.size for part in inputs)
 
 
+def _uses(proto: onnx.ModelProto) -> Counter[str]:
+    """Count how often each value is read, by nodes and as an output, in subgraphs too."""
+    uses: Counter[str] = Counter()
+    for graph in graphs(proto.graph):
+        uses.update(name for node in graph.node for name in node.input)
+        uses.update(value.name for value in graph.output)
+    return uses
+
+
 def decode(proto: onnx.ModelProto, stored: int, where: str) -> None:
     """Evaluate, in place, every decoding node that depends on initializers alone; its outputs become initializers.
 
@@ -177,8 +186,7 @@ def decode(proto: onnx.ModelProto, stored: int, where: str) -> None:
     known = {
         tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.name not in inputs
     }
-    uses = Counter(name for node in proto.graph.node for name in node.input)
-    uses.update(value.name for value in proto.graph.output)
+    uses = _uses(proto)
     rest: list[onnx.NodeProto] = []
     made: dict[str, Array] = {}
     for node in proto.graph.node:
@@ -208,5 +216,5 @@ def decode(proto: onnx.ModelProto, stored: int, where: str) -> None:
                 made.pop(name, None)
     del proto.graph.node[:]
     proto.graph.node.extend(rest)
-    wanted = {name for node in rest for name in node.input} | {value.name for value in proto.graph.output}
+    wanted = _uses(proto)
     proto.graph.initializer.extend(numpy_helper.from_array(made[name], name) for name in made if name in wanted)

@@ -273,6 +273,8 @@ def test_subgraphs_see_the_renamed_weights(tmp_path):
     opened = ort.InferenceSession(tmp_path / "p.onnx", providers=["CPUExecutionProvider"])
     x = np.ones((2, 64), np.float32)
     assert opened.run(None, {"x": x, "flag": np.array(True)})[0] == pytest.approx(x @ weight, abs=1e-5)
+    (read,) = packed.read(tmp_path / "p.onnx").graph.initializers.values()  # which only the subgraph uses
+    assert np.array_equal(read.const_value.numpy(), weight)
 
 
 def test_an_initializer_that_callers_may_replace_stays(tmp_path, make_linear):
