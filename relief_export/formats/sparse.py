@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from relief_export.errors import IntegrityError
 from relief_export.formats.artifact import EXACT, Artifact, File, Options
-from relief_export.formats.container import canonical, check_claim, load_proto, open_session, save_proto, to_ir
+from relief_export.formats.container import canonical, check_claim, graphs, load_proto, open_session, save_proto, to_ir
 from relief_export.formats.manifest import check_listed
 
 if TYPE_CHECKING:
@@ -60,31 +60,40 @@ def _to_sparse(array: Array, name: str) -> onnx.SparseTensorProto:
 
 
 def densify(proto: onnx.ModelProto, path: Path) -> None:
-    """Replace, in place, every sparse initializer by a dense one.
+    """Replace, in place, every sparse initializer and sparse Constant, in subgraphs too, by a dense one.
 
     Raises:
         IntegrityError: An index is out of range or not ascending, or the shape is out of proportion to the file.
     """
-    stored = path.stat().st_size
-    for tensor in proto.graph.sparse_initializer:
-        where = f"{path}, tensor {tensor.values.name!r}"
-        count = int(np.prod(list(tensor.dims), dtype=object))
-        try:
-            values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
-        except (ValueError, TypeError) as error:
-            raise IntegrityError(f"{where}: damaged data ({' '.join(str(error).split())[:120]})") from None
-        check_claim(count, values.itemsize, stored, where)
-        if indices.ndim == 2:  # coordinates, which other writers may use
-            if indices.shape[1] != len(tensor.dims) or (indices < 0).any() or (indices >= list(tensor.dims)).any():
-                raise IntegrityError(f"{where}: an index is out of range: write it again")
-            indices = np.ravel_multi_index(tuple(indices.T), tuple(tensor.dims))
-        ascending = indices.ndim == 1 and indices.shape == values.shape and (np.diff(indices) > 0).all()
-        if not ascending or (indices.size and (indices[0] < 0 or indices[-1] >= count)):
-            raise IntegrityError(f"{where}: indices are out of range or not ascending: write it again")
-        dense = np.zeros(count, values.dtype)
-        dense[indices] = values
-        proto.graph.initializer.append(numpy_helper.from_array(dense.reshape(tuple(tensor.dims)), tensor.values.name))
-    del proto.graph.sparse_initializer[:]
+    nodes = [node for function in proto.functions for node in function.node]
+    for graph in graphs(proto.graph):
+        graph.initializer.extend(_to_dense(tensor, path) for tensor in graph.sparse_initializer)
+        del graph.sparse_initializer[:]
+        nodes.extend(graph.node)
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor"):
+                attribute.CopyFrom(helper.make_attribute("value", _to_dense(attribute.sparse_tensor, path)))
+
+
+def _to_dense(tensor: onnx.SparseTensorProto, path: Path) -> onnx.TensorProto:
+    where = f"{path}, tensor {tensor.values.name!r}"
+    count = int(np.prod(list(tensor.dims), dtype=object))
+    try:
+        values, indices = numpy_helper.to_array(tensor.values), numpy_helper.to_array(tensor.indices)
+    except (ValueError, TypeError) as error:
+        raise IntegrityError(f"{where}: damaged data ({' '.join(str(error).split())[:120]})") from None
+    check_claim(count, values.itemsize, path.stat().st_size, where)
+    if indices.ndim == 2:  # coordinates, which other writers may use
+        if indices.shape[1] != len(tensor.dims) or (indices < 0).any() or (indices >= list(tensor.dims)).any():
+            raise IntegrityError(f"{where}: an index is out of range: write it again")
+        indices = np.ravel_multi_index(tuple(indices.T), tuple(tensor.dims))
+    ascending = indices.ndim == 1 and indices.shape == values.shape and (np.diff(indices) > 0).all()
+    if not ascending or (indices.size and (indices[0] < 0 or indices[-1] >= count)):
+        raise IntegrityError(f"{where}: indices are out of range or not ascending: write it again")
+    dense = np.zeros(count, values.dtype)
+    dense[indices] = values
+    return numpy_helper.from_array(dense.reshape(tuple(tensor.dims)), tensor.values.name)
 
 
 def read(path: Path) -> ir.Model:

@@ -67,3 +67,23 @@ def test_hostile_indices_and_shapes_are_refused(tmp_path, make_linear, indices, 
     small.write_bytes(proto.SerializeToString())
     with pytest.raises(IntegrityError, match=message):
         sparse.read(small)
+
+
+def test_sparse_tensors_of_subgraphs_and_constants_are_read(tmp_path, run):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]> g (float[N,4] x) => (float[N,4] y)
+        <bool flag = {1}> {
+          k = Constant <value = float {0}> ()
+          a = Add (x, k)
+          y = If (flag) <then_branch = t () => (float[N,4] p) { p = MatMul (a, w) },
+                         else_branch = e () => (float[N,4] q) { q = Identity (a) }>
+        }"""
+    )
+    weight, bias = np.diag(np.arange(4, dtype=np.float32)), np.array([0, 2, 0, 0], np.float32)
+    branch = next(a.g for a in proto.graph.node[2].attribute if a.name == "then_branch")
+    branch.sparse_initializer.append(sparse._to_sparse(weight, "w"))
+    proto.graph.node[0].attribute[0].CopyFrom(onnx.helper.make_attribute("sparse_value", sparse._to_sparse(bias, "")))
+    onnx.save(proto, tmp_path / "strange.onnx")
+    dense.write(formats.read(tmp_path / "strange.onnx"), tmp_path / "dense.onnx", Options())
+    assert np.array_equal(run(tmp_path / "dense.onnx"), run(tmp_path / "strange.onnx"))
+    assert run(tmp_path / "dense.onnx").any()
