@@ -103,7 +103,8 @@ def _build(builder: Builder, lists: dict[str, Array], items: list[streams.Item],
 def _drop_zero_biases(model: ir.Model) -> None:
     """Leave out, in place, biases of zeros: relief masks many, and the operators do without (Gemm since version 11)."""
     for node in model.graph:
-        bias = node.inputs[2] if node.op_type in _CHANNEL_AXES and len(node.inputs) == 3 else None
+        own = node.op_type in _CHANNEL_AXES and not node.domain  # a model's own functions may need all inputs
+        bias = node.inputs[2] if own and len(node.inputs) == 3 else None
         if bias is None or bias.const_value is None or bias.is_graph_input() or bias.const_value.numpy().any():
             continue
         node.resize_inputs(2)

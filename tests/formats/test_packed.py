@@ -300,6 +300,16 @@ def test_biases_of_zeros_are_left_out(tmp_path, make_lenet, run):
     assert set(model.graph.initializers) >= {"conv2.bias", "fc1.bias"}  # the caller's model is as it was
 
 
+def test_functions_named_like_operators_keep_their_inputs(tmp_path, run):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18, "own": 1]> g (float[N,4] x) => (float[N,4] y)
+        <float[4,4] w = {1,0,0,0,0,1,0,0,0,0,1,0,0,0,0,1}, float[4] b = {0,0,0,0}> { y = own.Gemm (x, w, b) }
+        <domain: "own", opset_import: ["": 18]> Gemm (x, w, b) => (y) { a = MatMul (x, w) y = Add (a, b) }"""
+    )
+    plain, small, _ = pack(ir.from_proto(proto), tmp_path)
+    assert np.array_equal(run(small), run(plain))
+
+
 def test_old_opsets_are_refused(tmp_path, make_linear):
     with pytest.raises(UnsupportedModelError, match="packed needs opset 13, the model has 11"):
         packed.write(make_linear(geometric(0.1), opset=11), tmp_path / "p.onnx", Options())
