@@ -48,7 +48,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
         UnsupportedModelError: The model's opset is below 13, or ONNX Runtime refuses it.
     """
     prepared = lifted(model)
-    opset = prepared.opset_imports.get("", OPSET)
+    opset = prepared.opset_imports.setdefault("", OPSET)  # which a model of foreign operators alone does not import
     if opset < OPSET:
         raise UnsupportedModelError(f"packed needs opset {OPSET}, the model has {opset}: use onnx.version_converter")
     _drop_zero_biases(prepared)

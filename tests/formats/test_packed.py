@@ -310,6 +310,19 @@ def test_functions_named_like_operators_keep_their_inputs(tmp_path, run):
     assert np.array_equal(run(small), run(plain))
 
 
+def test_models_of_foreign_operators_alone_are_packed(tmp_path, run):
+    weight = geometric(0.1, 64 * 64)
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["com.microsoft": 1]> g (float[N,64] x) => (float[N,64] y) '
+        "{ y = com.microsoft.FusedMatMul (x, w) }"
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    plain, small, _ = pack(ir.from_proto(proto), tmp_path)
+    assert np.array_equal(run(small), run(plain))
+    (read,) = packed.read(small).graph.initializers.values()
+    assert np.array_equal(read.const_value.numpy(), weight)
+
+
 def test_old_opsets_are_refused(tmp_path, make_linear):
     with pytest.raises(UnsupportedModelError, match="packed needs opset 13, the model has 11"):
         packed.write(make_linear(geometric(0.1), opset=11), tmp_path / "p.onnx", Options())
