@@ -124,6 +124,9 @@ def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
         for value in _initializers(model):
             if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING:
                 value.const_value.numpy()
+        for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
+            if "ai.onnx" in imports:  # the long name of the domain ""
+                imports.setdefault("", imports.pop("ai.onnx"))
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise IntegrityError(f"{path} has a damaged graph or tensor ({reason}): write it again") from None

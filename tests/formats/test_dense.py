@@ -3,7 +3,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from relief_export.errors import InputError, IntegrityError
+from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
 from relief_export.formats import FORMATS, Options, dense, write_manifest
 
 
@@ -110,3 +110,16 @@ def test_the_manifest_beside_a_file_is_obeyed(tmp_path, make_lenet):
     dense.write(make_lenet(seed=1), tmp_path / "m.onnx", Options())
     with pytest.raises(IntegrityError, match=r"m\.onnx (differs from its SHA-256|has \d+ bytes)"):
         dense.read(tmp_path / "m.onnx")
+
+
+def test_the_long_name_of_the_standard_domain_is_its_short_one(tmp_path):
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["ai.onnx": 12]> g (float[N] x) => (float[N] y) { y = Abs (x) }'
+    )
+    onnx.save(proto, tmp_path / "long.onnx")
+    model = dense.read(tmp_path / "long.onnx")
+    assert model.opset_imports == {"": 12}
+    with pytest.raises(UnsupportedModelError, match="the model has 12"):
+        FORMATS["packed"].write(model, tmp_path / "packed.onnx", Options())
+    FORMATS["ort"].write(model, tmp_path / "model.ort", Options())
+    assert (tmp_path / "model.required_operators.config").read_text() == "ai.onnx;6;Abs\n"
