@@ -38,8 +38,8 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
         if value.const_value is None or value.name is None or value.const_value.dtype == ir.DataType.STRING:
             continue
         array = value.const_value.numpy()
-        if array.dtype.name not in _DTYPES or array.ndim == 0 or value.is_graph_input():
-            continue
+        if array.dtype.name not in _DTYPES or array.ndim == 0 or value.is_graph_input() or value.is_graph_output():
+            continue  # ONNX Runtime gives a sparse initializer out as a sparse tensor
         if int(np.count_nonzero(array)) * (array.itemsize + INDEX_BYTES) < array.nbytes:
             stored.append(_to_sparse(array, value.name))
             prepared.graph.initializers.pop(value.name)

@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from relief_export import formats
@@ -87,3 +88,12 @@ def test_sparse_tensors_of_subgraphs_and_constants_are_read(tmp_path, run):
     dense.write(formats.read(tmp_path / "strange.onnx"), tmp_path / "dense.onnx", Options())
     assert np.array_equal(run(tmp_path / "dense.onnx"), run(tmp_path / "strange.onnx"))
     assert run(tmp_path / "dense.onnx").any()
+
+
+def test_a_weight_that_is_an_output_stays_dense(tmp_path, run):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]> g (float[N,4] x) => (float[4,4] w, float[N,4] y)
+        <float[4,4] w = {1,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0}> { y = MatMul (x, w) }"""
+    )
+    plain, small, _ = written(tmp_path, ir.from_proto(proto))
+    assert np.array_equal(run(small), run(plain))
