@@ -220,7 +220,7 @@ def _sound(entry: Entry) -> bool:
     kinds = {"str": str, "int": int, "bool": bool, "tuple[int, ...]": tuple}
     if not all(type(getattr(entry, f.name)) is kinds[str(f.type)] for f in fields(entry)):
         return False
-    sizes = all(type(size) is int and 0 <= size < 2**31 for size in entry.shape) and len(entry.shape) <= 8
+    sizes = all(type(size) is int and 0 <= size < 2**31 for size in entry.shape) and len(entry.shape) <= 32
     known = entry.layout in _LAYOUTS and entry.dtype in _DTYPES
     return sizes and known and entry.position >= 0 and 0 <= entry.stored < 2**31
 

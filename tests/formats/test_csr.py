@@ -3,6 +3,8 @@ import json
 import zipfile
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
 import scipy.sparse as sp
 
@@ -77,6 +79,17 @@ def test_special_values_survive(tmp_path, make_linear):
     csr.write(model, tmp_path / "csr", Options())
     read = csr.read(tmp_path / "csr").graph.initializers["w"].const_value.numpy()
     assert read.tobytes() == weight.tobytes()
+
+
+def test_a_weight_of_many_axes_is_read_back(tmp_path):
+    weight = np.zeros((2,) * 12, np.float32)
+    weight[(1,) * 12] = 2
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float x) => (float[M] y) { y = Mul (x, w) }'
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    csr.write(ir.from_proto(proto), tmp_path / "csr", Options())
+    assert np.array_equal(csr.read(tmp_path / "csr").graph.initializers["w"].const_value.numpy(), weight)
 
 
 def test_odd_names_get_files_of_their_own(tmp_path, make_lenet):
