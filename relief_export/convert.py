@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import onnx
 
 from relief_export import formats
 from relief_export.errors import InputError
+from relief_export.formats import container, dense
 from relief_export.graph.cost import Cost, cost
 from relief_export.graph.fold import fold
 from relief_export.graph.shrink import ShrinkResult, shrink
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import onnx_ir as ir
 
 _VALUES: dict[str, formats.Values] = {"codebook": "codebook256"}
@@ -48,7 +46,7 @@ def shrink_file(source: Path, target: Path, *, strict: bool = False) -> Shrunk:
     """Fold and shrink the model at ``source`` and write it to ``target`` as dense ONNX.
 
     Raises:
-        InputError: ``source`` is absent, no ONNX model, or the same file as ``target``.
+        InputError: ``source`` is absent, no ONNX model, or has a file that ``target`` would replace.
         UnsupportedModelError: The model has something the rewrite must not guess about.
     """
     model = _read(source, target)
@@ -65,7 +63,8 @@ def convert_file(
     """Write the model at ``source``, in any readable format, to ``target`` as ``kind``.
 
     Raises:
-        InputError: ``source`` is absent or no model, or int8 is asked for without calibration samples.
+        InputError: ``source`` is absent or no model, or has a file that ``target`` would replace, or int8 is asked for
+            without calibration samples.
     """
     if "int8" in kind and calibration is None:
         raise InputError(f"{kind} is calibrated on samples of the input: give --calibration X.npz with an array x")
@@ -75,17 +74,19 @@ def convert_file(
 
 
 def _read(source: Path, target: Path) -> ir.Model:
-    # Weights are mapped from the source while the target is written.
-    if target.exists() and source.exists() and target.samefile(source):
-        raise InputError(f"{target} is the input itself: write to another file")
-    return formats.read(source)
+    model = formats.read(source)
+    # Weights are mapped from the source while the target, and where it is dense NAME.data, is written or removed.
+    for own in _files(source):
+        for written in (target, dense.data_path(target)):
+            if written.exists() and written.samefile(own):
+                what = "the input itself" if own == source else "the external data of the input"
+                raise InputError(f"{written} is {what}: write to another file")
+    return model
+
+
+def _files(path: Path) -> list[Path]:
+    return [path, *filter(Path.is_file, path.rglob("*"))] if path.is_dir() else container.files(path)
 
 
 def _bytes(path: Path) -> int:
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    if path.suffix != ".onnx":
-        return path.stat().st_size
-    tensors = onnx.load(path, load_external_data=False).graph.initializer
-    beside = {str(entry.value) for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in beside)))
+    return sum(file.stat().st_size for file in _files(path) if file.is_file())

@@ -280,3 +280,15 @@ def test_shrink_counts_the_bytes_of_external_data(capsys: pytest.CaptureFixture[
     assert run(["shrink", "apart.onnx", "small.onnx", "--json"]) == 0
     stated = json.loads(capsys.readouterr().out)["bytes"]["before"]
     assert stated == Path("apart.onnx").stat().st_size + Path("weights.bin").stat().st_size
+
+
+@pytest.mark.parametrize("kind", ["onnx", "sparse"])
+@pytest.mark.parametrize("target", ["linked.onnx", "small.onnx.data", "small.onnx"])
+def test_no_file_of_the_input_is_overwritten_or_removed(target: str, kind: str, capsys: pytest.CaptureFixture[str]):
+    ir.save(ir.load("good.onnx"), "apart.onnx", external_data="small.onnx.data", size_threshold_bytes=0)
+    Path("linked.onnx").symlink_to("apart.onnx")
+    before = {path: path.read_bytes() for path in Path().iterdir()}
+    assert run(["convert", "apart.onnx", target, "--to", kind]) == 2
+    what = "linked.onnx is the input itself" if target == "linked.onnx" else "small.onnx.data is the external data"
+    assert what in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in Path().iterdir()} == before

@@ -107,6 +107,21 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield attribute.t
 
 
+def files(path: Path) -> list[Path]:
+    """Return the files that the ONNX model at ``path`` consists of: itself and its external data; no ONNX is alone.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError:
+        return [path]
+    tensors = [tensor for tensor in _tensors(proto) if uses_external_data(tensor)]
+    names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return [path, *(path.parent / name for name in sorted(names))]
+
+
 def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
     """Turn a checked proto into onnx_ir; external initializers stay on disk and are mapped when used.
 
