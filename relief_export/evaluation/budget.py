@@ -14,6 +14,7 @@ from relief_export import formats
 from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.evaluation.targets import TARGETS, Target
 from relief_export.evaluation.validation import artifacts_folder, require_files
+from relief_export.formats import container
 from relief_export.formats.ledger import entropy_bound
 from relief_export.formats.values import encode
 from relief_export.graph.arena import plan_arena
@@ -194,8 +195,7 @@ def _too_much_ram(arena: ArenaPlan, limit: int) -> str:
 def _files(subject: Path) -> tuple[list[tuple[str, str, int]], Path]:
     """Return (name, format, bytes) of what is held against the flash, and the file whose activations are planned."""
     if subject.is_file():
-        data = subject.with_name(subject.name + ".data")
-        size = subject.stat().st_size + (data.stat().st_size if data.is_file() else 0)
+        size = sum(file.stat().st_size for file in container.files(subject) if file.is_file())
         return [(subject.name, subject.suffix.lstrip("."), size)], subject
     if not subject.is_dir():
         raise InputError(f"{subject} does not exist: give a model or a build folder")

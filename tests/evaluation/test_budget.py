@@ -100,9 +100,10 @@ def test_a_single_file_and_its_external_data_are_weighed(network, tmp_path):
     ir.save(network, path)
     alone = audit(path, Budget())
     assert (alone.ok, alone.flash[0].bytes) == (True, path.stat().st_size)
-    ir.save(network, tmp_path / "big.onnx", external_data="big.onnx.data", size_threshold_bytes=0)
-    split = audit(tmp_path / "big.onnx", Budget())
-    assert split.flash[0].bytes == sum((tmp_path / name).stat().st_size for name in ("big.onnx", "big.onnx.data"))
+    for data in ("weights.bin", "big.onnx.data"):
+        ir.save(network, tmp_path / "big.onnx", external_data=data, size_threshold_bytes=0)
+        split = audit(tmp_path / "big.onnx", Budget())
+        assert split.flash[0].bytes == sum((tmp_path / name).stat().st_size for name in ("big.onnx", data))
 
 
 def test_what_cannot_be_audited_is_refused(export, tmp_path):
