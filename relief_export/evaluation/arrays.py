@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -33,14 +32,12 @@ def load_arrays(path: Path) -> Arrays:
         IntegrityError: The file is damaged.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise InputError(f"{path} is a single array: save x and y with numpy.savez")
-        with loaded as file:
-            found = {key: _array(file, key, path) for key in ("x", "y", "logits") if key in file.files}
+        found = _read(path)
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: give an .npz file with arrays x and y") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except InputError:
+        raise
+    except Exception as error:  # noqa: BLE001 - what damaged archives and headers raise shares no other base
         # NumPy takes any foreign file for a pickle, and advises to load it.
         why = "another kind of file" if "pickle" in str(error) else " ".join(str(error).split())[:120]
         raise IntegrityError(f"{path} is no readable .npz file ({why}): write it with numpy.savez") from None
@@ -49,6 +46,14 @@ def load_arrays(path: Path) -> Arrays:
     if not found["x"].ndim:
         raise InputError(f"{path}: array 'x' is a single number: give samples along its first axis")
     return Arrays(found["x"], found.get("y"), found.get("logits"))
+
+
+def _read(path: Path) -> dict[str, Array]:
+    loaded = np.load(path, allow_pickle=False)
+    if not isinstance(loaded, np.lib.npyio.NpzFile):
+        raise InputError(f"{path} is a single array: save x and y with numpy.savez")
+    with loaded as file:
+        return {key: _array(file, key, path) for key in ("x", "y", "logits") if key in file.files}
 
 
 def _array(file: Any, key: str, path: Path) -> Array:  # noqa: ANN401 - NumPy's NpzFile is untyped

@@ -7,6 +7,7 @@ with that before anything is decompressed, and only then are bytes read; no pick
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -31,7 +32,7 @@ def _parse(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], where: str
     try:
         version = np.lib.format.read_magic(file)
         found, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
-    except (ValueError, SyntaxError, TypeError, RecursionError) as error:
+    except (ValueError, SyntaxError, tokenize.TokenError, TypeError, RecursionError) as error:
         raise IntegrityError(f"{where} is not an .npy array ({' '.join(str(error).split())[:120]})") from None
     body = memoryview(data)[file.tell() :]
     if (

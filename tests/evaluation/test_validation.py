@@ -195,6 +195,15 @@ def npy(array):
     return file.getvalue()
 
 
+def deflated(array, *, damage):
+    file = io.BytesIO()
+    np.savez_compressed(file, x=array)
+    data = bytearray(file.getvalue())
+    start = data.index(b"x.npy") + len(b"x.npy") + 20  # past the sizes of more than 4 GiB
+    data[start : start + len(damage)] = damage
+    return bytes(data)
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "message"),
     [
@@ -205,6 +214,9 @@ def npy(array):
         ({"y": npy(np.zeros(3))}, InputError, "has no array 'x'"),
         ({"x": npy(np.array([Bomb()], dtype=object))}, InputError, "'x' holds pickled objects"),
         ({"x": npy(np.zeros(300))[:500]}, IntegrityError, "is no readable .npz file"),
+        ({"x": npy(np.zeros(300)).replace(b"}", b" ")}, IntegrityError, "is no readable .npz file"),
+        ({"x": npy(np.zeros(300)).replace(b"(300,), }", b"(9" + b"0" * 13 + b",)}")}, IntegrityError, "is no readable"),
+        (deflated(np.zeros(300), damage=b"\xff" * 8), IntegrityError, "is no readable .npz file .*decompressing"),
     ],
 )
 def test_hostile_arrays_are_refused(tmp_path, content, kind, message):

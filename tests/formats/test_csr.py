@@ -170,6 +170,12 @@ def test_a_pickle_is_never_loaded(folder):
         csr.read(folder)
 
 
+def test_a_damaged_header_is_refused(folder):
+    replace(folder, "fc1.bias.npy", (folder / "fc1.bias.npy").read_bytes().replace(b"}", b" "))
+    with pytest.raises(IntegrityError, match=r"is not an \.npy array"):
+        csr.read(folder)
+
+
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(folder):
     arrays = members(folder, "fc1.weight.npz")
     arrays["data.npy"] = np.zeros(10**7, np.float32)

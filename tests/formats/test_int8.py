@@ -102,6 +102,15 @@ def test_a_pickled_calibration_file_is_refused(tmp_path, make_lenet):
         int8.write(make_lenet(), tmp_path / "m.onnx", Options(calibration=tmp_path / "x.npz"))
 
 
+def test_a_damaged_calibration_file_is_refused(tmp_path, make_lenet, samples):
+    np.savez_compressed(tmp_path / "x.npz", x=samples)
+    data = bytearray((tmp_path / "x.npz").read_bytes())
+    data[200:400] = b"\xff" * 200
+    (tmp_path / "x.npz").write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"x\.npz is not an \.npz file of arrays"):
+        int8.write(make_lenet(), tmp_path / "m.onnx", Options(calibration=tmp_path / "x.npz"))
+
+
 def test_samples_of_a_wrong_shape_are_refused(tmp_path, make_lenet, samples):
     with pytest.raises(UnsupportedModelError, match="cannot quantise"):
         int8.write(make_lenet(), tmp_path / "m.onnx", Options(calibration=samples[:, :, :5]))
