@@ -29,7 +29,13 @@ _PACKAGES = ("torch", "torchvision", "onnx", "onnx-ir", "onnxruntime", "onnxscri
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success flush it to the disk and rename it to ``path``."""
+    """Yield a temporary path beside ``path``; on success flush it to the disk and rename it to ``path``.
+
+    Raises:
+        InputError: ``path`` is a folder, a device or a pipe, which a rename would replace.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is there and is no file: write to another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix is kept because some writers (np.savez, SciPy) append their own where it is missing.
     handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)

@@ -1,6 +1,7 @@
 """The command line: exit codes, one sentence for a mistake, one JSON object on stdout."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -292,3 +293,11 @@ def test_no_file_of_the_input_is_overwritten_or_removed(target: str, kind: str, 
     what = "linked.onnx is the input itself" if target == "linked.onnx" else "small.onnx.data is the external data"
     assert what in capsys.readouterr().err
     assert {path: path.read_bytes() for path in Path().iterdir()} == before
+
+
+@pytest.mark.parametrize("kind", ["onnx", "sparse", "packed", "ort"])
+def test_a_pipe_or_device_is_never_replaced(kind: str, capsys: pytest.CaptureFixture[str]):
+    os.mkfifo("pipe.ort")
+    assert run(["convert", "good.onnx", "pipe.ort", "--to", kind]) == 2
+    assert "pipe.ort is there and is no file" in capsys.readouterr().err
+    assert Path("pipe.ort").is_fifo()
