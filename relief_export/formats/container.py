@@ -229,21 +229,24 @@ def _node_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield from graphs(attribute.g)
 
 
-def save_proto(proto: onnx.ModelProto, path: Path) -> None:
-    """Write ``proto`` deterministically and atomically, without metadata.
+def save_proto(proto: onnx.ModelProto, path: Path, *, verify: bool = False) -> None:
+    """Write ``proto`` deterministically and atomically, without metadata; ``verify`` opens it before it is renamed.
 
     Raises:
-        UnsupportedModelError: It is too large for one file.
+        UnsupportedModelError: It is too large for one file, or ONNX Runtime refuses it; what was there is left alone.
     """
     strip(proto)
     if proto.ByteSize() >= 1 << 31:
         raise UnsupportedModelError(f"{path} would exceed the 2 GiB of a protobuf file: use format dense or csr")
     with atomic_path(path) as temporary:
         temporary.write_bytes(proto.SerializeToString(deterministic=True))
+        del proto  # before the runtime has all the weights too
+        if verify:
+            open_session(temporary, name=path)
 
 
-def open_session(path: Path, *, optimise: bool = True) -> ort.InferenceSession:
-    """Open ``path`` in ONNX Runtime at its default settings on the CPU.
+def open_session(path: Path, *, optimise: bool = True, name: Path | None = None) -> ort.InferenceSession:
+    """Open ``path``, which messages call ``name``, in ONNX Runtime at its default settings on the CPU.
 
     Raises:
         UnsupportedModelError: The runtime refuses the model.
@@ -255,5 +258,5 @@ def open_session(path: Path, *, optimise: bool = True) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no other base
-        reason = " ".join(str(error).split())[:300]
-        raise UnsupportedModelError(f"ONNX Runtime cannot load {path} ({reason})") from None
+        reason = " ".join(str(error).replace(str(path), str(name or path)).split())[:300]
+        raise UnsupportedModelError(f"ONNX Runtime cannot load {name or path} ({reason})") from None

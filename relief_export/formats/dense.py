@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from relief_export.formats.artifact import EXACT, Artifact, File, Options
-from relief_export.formats.container import canonical, load_proto, open_session, save_proto, to_ir
+from relief_export.formats.container import canonical, load_proto, save_proto, to_ir
 from relief_export.formats.manifest import check_listed
 
 
@@ -20,8 +20,6 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     """
     prepared = canonical(model)
     save(prepared, path, options)
-    if options.verify:
-        open_session(path)
     data = data_path(path)
     files = (path, data) if data.exists() else (path,)
     return Artifact(path.name, "dense", tuple(File.of(path.parent, f) for f in files), EXACT, options.to_dict())
@@ -36,7 +34,7 @@ def save(prepared: ir.Model, path: Path, options: Options) -> None:
     """Write a canonical model; it is changed where its weights go to an external file."""
     weights = sum(v.const_value.nbytes for g in prepared.graphs() for v in g.initializers.values() if v.const_value)
     if weights <= options.external_bytes:
-        save_proto(ir.to_proto(prepared), path)
+        save_proto(ir.to_proto(prepared), path, verify=options.verify)
         data_path(path).unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +43,7 @@ def save(prepared: ir.Model, path: Path, options: Options) -> None:
         ir.external_data.unload_from_model(prepared, folder, name, size_threshold_bytes=256)
         proto = ir.to_proto(prepared)
         (Path(folder) / name).replace(data_path(path))  # the data first: a model file is never without its data
-        save_proto(proto, path)
+        save_proto(proto, path, verify=options.verify)
 
 
 def read(path: Path) -> ir.Model:

@@ -18,7 +18,7 @@ from onnxruntime import quantization
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
 from relief_export.formats import dense, packed
 from relief_export.formats.artifact import Artifact, File, Options, Tolerance
-from relief_export.formats.container import canonical, load_proto, open_session, to_ir
+from relief_export.formats.container import canonical, load_proto, to_ir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,8 +51,6 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     """
     quantised, notes = quantise(model, options)
     dense.save(quantised, path, options)
-    if options.verify:
-        open_session(path)
     data = dense.data_path(path)
     files = tuple(File.of(path.parent, file) for file in (path, data) if file.exists())
     return Artifact(path.name, "int8", files, TOLERANCE, options.to_dict(), notes)

@@ -46,11 +46,11 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
         settings.add_session_config_entry("session.save_model_format", "ORT")
         with atomic_path(path) as temporary:
             _optimise(source, temporary, settings)
+            if options.verify:
+                open_session(temporary, name=path)
         plain = Path(folder) / "optimised.onnx"
         _optimise(source, plain, _settings())
         write_bytes(operators_path(path), required_operators(onnx.load(plain)).encode())
-    if options.verify:
-        open_session(path)
     files = tuple(File.of(path.parent, file) for file in (path, operators_path(path)))
     return Artifact(path.name, "ort", files, EXACT, options.to_dict())
 

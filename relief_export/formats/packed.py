@@ -16,7 +16,7 @@ from relief_export.errors import IntegrityError, UnsupportedModelError
 from relief_export.formats import blocks, positions, squeeze, streams, values
 from relief_export.formats.artifact import EXACT, Artifact, File, Options, Tolerance
 from relief_export.formats.builder import Builder, short_names
-from relief_export.formats.container import clean_zeros, graphs, lifted, load_proto, open_session, save_proto, to_ir
+from relief_export.formats.container import clean_zeros, graphs, lifted, load_proto, save_proto, to_ir
 from relief_export.formats.decode import decode
 from relief_export.formats.manifest import check_listed
 
@@ -75,9 +75,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     proto.graph.value_info.extend(builder.shapes)
     squeeze.shorten(proto)
     proto.graph.name = f"{MARK}{VERSION}"
-    save_proto(proto, path)
-    if options.verify:
-        open_session(path)
+    save_proto(proto, path, verify=options.verify)
     files = (File.of(path.parent, path),)
     return Artifact(path.name, "packed", files, TOLERANCES[options.values], options.to_dict(), tuple(notes))
 

@@ -123,3 +123,13 @@ def test_the_long_name_of_the_standard_domain_is_its_short_one(tmp_path):
         FORMATS["packed"].write(model, tmp_path / "packed.onnx", Options())
     FORMATS["ort"].write(model, tmp_path / "model.ort", Options())
     assert (tmp_path / "model.required_operators.config").read_text() == "ai.onnx;6;Abs\n"
+
+
+@pytest.mark.parametrize("name", ["dense", "sparse", "packed", "ort"])
+def test_what_the_runtime_refuses_leaves_the_old_file_alone(tmp_path, name):
+    text = '<ir_version: 8, opset_import: ["": 18, "own": 1]> g (float[N] x) => (float[N] y) { y = own.Unknown (x) }'
+    path = tmp_path / FORMATS[name].suffix
+    path.write_bytes(b"the old file")
+    with pytest.raises(UnsupportedModelError, match=f"cannot (load .*{path.name}|convert)"):
+        FORMATS[name].write(ir.from_proto(onnx.parser.parse_model(text)), path, Options())
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == {path: b"the old file"}
