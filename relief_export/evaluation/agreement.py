@@ -80,10 +80,12 @@ def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreeme
     """Compare outputs ``(N, ...)`` with the reference's.
 
     Raises:
-        InputError: The shapes differ.
+        InputError: The shapes differ, or hold nothing.
     """
     if outputs.shape != reference.shape:
         raise InputError(f"outputs have shape {outputs.shape}, the reference {reference.shape}: use one set of samples")
+    if not outputs.size:
+        raise InputError(f"outputs have shape {outputs.shape}: there is nothing to compare")
     flat, expected = (np.asarray(a, dtype=np.float64).reshape(len(a), -1) for a in (outputs, reference))
     with np.errstate(invalid="ignore"):
         error = np.abs(flat - expected)

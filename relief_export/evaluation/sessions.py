@@ -30,6 +30,8 @@ _RUNTIME_ERRORS = (
     runtime.NotImplemented, runtime.RuntimeException,
 )  # fmt: skip
 _UNKNOWN_OPERATOR = re.compile(r"(\S+?)(?:\(-?\d+\))? is not a registered function/op|implementation for (\S+)")
+_NUMBERS = re.compile(r"tensor\((bool|float|float16|double|u?int(8|16|32|64))\)")
+"""Types of outputs that can be compared: the runtime gives NumPy no others but strings."""
 _DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
@@ -90,7 +92,7 @@ class Session:
         """
         fixed = self.input_shape[0] if self.input_shape else None
         size = fixed if isinstance(fixed, int) else batch
-        if not len(x) or (isinstance(fixed, int) and len(x) % fixed):
+        if not len(x) or not size or (isinstance(fixed, int) and len(x) % fixed):
             raise InputError(f"{self.name}: {len(x)} samples cannot be run in batches of {size}: give a multiple of it")
         parts = []
         for start in range(0, len(x), size):
@@ -127,7 +129,8 @@ def open_session(source: Path | ir.Model, *, name: str = "", optimised: bool = T
     Raises:
         InputError: There is no such file.
         IntegrityError: The file is damaged.
-        UnsupportedModelError: It has an operator that the runtime does not know, or not exactly one input.
+        UnsupportedModelError: It has an operator that the runtime does not know, not exactly one input, or an output
+            that is not of numbers.
     """
     name = name or str(source if isinstance(source, Path) else source.graph.name)
     options = ort.SessionOptions()
@@ -149,6 +152,9 @@ def open_session(source: Path | ir.Model, *, name: str = "", optimised: bool = T
         raise UnsupportedModelError(f"{name} has {len(inputs)} inputs ({names}): only models with one can be compared")
     if not inputs[0].shape:
         raise UnsupportedModelError(f"{name}: input {inputs[0].name!r} has no batch axis: export the model with one")
+    for output in inner.get_outputs():
+        if not _NUMBERS.fullmatch(output.type):
+            raise UnsupportedModelError(f"{name}: output {output.name!r} is {output.type}: give one of numbers")
     return Session(name, inner, threads, optimised)
 
 

@@ -69,6 +69,16 @@ def test_what_cannot_be_compared_is_refused(pair, tmp_path):
         compare(*pair, x, y=np.array([3, 0]), tolerance=LIMIT)
     with pytest.raises(InputError, match=r"absent\.onnx does not exist"):
         compare(pair[0], tmp_path / "absent.onnx", x, tolerance=LIMIT)
+    for text, message in (
+        (
+            "g (float[n, 3] x) => (float[n, 0] y) <int64[0] none = {}> { y = Gather <axis = 1> (x, none) }",
+            "is nothing to",
+        ),
+        ("g (float[0, 3] x) => (float[0, 3] y) { y = Relu (x) }", "cannot be run in batches of 0"),
+    ):
+        ir.save(ir.from_onnx_text(HEADER + text), tmp_path / "empty.onnx")
+        with pytest.raises(InputError, match=message):
+            compare(tmp_path / "empty.onnx", tmp_path / "empty.onnx", x, tolerance=LIMIT)
 
 
 def test_a_fixed_batch_is_run_in_its_own_steps(tmp_path):

@@ -233,6 +233,8 @@ def test_hostile_arrays_are_refused(tmp_path, content, kind, message):
     ("graph", "message"),
     [
         ("g (float[n, 3] x, float[n, 3] z) => (float[n, 3] y) { y = Add (x, z) }", "has 2 inputs .'x', 'z'."),
+        ("g (float[n, 3] x) => (string[n, 3] y) { y = Cast <to = 8> (x) }", r"'y' is tensor.string.: give one of num"),
+        ("g (float[n, 3] x) => (bfloat16[n, 3] y) { y = Cast <to = 16> (x) }", r"'y' is tensor.bfloat16.: give one"),
         ("g (float x) => (float y) { y = Relu (x) }", "input 'x' has no batch axis"),
         ("g (float[n, 3] x) => (float[1] y) { y = ReduceMax <keepdims = 0> (x, a) }", "has no batch axis in front"),
         (
