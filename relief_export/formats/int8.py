@@ -128,6 +128,9 @@ def _feeds(model: ir.Model, source: Array | Path | None) -> dict[str, Array]:
         raise InputError(
             f"calibration samples lack an array for input {names}: name the arrays as the inputs, or one x"
         )
+    for name in names:
+        if np.asarray(arrays[name]).dtype.kind == "f" and not np.isfinite(arrays[name]).all():
+            raise InputError(f"calibration samples of input {name!r} hold NaN or infinity: give finite numbers")
     return {name: arrays[name] for name in names}
 
 

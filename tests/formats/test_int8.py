@@ -111,6 +111,14 @@ def test_a_damaged_calibration_file_is_refused(tmp_path, make_lenet, samples):
         int8.write(make_lenet(), tmp_path / "m.onnx", Options(calibration=tmp_path / "x.npz"))
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_refused(tmp_path, make_lenet, samples, bad):
+    samples = samples.copy()
+    samples[1, 0, 2, 3] = bad
+    with pytest.raises(InputError, match="hold NaN or infinity"):
+        int8.write(make_lenet(), tmp_path / "m.onnx", Options(calibration=samples))
+
+
 def test_samples_of_a_wrong_shape_are_refused(tmp_path, make_lenet, samples):
     with pytest.raises(UnsupportedModelError, match="cannot quantise"):
         int8.write(make_lenet(), tmp_path / "m.onnx", Options(calibration=samples[:, :, :5]))
