@@ -47,6 +47,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except OSError as error:
+        raise _named(error, path) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,8 +68,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if path.exists():
             shutil.rmtree(path)
         temporary.replace(path)
+    except OSError as error:
+        raise _named(error, path) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """Return ``error`` with what could not be written, which a full disk does not say and NumPy puts in bytes alone."""
+    if error.filename is not None:
+        return error
+    return OSError(error.errno, error.strerror or f"the disk took no more ({error})", str(path))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

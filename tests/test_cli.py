@@ -301,3 +301,23 @@ def test_a_pipe_or_device_is_never_replaced(kind: str, capsys: pytest.CaptureFix
     assert run(["convert", "good.onnx", "pipe.ort", "--to", kind]) == 2
     assert "pipe.ort is there and is no file" in capsys.readouterr().err
     assert Path("pipe.ort").is_fifo()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "csr"])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), OSError("9 requested and 3 written")], ids=str
+)
+def test_a_full_disk_is_named_with_the_target(
+    kind: str, error: OSError, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def write(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    monkeypatch.setattr(np, "save", write)
+    before = sorted(Path().rglob("*"))
+    assert run(["convert", "good.onnx", "out", "--to", kind]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("Error: out: ")
+    assert (error.strerror or str(error)) in printed
+    assert sorted(Path().rglob("*")) == before
