@@ -97,3 +97,20 @@ def test_a_weight_that_is_an_output_stays_dense(tmp_path, run):
     )
     plain, small, _ = written(tmp_path, ir.from_proto(proto))
     assert np.array_equal(run(small), run(plain))
+
+
+def test_external_values_are_read_from_the_model_s_folder(tmp_path, make_linear, monkeypatch):
+    weight = np.zeros((4, 6), np.float32)
+    weight[1, 2], weight[3, 0] = 5, 7
+    sparse.write(make_linear(weight), tmp_path / "small.onnx", Options())
+    proto = onnx.load(tmp_path / "small.onnx")
+    values = proto.graph.sparse_initializer[0].values
+    (tmp_path / "values.bin").write_bytes(values.raw_data)
+    onnx.external_data_helper.set_external_data(values, "values.bin")
+    values.ClearField("raw_data")
+    onnx.save(proto, tmp_path / "small.onnx")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "values.bin").write_bytes(np.ones(2, np.float32).tobytes())
+    monkeypatch.chdir(elsewhere)
+    assert np.array_equal(formats.read(tmp_path / "small.onnx").graph.initializers["w"].const_value.numpy(), weight)
