@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
+from onnx.external_data_helper import load_external_data_for_model
 
 from relief_export.errors import IntegrityError, UnsupportedModelError
 from relief_export.formats import blocks, positions, squeeze, streams, values
 from relief_export.formats.artifact import EXACT, Artifact, File, Options, Tolerance
 from relief_export.formats.builder import Builder, short_names
-from relief_export.formats.container import clean_zeros, graphs, lifted, load_proto, save_proto, to_ir
+from relief_export.formats.container import clean_zeros, files, graphs, lifted, load_proto, save_proto, to_ir
 from relief_export.formats.decode import decode
 from relief_export.formats.manifest import check_listed
 
@@ -198,7 +199,8 @@ def unpack(proto: onnx.ModelProto, path: Path) -> None:
     """
     if proto.graph.name != f"{MARK}{VERSION}":
         raise IntegrityError(f"{path} is packed in version {proto.graph.name!r}, this program reads {MARK}{VERSION}")
-    decode(proto, path.stat().st_size, str(path))
+    load_external_data_for_model(proto, str(path.parent))
+    decode(proto, sum(file.stat().st_size for file in files(path)), str(path))
     del proto.graph.value_info[:]
     used = {name for graph in graphs(proto.graph) for node in graph.node for name in node.input}
     used |= {value.name for value in (*proto.graph.output, *proto.graph.input)}

@@ -468,6 +468,17 @@ def test_index_lists_beyond_int32_stay_as_they_are(tmp_path):
         assert np.array_equal(read.const_value.numpy(), indices)
 
 
+def test_external_data_is_read_from_the_model_s_folder(tmp_path, make_linear, monkeypatch):
+    weight = geometric(0.1)
+    _, small, _ = pack(make_linear(weight), tmp_path)
+    apart = onnx.load(small)
+    (tmp_path / "apart").mkdir()
+    onnx.save(apart, tmp_path / "apart" / "p.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    monkeypatch.chdir(tmp_path)
+    (read,) = packed.read(tmp_path / "apart" / "p.onnx").graph.initializers.values()
+    assert np.array_equal(read.const_value.numpy(), weight)
+
+
 def test_a_newer_version_is_refused(tmp_path, make_lenet):
     _, small, _ = pack(make_lenet(), tmp_path)
     proto = onnx.load(small)
