@@ -132,8 +132,8 @@ def check_listed(path: Path) -> None:
         IntegrityError: The manifest is damaged, or a file differs from it.
     """
     folder = path.parent
-    if not (folder / NAME).is_file():
-        return
+    if not (folder / NAME).is_file() or "artifacts" not in read_json(folder / NAME):
+        return  # none, or a web page's or another program's file of that name
     manifest = read_manifest(folder)
     for artifact in manifest.artifacts:
         if artifact.name == path.name:

@@ -112,6 +112,14 @@ def test_the_manifest_beside_a_file_is_obeyed(tmp_path, make_lenet):
         dense.read(tmp_path / "m.onnx")
 
 
+def test_another_program_s_manifest_lists_no_model(tmp_path, make_lenet):
+    dense.write(make_lenet(), tmp_path / "m.onnx", Options())
+    (tmp_path / "manifest.json").write_text(
+        '{"manifest_version": 3, "version": "1.0", "name": "digits in the browser"}'
+    )
+    assert dense.read(tmp_path / "m.onnx").graph.name == "lenet"
+
+
 def test_the_long_name_of_the_standard_domain_is_its_short_one(tmp_path):
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["ai.onnx": 12]> g (float[N] x) => (float[N] y) { y = Abs (x) }'
