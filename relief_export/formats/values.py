@@ -130,8 +130,8 @@ def _codebook(name: str, size: int) -> Callable[[Array, int], Coded]:
         weights = array[array != 0]
         filled = array.size > SLOW_ABOVE and _FILLED * array.size < weights.size < array.size
         zero = np.zeros(1 if array.ndim > 2 or (filled and is_more(weights, size)) else 0, np.float32)
-        centres = codebook(weights, size - zero.size)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):  # of values near the end of float32
+            centres = codebook(weights, size - zero.size)
             halves = centres.astype(np.float16).astype(np.float32)
         if not centres.size or not np.isfinite(halves).all() or (halves == 0).any():
             return Coded("raw", array)  # nothing to code, or centres beyond the range of halves

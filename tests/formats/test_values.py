@@ -107,6 +107,8 @@ def test_values_beyond_half_precision_stay_as_they_are():
     array[0, 0] = 1e6
     assert encode(array, "f16", 0).code == "raw"
     assert encode(array, "codebook16", 0).code == "raw"
+    array[:2, 0] = 3e38, -3e38
+    assert encode(array, "codebook16", 0).code == "raw"
 
 
 @pytest.mark.parametrize("code", LOSSY)
