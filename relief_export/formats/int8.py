@@ -6,7 +6,10 @@ scale becomes ±1 step instead of 0, so the quantised network has exactly the co
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -90,19 +93,33 @@ def quantise(model: ir.Model, options: Options) -> tuple[ir.Model, tuple[str, ..
         prepared.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"  # it warns about models without this
         ir.save(prepared, before)
         try:
-            quantization.quantize_static(
-                before,
-                after,
-                _Reader(feeds, size),
-                per_channel=True,
-                extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
-            )
+            with _silent():
+                quantization.quantize_static(
+                    before,
+                    after,
+                    _Reader(feeds, size),
+                    per_channel=True,
+                    extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+                )
         except Exception as error:  # noqa: BLE001 - the quantiser's exceptions share no other base
             reason = " ".join(str(error).split())[:300]
             raise UnsupportedModelError(f"ONNX Runtime cannot quantise this model ({reason})") from None
         proto = load_proto(after)
         share = _keep_support(proto, originals)
         return to_ir(proto, after), (f"share of zeros in quantised weights: {share:.6f} before and after",)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep what the quantiser logs and warns of off stderr, where an error is one sentence."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
 
 
 def _feeds(model: ir.Model, source: Array | Path | None) -> dict[str, Array]:

@@ -119,6 +119,17 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, make_lenet, samples, 
         int8.write(make_lenet(), tmp_path / "m.onnx", Options(calibration=samples))
 
 
+def test_what_the_quantiser_logs_stays_off_stderr(tmp_path, caplog, recwarn):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]> g (float[N,4,3] x) => (float[N,4,3] y)
+        <float[4] s = {1, 2, 3, 4}, float[4] b = {0, 0, 0, 0}> { y = InstanceNormalization (x, s, b) }"""
+    )
+    samples = np.random.default_rng(0).normal(size=(8, 4, 3)).astype(np.float32)
+    int8.write(onnx_ir.from_proto(proto), tmp_path / "m.onnx", Options(calibration=samples))
+    assert not caplog.records
+    assert not recwarn.list
+
+
 def test_samples_of_a_wrong_shape_are_refused(tmp_path, make_lenet, samples):
     with pytest.raises(UnsupportedModelError, match="cannot quantise"):
         int8.write(make_lenet(), tmp_path / "m.onnx", Options(calibration=samples[:, :, :5]))
