@@ -167,6 +167,14 @@ def _claim(op: str, inputs: list[Array]) -> int:
     return max(part.size for part in inputs)
 
 
+def _array(tensor: onnx.TensorProto, where: str) -> Array:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise IntegrityError(f"{where}, tensor {tensor.name!r}: damaged data ({reason})") from None
+
+
 def _uses(proto: onnx.ModelProto) -> Counter[str]:
     """Count how often each value is read, by nodes and as an output, in subgraphs too."""
     uses: Counter[str] = Counter()
@@ -183,9 +191,7 @@ def decode(proto: onnx.ModelProto, stored: int, where: str) -> None:
         IntegrityError: The operands of such a node do not fit, or claim more memory than ``stored`` bytes account for.
     """
     inputs = {value.name for value in proto.graph.input}
-    known = {
-        tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer if tensor.name not in inputs
-    }
+    known = {tensor.name: _array(tensor, where) for tensor in proto.graph.initializer if tensor.name not in inputs}
     uses = _uses(proto)
     rest: list[onnx.NodeProto] = []
     made: dict[str, Array] = {}
