@@ -75,12 +75,22 @@ def load_proto(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} does not exist or is not a file: give an ONNX model")
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
+        _check_text(proto, path)
         _check_external(proto, path)
         onnx.checker.check_model(str(path))
     except (DecodeError, onnx.checker.ValidationError, ValueError, RuntimeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise IntegrityError(f"{path} is not a sound ONNX model ({reason}): write it again") from None
     return proto
+
+
+def _check_text(proto: onnx.ModelProto, path: Path) -> None:
+    """Refuse names that are no UTF-8, which protobuf hands out as bytes and the checker overlooks."""
+    for graph in graphs(proto.graph):
+        named = (graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node)
+        texts = [text for node in graph.node for text in (node.op_type, node.domain, *node.input, *node.output)]
+        if not all(isinstance(text, str) for text in (*texts, *(item.name for item in named))):
+            raise IntegrityError(f"{path} is not a sound ONNX model (a name is no UTF-8): write it again")
 
 
 def _check_external(proto: onnx.ModelProto, path: Path) -> None:
@@ -142,8 +152,8 @@ def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
         for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
             if "ai.onnx" in imports:  # the long name of the domain ""
                 imports.setdefault("", imports.pop("ai.onnx"))
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise IntegrityError(f"{path} has a damaged graph or tensor ({reason}): write it again") from None
     return model
 

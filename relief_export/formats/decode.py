@@ -170,7 +170,7 @@ def _claim(op: str, inputs: list[Array]) -> int:
 def _array(tensor: onnx.TensorProto, where: str) -> Array:
     try:
         return numpy_helper.to_array(tensor)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         reason = " ".join(str(error).split())[:120]
         raise IntegrityError(f"{where}, tensor {tensor.name!r}: damaged data ({reason})") from None
 

@@ -79,7 +79,7 @@ def _to_dense(tensor: onnx.SparseTensorProto, path: Path) -> onnx.TensorProto:
     count = int(np.prod(list(tensor.dims), dtype=object))
     try:
         values, indices = (numpy_helper.to_array(part, str(path.parent)) for part in (tensor.values, tensor.indices))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise IntegrityError(f"{where}: damaged data ({' '.join(str(error).split())[:120]})") from None
     check_claim(count, values.itemsize, path.stat().st_size, where)
     if indices.ndim == 2:  # coordinates, which other writers may use

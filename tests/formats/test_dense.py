@@ -4,7 +4,7 @@ import onnx_ir as ir
 import pytest
 
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
-from relief_export.formats import FORMATS, Options, dense, write_manifest
+from relief_export.formats import FORMATS, Options, dense, read, write_manifest
 
 
 def test_same_input_same_bytes_and_reading_changes_nothing(tmp_path, make_lenet):
@@ -110,6 +110,24 @@ def test_the_manifest_beside_a_file_is_obeyed(tmp_path, make_lenet):
     dense.write(make_lenet(seed=1), tmp_path / "m.onnx", Options())
     with pytest.raises(IntegrityError, match=r"m\.onnx (differs from its SHA-256|has \d+ bytes)"):
         dense.read(tmp_path / "m.onnx")
+
+
+def test_an_input_of_an_unknown_type_is_refused(tmp_path, make_lenet):
+    dense.write(make_lenet(), tmp_path / "m.onnx", Options())
+    proto = onnx.load(tmp_path / "m.onnx")
+    proto.graph.input[0].type.tensor_type.elem_type = 65
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(IntegrityError, match="damaged graph"):
+        read(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("name", [b"lenet", b"MatMul", b"conv1.bias"])
+def test_a_name_that_is_no_text_is_refused(tmp_path, make_lenet, name):
+    dense.write(make_lenet(), tmp_path / "m.onnx", Options())
+    data = (tmp_path / "m.onnx").read_bytes()
+    (tmp_path / "m.onnx").write_bytes(data.replace(name, b"\xff" + name[1:]))
+    with pytest.raises(IntegrityError, match="a name is no UTF-8"):
+        read(tmp_path / "m.onnx")
 
 
 def test_another_program_s_manifest_lists_no_model(tmp_path, make_lenet):

@@ -508,6 +508,7 @@ def replaced(tensors, name, array):
         (lambda n, t: replaced(t, n["Cast"].input[0], np.zeros(0, np.uint8)), "damaged"),
         (lambda n, t: replaced(t, n["Reshape"].input[1], np.array([7, 9])), "damaged"),
         (lambda n, t: t[n["ScatterElements"].input[2]].dims.__setitem__(0, 3), "tensor .*damaged data"),
+        (lambda n, t: setattr(t[n["ScatterElements"].input[2]], "data_type", 66), "tensor .*damaged data"),
     ],
 )
 def test_damaged_streams_are_refused(tmp_path, make_linear, change, message):

@@ -99,6 +99,15 @@ def test_a_weight_that_is_an_output_stays_dense(tmp_path, run):
     assert np.array_equal(run(small), run(plain))
 
 
+def test_values_of_an_unknown_type_are_refused(tmp_path, make_linear):
+    sparse.write(make_linear(np.diag(np.ones(8, np.float32))), tmp_path / "small.onnx", Options())
+    proto = onnx.load(tmp_path / "small.onnx")
+    proto.graph.sparse_initializer[0].values.data_type = 33
+    onnx.save(proto, tmp_path / "small.onnx")
+    with pytest.raises(IntegrityError, match="damaged data"):
+        formats.read(tmp_path / "small.onnx")
+
+
 def test_external_values_are_read_from_the_model_s_folder(tmp_path, make_linear, monkeypatch):
     weight = np.zeros((4, 6), np.float32)
     weight[1, 2], weight[3, 0] = 5, 7
