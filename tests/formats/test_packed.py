@@ -427,6 +427,16 @@ def test_constants_that_the_model_computes_itself_are_left_or_right(tmp_path, ru
     assert np.array_equal(run(tmp_path / "read.onnx"), run(plain))
 
 
+def test_constants_that_overflow_are_read_without_a_warning(tmp_path, run):
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]> g (float[N,4] x) => (float[N,4] y)
+        <float[4] w = {0, 1, 2, 3}, float low = {-3e38}> { mask = Mul (w, low) y = Add (x, mask) }"""
+    )
+    plain, small, _ = pack(ir.from_proto(proto), tmp_path)
+    dense.write(packed.read(small), tmp_path / "read.onnx", Options())
+    assert np.array_equal(run(tmp_path / "read.onnx"), run(plain))
+
+
 @pytest.mark.parametrize(
     ("node", "arrays"),
     [
