@@ -113,6 +113,8 @@ class Site:
         self.trace = trace
         self.cache: dict[str, Any] = {}
         self.given_up = False
+        self.captured: list[ir.Value] = []
+        """Activations that the node's subgraphs read from outside."""
         self.deferred: NDArray[np.bool_] | None = None
         """Constant input channels that a zero-padded convolution needs, set by its backward rule."""
 

@@ -71,6 +71,8 @@ class Liveness:
             for operand, need in zip(site.node.inputs, rule.backward(site, needed), strict=False):
                 if need is not None and operand is not None and operand in self.live:
                     self.live[operand] = self.live[operand] | need
+            for value in site.captured:
+                self.live[value] = np.ones_like(self.live[value])
 
     def decide(self) -> Cut:
         """Decide which units stay: live or pinned ones, what is tied to them, and what operators cannot do without."""
@@ -222,6 +224,7 @@ def _pin_captured(site: Site) -> None:
         for graph in graphs:
             for value in {v for node in graph.all_nodes() for v in node.inputs if v is not None}:
                 if value in site.trace.flows:
+                    site.captured.append(value)
                     site.pin(site.trace.flows[value].ids, f"read inside {site.label}")
                 array = site.trace.constant(value)
                 if array is None:

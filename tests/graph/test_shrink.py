@@ -249,6 +249,17 @@ def test_subgraph_that_reads_an_outer_value_and_an_outer_weight():
         assert_same(model, result.model, feeds, relative=RELATIVE)
 
 
+def test_what_a_subgraph_reads_keeps_all_that_it_is_computed_from():
+    text = """g (float[n, 7] x, bool c) => (float[n, 3] y) { k = Gemm<transB=1>(x, w0) s = Relu(k) h = Gemm<transB=1>(s, w1) r = Relu(h)
+        d = If(c) <then_branch = t () => (float[n, 6] u) { u = Neg(r) }, else_branch = e () => (float[n, 6] v) { v = Add(r, r) }>
+        y = Gemm<transB=1>(d, w2) }"""
+    model = build(text, {"w0": normal(8, 7, dead=(2,)), "w1": normal(6, 8), "w2": normal(3, 6)})
+    result = shrink(model).model
+    assert shapes(result)["w0"] == (7, 7)
+    for condition in (True, False):
+        assert_same(model, result, {"x": normal(2, 7), "c": np.array(condition)}, relative=RELATIVE)
+
+
 def test_nothing_to_remove_leaves_the_model_as_it_is():
     model = mlp(w1=normal(6, 7), w2=normal(3, 6))
     result = shrink(model)
