@@ -234,9 +234,9 @@ RULES: dict[str, Rule] = {
     "Reshape": Reshape(),
     "Slice": Slice(),
     "Split": Split(),
-    "Squeeze": View(squeeze),
-    "Transpose": View(transpose),
-    "Unsqueeze": View(unsqueeze),
+    "Squeeze": View(squeeze, permutes=True),
+    "Transpose": View(transpose, permutes=True),
+    "Unsqueeze": View(unsqueeze, permutes=True),
     # one axis is mixed, the others pass
     "ArgMax": _one_axis(0),
     "ArgMin": _one_axis(0),

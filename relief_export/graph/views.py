@@ -46,10 +46,14 @@ class View(Rule):
 
     Args:
         move: Maps a compact array of the input to one of each output.
+        permutes: The output holds every element of the input once, and ``move`` moves any array as it moves the tensor.
     """
 
-    def __init__(self, move: Callable[[Site, Flow, Array], list[Array]] = _moved_elsewhere) -> None:
+    def __init__(
+        self, move: Callable[[Site, Flow, Array], list[Array]] = _moved_elsewhere, *, permutes: bool = False
+    ) -> None:
         self.move = move
+        self.permutes = permutes
 
     def forward(self, site: Site) -> list[Flow]:
         """Move units and constants; refuse what a compact array cannot express."""
@@ -75,7 +79,7 @@ class Reshape(View):
     """Reshape with a constant target; the target follows what is cut."""
 
     def __init__(self) -> None:
-        super().__init__(lambda site, flow, array: [_reshape(site, flow, array)])
+        super().__init__(lambda site, flow, array: [_reshape(site, flow, array)], permutes=True)
 
     def rewrite(self, site: Site, cut: Cut) -> None:
         """Replace the lengths of cut axes in the target."""
@@ -94,7 +98,7 @@ class Flatten(View):
     """Flatten: a reshape to two axes that needs no target."""
 
     def __init__(self) -> None:
-        super().__init__(lambda site, flow, array: [_reshape(site, flow, array)])
+        super().__init__(lambda site, flow, array: [_reshape(site, flow, array)], permutes=True)
 
 
 class Expand(View):
