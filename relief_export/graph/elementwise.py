@@ -215,8 +215,7 @@ class Pool(Rule):
         axes = range(2, flow.rank) if self.mixes is None else [a % max(flow.rank, 1) for a in self.mixes(site)]
         if set(varying(flow.ids)) & set(axes) or any(v.uses() for v in site.node.outputs[1:]):
             return super().forward(site)
-        for other in site.flows()[1:]:
-            site.pin(other.ids, f"read as a parameter by {site.label}")
+        site.pin_parameters()
         const = flow.const if self.keeps_constant(site) else np.where(flow.const == 0, 0.0, np.nan)
         const = const if self.keeps_zero else np.full(const.shape, np.nan)
         first = Flow(site.out_shape(), flow.ids, const)

@@ -169,6 +169,11 @@ class Site:
         """Keep the given units."""
         self.trace.pin(ids, reason)
 
+    def pin_parameters(self) -> None:
+        """Keep whole the activations behind the first one, which the operator reads as parameters."""
+        for flow in self.flows()[1:]:
+            self.pin(flow.ids, f"read as a parameter by {self.label}")
+
     def use_axis(self, index: int, axis: int, ids: NDArray[np.int64]) -> None:
         """State that axis ``axis`` of constant input ``index`` counts the units ``ids``; other uses must agree."""
         value = self.node.inputs[index]

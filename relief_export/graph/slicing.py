@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from relief_export.graph.flow import PINNED, Flow, Rule, Site
 from relief_export.graph.layout import LayoutError, varying
-from relief_export.graph.views import View
+from relief_export.graph.views import View, by_units
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,6 +46,10 @@ class Concat(View):
             else:
                 return Rule.forward(self, site)
         return [Flow(shape, np.concatenate(parts_ids, axis), np.concatenate(parts_const, axis))]
+
+    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+        """An element of any operand is needed where any output element of its unit is."""
+        return by_units(site, live)
 
     def rewrite(self, site: Site, cut: Cut) -> None:
         """Leave out operands of which nothing is left."""
@@ -144,6 +148,7 @@ class Pad(View):
         flow, pads = site.flow(0), site.array(1)
         if flow is None or pads is None or flow.rank == 0:
             return Rule.forward(self, site)
+        site.pin_parameters()
         amounts = _pad_amounts(site, flow.rank)
         fill = _fill(site)
         ids, const = flow.ids, flow.const

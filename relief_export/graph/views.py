@@ -24,7 +24,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def by_units(site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
-    """Carry liveness back over a view: by unit, since every output element keeps the unit of its source."""
+    """Carry liveness back to all operands by unit, since every output element keeps the unit of its source."""
     wanted = np.zeros(site.trace.count, np.bool_)
     for value, flags in zip(site.node.outputs, live, strict=True):
         ids = site.trace.flows[value].ids
@@ -64,6 +64,7 @@ class View(Rule):
             moved = list(zip(self.move(site, flow, flow.ids), self.move(site, flow, flow.const), strict=True))
         except LayoutError as error:
             return site.give_up(f"{error} at {site.label}")
+        site.pin_parameters()
         flows = []
         for index, (ids, const) in enumerate(moved):
             axes = sorted(set(constant_axes(ids)) & set(constant_axes(const)))
@@ -71,8 +72,8 @@ class View(Rule):
         return flows
 
     def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
-        """An element is needed where any output element of its unit is."""
-        return by_units(site, live)
+        """An element is needed where any output element of its unit is, and every parameter."""
+        return [by_units(site, live)[0], *super().backward(site, live)[1:]]
 
 
 class Reshape(View):

@@ -372,6 +372,8 @@ VIEWS = [
            reason="the slice runs backwards", unread=(0,), name="backwards"),
     Case("Pad", "d = Pad(a, p)", arrays={"p": i64(0, 0, 1, 1, 0, 0, 0, 2)}, known=1, left=4),
     Case("Pad", "d = Pad(a, p, v)", arrays={"p": i64(0, 0, 1, 1, 0, 0, 0, 2), "v": scalar(0.7)}, known=1, left=4, name="value"),
+    Case("Pad", "m = Conv(a, k) v = ReduceMax<keepdims=0>(m) d = Pad(a, p, v)", known=0, left=6, name="computed-value",
+         arrays={"p": i64(0, 0, 1, 1, 0, 0, 0, 2), "k": f32(0, 0, 0, 0, 0, 1).reshape(1, 6, 1, 1)}),
     *(
         Case("Pad", f'd = Pad<mode="{mode}">(a, p)', arrays={"p": i64(0, 0, 1, 1, 0, 0, 0, 2)}, name=mode)
         for mode in ("edge", "reflect", "wrap")
