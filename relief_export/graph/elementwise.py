@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relief_export.graph.flow import Flow, Rule, Site, Use
+from relief_export.graph.fold import is_read
 from relief_export.graph.layout import fit, spread, varying
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ class Pool(Rule):
         if flow is None:
             return super().forward(site)
         axes = range(2, flow.rank) if self.mixes is None else [a % max(flow.rank, 1) for a in self.mixes(site)]
-        if set(varying(flow.ids)) & set(axes) or any(v.uses() for v in site.node.outputs[1:]):
+        if set(varying(flow.ids)) & set(axes) or any(is_read(v) for v in site.node.outputs[1:]):
             return super().forward(site)
         site.pin_parameters()
         const = flow.const if self.keeps_constant(site) else np.where(flow.const == 0, 0.0, np.nan)

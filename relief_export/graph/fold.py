@@ -104,12 +104,17 @@ def constant_array(value: ir.Value | None) -> NDArray[np.generic] | None:
     return None if tensor is None else tensor.numpy()
 
 
+def is_read(value: ir.Value) -> bool:
+    """Tell whether a node reads a value or the graph returns it."""
+    return bool(value.uses()) or value.is_graph_output()
+
+
 def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:
     source = node.inputs[0]
     linear = source.producer() if source is not None else None
     if source is None or linear is None or linear.op_type not in _OUTPUT_AXIS or linear.domain != "":
         return
-    used_elsewhere = len(source.uses()) != 1 or source.is_graph_output() or any(o.uses() for o in node.outputs[1:])
+    used_elsewhere = len(source.uses()) != 1 or source.is_graph_output() or any(is_read(o) for o in node.outputs[1:])
     weight_value = linear.inputs[1]
     parameters = [constant_array(v) for v in node.inputs[1:5]]
     weight, bias = constant_array(weight_value), _bias(linear)

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from relief_export.graph.elementwise import Elementwise
 from relief_export.graph.flow import Flow, Rule, Site, Use
+from relief_export.graph.fold import is_read
 from relief_export.graph.layout import varying
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class BatchNorm(Rule):
         """Pass units on; a channel is constant where its input or its scale's absence makes it so."""
         flow = site.flow(0)
         parameters = [site.array(k) for k in range(1, 5)]
-        training = site.integer("training_mode", 0) or any(v.uses() for v in site.node.outputs[1:])
+        training = site.integer("training_mode", 0) or any(is_read(v) for v in site.node.outputs[1:])
         if flow is None or training or set(varying(flow.ids)) - {1} or flow.rank < 2:
             return super().forward(site)
         if any(p is None for p in parameters):

@@ -14,6 +14,7 @@ import pytest
 
 from relief_export.errors import UnsupportedModelError
 from relief_export.graph.cost import cost
+from relief_export.graph.fold import fold
 from relief_export.graph.shrink import shrink
 from tests.graph.helpers import arrays_of, assert_same, assert_sound, build, interface, parameters, random_feeds, run
 
@@ -93,6 +94,23 @@ def test_several_outputs_and_consumers_keep_what_any_of_them_reads():
     assert shapes(sound(build(text, arrays)))["w1"] == (6, 7)  # r is an output
     hidden = text.replace(", float[n, 6] r", "")
     assert shapes(sound(build(hidden, arrays)))["w1"] == (5, 7)  # only 0 is read by nobody
+
+
+@pytest.mark.parametrize(
+    ("call", "second"),
+    [
+        ("MaxPool<kernel_shape=[2, 2]>(a)", "int64[n, 6, 3, 3] s"),
+        ("LayerNormalization(a, g)", "float[n, 6, 4, 1] s"),
+        ("Dropout(a)", "bool[n, 6, 4, 4] s"),
+        ("BatchNormalization<training_mode=1>(a, one, one, one, one)", "float[6] s, float[6] t"),
+    ],
+)
+def test_second_output_of_a_node_keeps_its_shape(call, second):
+    names = ", ".join(word for word in second.replace(",", "").split() if word in "st")
+    text = f"g (float[n, 3, 4, 4] x) => (float[n, 2, h, w] y, {second}) {{ a = Conv(x, w1) d, {names} = {call} y = Conv(d, w2) }}"
+    arrays = {"w1": normal(6, 3, 1, 1, dead=(0, 1)), "w2": normal(2, 6, 1, 1, unread=(5,))}
+    model = build(text, arrays | {"one": np.ones(6, np.float32), "g": np.ones(4, np.float32)})
+    assert_sound(model, shrink(fold(model)).model, random_feeds(model), relative=RELATIVE)
 
 
 # Where constants come from ---------------------------------------------------------------------------------------------
