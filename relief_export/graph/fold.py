@@ -120,8 +120,10 @@ def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:
     weight, bias = constant_array(weight_value), _bias(linear)
     if used_elsewhere or weight is None or weight_value is None or bias is None or any(p is None for p in parameters):
         return
-    if not weight_value.is_initializer() or len(weight_value.uses()) != 1:
+    if not weight_value.is_initializer() or len(weight_value.uses()) != 1 or weight_value.is_graph_output():
         return  # a shared weight would have to be stored twice
+    if node.attributes.get_int("training_mode", 0):
+        return  # it would use the statistics of the batch
     gamma, beta, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
     scale = gamma / np.sqrt(variance + _float(node, "epsilon", 1e-5))
     axis = _OUTPUT_AXIS[linear.op_type]

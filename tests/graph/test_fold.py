@@ -68,6 +68,8 @@ def test_batch_norm_becomes_part_of_the_weights(kind):
 KEPT = {
     "two readers": ("c = Conv(x, w) r = Relu(c) d = BatchNormalization(c, g, b, m, v) y = Add(r, d)", {}),
     "shared weight": ("c = Conv(x, w) d = BatchNormalization(c, g, b, m, v) e = Conv(x, w) y = Add(d, e)", {}),
+    "training": ("c = Conv(x, w) y, r, s = BatchNormalization<training_mode=1>(c, g, b, m, v)", {}),
+    "weight is an output": ("c = Conv(x, w) y = BatchNormalization(c, g, b, m, v)", {}),
     "Gemm alpha": ("f = GlobalMaxPool(x) h = Flatten(f) k = Gemm<alpha=0.5>(h, w2) d = BatchNormalization(k, g, b, m, v) y = Unsqueeze(d, ax)",
                    {"w2": normal(3, 4), "ax": np.array([2, 3])}),
     "grouped ConvTranspose": ("k = Concat<axis=1>(x, one) d = ConvTranspose<group=2>(k, w3) y = BatchNormalization(d, g, b, m, v)",
@@ -78,9 +80,8 @@ KEPT = {
 @pytest.mark.parametrize("kind", KEPT)
 def test_batch_norm_stays_where_folding_would_be_wrong(kind):
     body, arrays = KEPT[kind]
-    model = build(
-        f"g (float[1, 3, 4, 4] x) => (float[1, 4, h, w] y) {{ {body} }}", {"w": normal(4, 3, 1, 1)} | BN | arrays
-    )
+    outputs = "float[1, 4, h, k] y" + (", float[4, 3, 1, 1] w" if kind == "weight is an output" else "")
+    model = build(f"g (float[1, 3, 4, 4] x) => ({outputs}) {{ {body} }}", {"w": normal(4, 3, 1, 1)} | BN | arrays)
     folded = fold(model)
     assert "BatchNormalization" in [node.op_type for node in folded.graph]
     assert_same(model, folded, random_feeds(model), relative=RELATIVE)
