@@ -216,6 +216,8 @@ class Pool(Rule):
         axes = range(2, flow.rank) if self.mixes is None else [a % max(flow.rank, 1) for a in self.mixes(site)]
         if set(varying(flow.ids)) & set(axes) or any(is_read(v) for v in site.node.outputs[1:]):
             return super().forward(site)
+        if any(_counts(site.array(k), flow) for k in range(1, len(site.node.inputs))):
+            return super().forward(site)
         site.pin_parameters()
         const = flow.const if self.keeps_constant(site) else np.where(flow.const == 0, 0.0, np.nan)
         const = const if self.keeps_zero else np.full(const.shape, np.nan)
@@ -233,6 +235,13 @@ def _broadcasts(flow: Flow, main: NDArray[np.int64]) -> bool:
         return False
     offset = main.ndim - flow.rank
     return all(axis < offset or flow.shape[axis - offset] == 1 for axis in varying(main))
+
+
+def _counts(array: Array | None, flow: Flow) -> bool:
+    """Tell whether a constant operand, aligned at the last axis, has an entry of its own for each unit."""
+    return array is not None and any(
+        k >= flow.rank - array.ndim and array.shape[k - flow.rank] > 1 for k in varying(flow.ids)
+    )
 
 
 def _data(site: Site, index: int) -> NDArray[np.float64] | None:

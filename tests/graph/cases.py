@@ -273,6 +273,11 @@ NORMALISATION = [
     Case("GroupNormalization", "d = GroupNormalization<num_groups=3>(a, scale, shift)", opset=21, left=2,
          unread=(0, 1, 4, 5), known=1, arrays=NORMS, name="whole-groups"),
     Case("LayerNormalization", "d = LayerNormalization(a, g)", arrays={"g": f32(1, 2, 3, 4)}, known=0, left=5),
+    *(
+        Case(op, f"d = {op}(a, g)", arrays={"g": np.arange(1, 25, dtype=np.float32).reshape(6, 1, 4)}, known=0, left=6,
+             reason=f"pinned by {op}", opset=opset, name="scale-by-channel")
+        for op, opset in (("LayerNormalization", 20), ("RMSNormalization", 23))
+    ),
     Case("LayerNormalization", "d = LayerNormalization<axis=1>(a, g)", arrays={"g": np.ones((6, 4, 4), np.float32)},
          known=0, left=6, reason="pinned by LayerNormalization", name="channels"),
     Case("RMSNormalization", "d = RMSNormalization(a, g)", arrays={"g": f32(1, 2, 3, 4)}, known=0, left=5, opset=23),
