@@ -151,9 +151,11 @@ class Cut:
 
     def _dequantised(self, node: ir.Node, keep: Mapping[int, NDArray[np.int64]]) -> None:
         self.constant(node, 0, keep)
-        scale = node.inputs[1]
+        source, scale = node.inputs[:2]
         if scale is not None and scale.shape is not None and len(scale.shape) == 1:
             axis = node.attributes.get_int("axis", 1)
+            if axis < 0 and source is not None and source.shape is not None:
+                axis += len(source.shape)
             if axis in keep:
                 for index in range(1, len(node.inputs)):
                     self.constant(node, index, {0: keep[axis]})

@@ -160,6 +160,16 @@ def test_constants_of_very_different_size_merge_in_float16():
     assert_same(model, result, random_feeds(model), relative=HALF)
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+def test_weight_quantised_by_channel_is_cut_with_its_scales(axis):
+    w = (40 * normal(6, 7, dead=(1, 2)).T).astype(np.int8)
+    text = f"""g (float[n, 7] x) => (float[n, 2] y) {{ d = DequantizeLinear<axis={axis}>(w, scale, zero) h = MatMul(x, d) r = Relu(h)
+        y = MatMul(r, v) }}"""
+    arrays = {"w": w, "scale": np.arange(1, 7, dtype=np.float32) / 100, "zero": np.zeros(6, np.int8), "v": normal(6, 2)}
+    found = shapes(sound(build(text, arrays)))
+    assert (found["w"], found["scale"], found["zero"]) == ((7, 4), (4,), (4,))
+
+
 # What vanishes ---------------------------------------------------------------------------------------------------------
 
 
