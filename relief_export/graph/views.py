@@ -89,6 +89,9 @@ class Reshape(View):
             return
         target = np.array(site.array(1), np.int64)
         before = site.trace.flows[value].shape
+        for axis in cut.kept(site.source):  # a length that is copied from a cut axis, but not for it
+            if axis < len(target) and target[axis] == 0:
+                target[axis] = before[axis] or 0
         for axis, keep in cut.kept(value).items():
             if target[axis] > 0 or target[axis] == 0 or before[axis] is None:
                 target[axis] = len(keep)

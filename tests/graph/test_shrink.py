@@ -224,6 +224,15 @@ def test_without_a_batch_axis():
     assert shapes(sound(build(fixed, {"w1": w1, "w2": normal(6, 3)})))["w1"] == (7, 5)
 
 
+def test_reshape_that_copies_the_length_of_a_cut_axis_to_another():
+    text = """g (float[1, 3, 6] x) => (float[2, 6, 1] y) { t = Transpose<perm=[0, 2, 1]>(x) a = MatMul(t, w1)
+        b = Transpose<perm=[0, 2, 1]>(a) r = Relu(b) d = Reshape(r, s) e = Transpose<perm=[1, 2, 0]>(d) f = MatMul(e, w2)
+        y = Transpose<perm=[2, 0, 1]>(f) }"""
+    w1 = np.ascontiguousarray(normal(6, 3, dead=(0, 1)).T)
+    model = build(text, {"w1": w1, "s": np.array([6, 0, -1]), "w2": normal(6, 2)})
+    assert shapes(sound(model))["w1"] == (3, 4)
+
+
 def test_dynamic_height_and_width():
     text = """g (float[n, 3, h, w] x) => (float[n, 2, a, b] y) { c = Conv(x, w1, b1) r = Relu(c) p = GlobalAveragePool(r)
         s = Sigmoid(p) m = Mul(r, s) y = Conv<pads=[1, 1, 1, 1], strides=[2, 2]>(m, w2) }"""
