@@ -117,6 +117,16 @@ def _reduce(site: Site, _: Flow, array: NDArray[np.generic]) -> list[NDArray[np.
     return [array.squeeze(tuple(axes))]
 
 
+def _place(site: Site, _: Flow, array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+    """ArgMax-13: a position along one axis, which is left out unless it is kept."""
+    axis = site.integer("axis", 0) % array.ndim
+    if array.shape[axis] > 1:
+        raise LayoutError("channels are compared with each other")
+    if array.dtype.kind == "f":
+        array = np.full(array.shape, np.nan)
+    return [array if site.integer("keepdims", 1) else array.squeeze(axis)]
+
+
 def _average_keeps(site: Site) -> bool:
     """Padding that is counted dilutes the border."""
     attributes = site.node.attributes
@@ -238,8 +248,8 @@ RULES: dict[str, Rule] = {
     "Transpose": View(transpose, permutes=True),
     "Unsqueeze": View(unsqueeze, permutes=True),
     # one axis is mixed, the others pass
-    "ArgMax": _one_axis(0),
-    "ArgMin": _one_axis(0),
+    "ArgMax": View(_place),
+    "ArgMin": View(_place),
     "Hardmax": _one_axis(-1),
     "LogSoftmax": _one_axis(-1),
     "Softmax": _one_axis(-1),

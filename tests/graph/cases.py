@@ -297,6 +297,13 @@ NORMALISATION = [
              arrays={"t": i64(0, 6, 16)}, name="keepdims=0")
         for op in ("ArgMax", "ArgMin")
     ),
+    *(
+        Case(op, f"f = Reshape(a, t) h = Transpose<perm=[0, 2, 1]>(f) g = {op}<axis=1, keepdims=0>(h) c = Cast<to=1>(g)"
+             " r = Transpose<perm=[1, 0]>(c) d = Transpose<perm=[1, 0]>(r)", known=0, left=5, flat=True, arrays={"t": i64(0, 6, 16)},
+             name="moved")
+        for op in ("ArgMax", "ArgMin")
+    ),
+    opaque("ArgMax", "g = ArgMax<axis=1>(a) c = Cast<to=1>(g) d = Add(a, c)", reason="channels are compared", name="channels"),
 ]  # fmt: skip
 
 SPACE = [
