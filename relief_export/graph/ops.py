@@ -224,7 +224,7 @@ RULES: dict[str, Rule] = {
     "GlobalLpPool": Pool(lambda _: False),
     "GlobalMaxPool": Pool(),
     "LpPool": Pool(lambda _: False),
-    "LRN": Pool(mixes=lambda _: [1]),
+    "LRN": Pool(lambda _: False, lambda _: [1]),
     "MaxPool": Pool(),
     "ReduceL1": REDUCE,
     "ReduceL2": REDUCE,

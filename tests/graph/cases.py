@@ -284,6 +284,8 @@ NORMALISATION = [
     Case("LpNormalization", "d = LpNormalization<axis=2, p=2>(p)".replace("(p)", "(q)").replace("d =", "q = Exp(a) d ="),
          known=0, left=5),
     opaque("LRN", "d = LRN<size=3>(a)"),
+    Case("LRN", "c = Conv(a, k) d = LRN<size=1, alpha=2.0>(c)", known=0, left=1, wide=1, unread=(), name="one-channel",
+         arrays={"k": f32(0, 1, 0, 0, 0, 0).reshape(1, 6, 1, 1)}),
     Case("Softmax", "d = Softmax(a)", known=0, left=5),
     opaque("Softmax", "d = Softmax<axis=1>(a)", name="channels"),
     opaque("Softmax", "d = Softmax<axis=-3>(a)", name="negative"),
