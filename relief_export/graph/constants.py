@@ -68,9 +68,9 @@ def _pays(value: ir.Value, rules: dict[ir.Node, Rule], *, output: bool = False) 
 
 def _others_cover(site: Site, index: int) -> bool:
     """Tell whether the other activations alone give the output its shape."""
-    shape = static_shape(site.result)
+    shape = site.result.shape  # symbols included: one batch may be broadcast over another
     others = [v for k, v in enumerate(site.node.inputs) if k != index and v is not None and site.flow(k) is not None]
-    return len(shape) > 0 and any(static_shape(v) == shape for v in others)
+    return shape is not None and len(shape) > 0 and any(v.shape == shape for v in others)
 
 
 def _array(value: ir.Value, const: NDArray[np.float64]) -> NDArray[np.generic]:

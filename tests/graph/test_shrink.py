@@ -247,6 +247,13 @@ def test_fixed_batch_of_an_output_is_not_taken_for_the_inputs():
     sound(build(text, arrays))
 
 
+def test_constant_branch_that_gives_another_one_its_batch():
+    text = """g (float[n, 7] x, float[m, 7] z) => (float[k, 2] y) { a = Gemm<transB=1>(x, w1, b1) c = Gemm<transB=1>(z, w2)
+        s = Add(a, c) r = Relu(s) y = MatMul(r, w3) }"""
+    arrays = {"w1": np.zeros((6, 7), np.float32), "b1": normal(1, 6)[0], "w2": normal(6, 7), "w3": normal(6, 2)}
+    sound(build(text, arrays), n=3, m=1)
+
+
 def test_very_deep_network():
     depth = 1200
     chain = " ".join(f"r{k + 1} = Tanh(r{k})" for k in range(depth))
