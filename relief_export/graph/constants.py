@@ -10,7 +10,7 @@ from onnx_ir.passes import common
 
 from relief_export.graph.elementwise import Elementwise
 from relief_export.graph.flow import static_shape
-from relief_export.graph.initializers import add_initializer, drop_unused
+from relief_export.graph.initializers import add_initializer, drop_unused, free_name
 from relief_export.graph.linear import Linear
 from relief_export.graph.norms import BatchNorm
 
@@ -110,9 +110,9 @@ def _replace_output(graph: ir.Graph, index: int, const: NDArray[np.float64]) -> 
     target = ir.node("Concat", [first.outputs[0], tail], attributes={"axis": 0})
     result = ir.node("Expand", [full, target.outputs[0]])
     name = value.name
-    value.name = f"{name}_computed"
+    value.name = free_name(graph, f"{name}_computed")
     for part, suffix in ((whole, "shape"), (first, "batch"), (target, "target")):
-        part.outputs[0].name, part.name = f"{name}_{suffix}", f"{name}_{suffix}"
+        part.outputs[0].name, part.name = free_name(graph, f"{name}_{suffix}"), f"{name}_{suffix}"
     out = result.outputs[0]
     out.name, out.shape, out.type, result.name = name, value.shape, value.type, f"{name}_expand"
     graph.extend([whole, first, target, result])

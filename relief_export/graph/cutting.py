@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from relief_export.graph.flow import PINNED, Site, Trace
-from relief_export.graph.initializers import add_initializer
+from relief_export.graph.initializers import add_initializer, free_name
 from relief_export.graph.layout import axis_indices
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ class Cut:
             for value, fresh in zip(values, new.outputs, strict=True):
                 fresh.name, fresh.type, fresh.shape = value.name, value.type, value.shape
                 value.replace_all_uses_with(fresh, replace_graph_outputs=True)
-                value.name = f"{value.name}_before"
+                value.name = free_name(self._graph, f"{value.name}_before")
                 for index, operand in enumerate(new.inputs):
                     if operand is fresh:  # a node added behind ``old`` reads what it replaces
                         new.replace_input_with(index, value)

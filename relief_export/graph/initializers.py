@@ -1,4 +1,4 @@
-"""New constants of a graph, and those that nothing reads any more."""
+"""New constants and names of a graph, and those that nothing reads any more."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
-    """Register ``array`` under ``name``, or under the first free ``name_K``."""
+def free_name(graph: ir.Graph, name: str) -> str:
+    """Return ``name``, or the first ``name_K`` that no value of the graph has."""
     taken = {v.name for v in graph.inputs} | set(graph.initializers)
-    taken |= {out.name for node in graph for out in node.outputs} if name in taken else set()
+    taken |= {out.name for node in graph.all_nodes() for out in node.outputs}
     free, k = name, 0
     while free in taken:
         k += 1
         free = f"{name}_{k}"
+    return free
+
+
+def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Register ``array`` under ``name``, or under the first free ``name_K``."""
+    free = free_name(graph, name)
     array = np.ascontiguousarray(array)
     value = ir.Value(
         name=free,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from relief_export.graph.initializers import add_initializer
+from relief_export.graph.initializers import add_initializer, free_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +55,7 @@ def _narrow_input(graph: ir.Graph, site: Site, gathers: dict[tuple[ir.Value, byt
             "Gather", [source, indices], attributes={"axis": matrix.data_axis}, name=f"{indices.name}_gather"
         )
         graph.insert_before(site.node, node)
-        gathers[key] = _describe(node, f"{indices.name}_values", source, matrix.data_axis, len(used))
+        gathers[key] = _describe(node, free_name(graph, f"{indices.name}_values"), source, matrix.data_axis, len(used))
     site.node.replace_input_with(0, gathers[key])
     _replace(graph, site.node, 1, matrix.weight.take(used, matrix.in_axis))
     return True
@@ -82,10 +82,10 @@ def _narrow_output(graph: ir.Graph, site: Site) -> bool:
     pads[rank + matrix.data_axis] = 1
     users = list(out.uses())
     pad = ir.node("Pad", [out, add_initializer(graph, f"{out.name}_pads", pads)], name=f"{out.name}_pad")
-    padded = _describe(pad, f"{out.name}_padded", out, matrix.data_axis, len(kept) + 1)
+    padded = _describe(pad, free_name(graph, f"{out.name}_padded"), out, matrix.data_axis, len(kept) + 1)
     indices = add_initializer(graph, f"{out.name}_order", order)
     gather = ir.node("Gather", [padded, indices], attributes={"axis": matrix.data_axis}, name=f"{out.name}_place")
-    placed = _describe(gather, f"{out.name}_placed", out, matrix.data_axis, outs)
+    placed = _describe(gather, free_name(graph, f"{out.name}_placed"), out, matrix.data_axis, outs)
     for use in users:
         use.node.replace_input_with(use.idx, placed)
     graph.insert_after(site.node, [pad, gather])

@@ -213,6 +213,13 @@ def test_dead_border_pixels_of_a_picture_are_gathered_away():
     assert interface(result) == interface(model)
 
 
+def test_new_values_take_no_name_that_is_taken():
+    text = """g (float[n, 7] x) => (float[n, 3] y, float[n, 7] z) { y_shape = Relu(x) y_batch = Tanh(y_shape) y_from = Neg(y_batch)
+        y_value = Tanh(y_from) z = Neg(y_value) h = Gemm<transB=1>(x, w1, b1) y = Gemm<transB=1>(h, w2, b2) }"""
+    arrays = {"w1": normal(6, 7), "b1": normal(1, 6)[0], "w2": np.zeros((3, 6), np.float32), "b2": normal(1, 3)[0]}
+    assert parameters(sound(build(text, arrays))) == 3
+
+
 # Shapes ----------------------------------------------------------------------------------------------------------------
 
 
