@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from relief_export.graph.flow import PINNED, Site, Trace
+from relief_export.graph.fold import constant_array
 from relief_export.graph.initializers import add_initializer, free_name
 from relief_export.graph.layout import axis_indices
 
@@ -206,10 +207,10 @@ class Cut:
         if following is node or following.op_type != "Add" or node.outputs[0].is_graph_output():
             return
         other = following.inputs[1 - uses[0].idx]
-        second, first = (ir.convenience.get_const_tensor(v) if v else None for v in (other, node.inputs[1]))
+        second, first = constant_array(other), constant_array(node.inputs[1])
         if other is None or first is None or second is None or second.shape != first.shape:
             return
-        total = self.constant_value(str(other.name), first.numpy() + second.numpy())
+        total = self.constant_value(str(other.name), np.add(first, second))
         following.replace_input_with(1 - uses[0].idx, total)
         following.replace_input_with(uses[0].idx, node.inputs[0])
         node.replace_input_with(0, None)

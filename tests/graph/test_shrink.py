@@ -126,6 +126,16 @@ def test_initializer_that_is_an_input_is_kept():
     assert_same(model, result.model, feeds, relative=RELATIVE)
 
 
+def test_new_bias_is_not_joined_with_one_that_is_an_input():
+    text = """g (float[n, 7] x, float[2] c) => (float[n, 2] y) { h = Gemm<transB=1>(x, w1, b1) r = Relu(h) m = MatMul(r, w2)
+        y = Add(m, c) }"""
+    arrays = {"w1": normal(6, 7, dead=(1,)), "b1": np.ones(6, np.float32), "w2": normal(6, 2), "c": normal(1, 2)[0]}
+    model = build(text, arrays)
+    result = shrink(model).model
+    assert shapes(result)["w1"] == (5, 7)
+    assert_same(model, result, random_feeds(model) | {"c": np.ones(2, np.float32)}, relative=RELATIVE)
+
+
 def test_weights_behind_constant_nodes_and_chains_are_weights():
     w = np.ascontiguousarray(normal(6, 7, dead=(0, 3)).T.reshape(7, 3, 2))
     text = """g (float[n, 7] x) => (float[n, 3] y) { flat = Constant<value_ints=[7, 6]>() i = Identity(w) m = Reshape(i, flat)
