@@ -69,6 +69,10 @@ class Elementwise(Rule):
         if self.annihilates or not any(np.isnan(f.const).all() for f in site.flows()):
             with np.errstate(all="ignore"):
                 result = finite(np.asarray(self.function(site, arrays), np.float64))
+            dtype = site.result.dtype
+            if dtype is not None and dtype.is_integer():  # a quotient is cut, a large product wraps around
+                with np.errstate(all="ignore"):
+                    result = np.where(result.astype(dtype.numpy()).astype(np.float64) == result, result, np.nan)
             if not self.annihilates:  # a comparison with an unknown operand would pass for a known False
                 unknown = [np.isnan(f.const) for f in site.flows()]
                 result = np.where(np.logical_or.reduce(np.broadcast_arrays(*unknown)), np.nan, result)
