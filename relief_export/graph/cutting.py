@@ -173,8 +173,7 @@ class Cut:
             node.replace_input_with(2, value)
             return
         out = node.outputs[0]
-        add = ir.node("Add", [out, value], name=f"{node.name}_bias")
-        self._pending.append((node, add, [out]))
+        self._pending.append((node, ir.node("Add", [out, value]), [out]))  # no name, which might be taken
 
     def attribute(self, node: ir.Node, name: str, number: int) -> None:
         """Set an integer attribute."""

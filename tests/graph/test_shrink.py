@@ -230,6 +230,14 @@ def test_new_values_take_no_name_that_is_taken():
     assert parameters(sound(build(text, arrays))) == 3
 
 
+def test_two_nodes_without_a_name_get_biases():
+    text = """g (float[n, 7] x) => (float[n, 2] y, float[n, 3] z) { h = Gemm<transB=1>(x, w1, b1) r = Relu(h) y = MatMul(r, w2)
+        z = MatMul(r, w3) }"""
+    arrays = {"w1": normal(6, 7, dead=(0, 1)), "b1": np.arange(6, dtype=np.float32)}
+    arrays |= {"w2": normal(6, 2), "w3": normal(6, 3)}
+    assert shapes(sound(build(text, arrays)))["w1"] == (4, 7)
+
+
 # Shapes ----------------------------------------------------------------------------------------------------------------
 
 
