@@ -16,6 +16,7 @@ from relief_export.graph.fold import is_read
 from relief_export.graph.layout import fit, spread, varying
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from relief_export.graph.cutting import Cut
@@ -69,10 +70,7 @@ class Elementwise(Rule):
         if self.annihilates or not any(np.isnan(f.const).all() for f in site.flows()):
             with np.errstate(all="ignore"):
                 result = finite(np.asarray(self.function(site, arrays), np.float64))
-            dtype = site.result.dtype
-            if dtype is not None and dtype.is_integer():  # a quotient is cut, a large product wraps around
-                with np.errstate(all="ignore"):
-                    result = np.where(result.astype(dtype.numpy()).astype(np.float64) == result, result, np.nan)
+            result = np.where(_is_stored(result, site.result.dtype), result, np.nan)
             if not self.annihilates:  # a comparison with an unknown operand would pass for a known False
                 unknown = [np.isnan(f.const) for f in site.flows()]
                 result = np.where(np.logical_or.reduce(np.broadcast_arrays(*unknown)), np.nan, result)
@@ -239,6 +237,15 @@ def _broadcasts(flow: Flow, main: NDArray[np.int64]) -> bool:
         return False
     offset = main.ndim - flow.rank
     return all(axis < offset or flow.shape[axis - offset] == 1 for axis in varying(main))
+
+
+def _is_stored(values: NDArray[np.float64], dtype: ir.DataType | None) -> NDArray[np.bool_]:
+    """Tell which numbers a type holds: integers exactly (quotients are cut, products wrap), floats as finite."""
+    if dtype is None:
+        return np.isfinite(values)
+    with np.errstate(all="ignore"):
+        stored = values.astype(dtype.numpy()).astype(np.float64)
+    return np.asarray(stored == values if dtype.is_integer() else np.isfinite(stored))
 
 
 def _counts(array: Array | None, flow: Flow) -> bool:

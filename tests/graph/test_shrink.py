@@ -156,6 +156,19 @@ def test_float16_and_double():
         assert {a.dtype for a in arrays_of(result).values()} == {np.dtype(dtype)}
 
 
+def test_constant_that_overflows_its_type_is_not_known():
+    text = "g (float16[n, 7] x) => (float16[n, 3] y) { h = Gemm<transB=1>(x, w1, b1) e = Exp(h) s = Log(e) y = Gemm<transB=1>(s, w2, b2) }"
+    arrays = {
+        "w1": normal(6, 7, dead=(0, 1)),
+        "b1": np.array([12, 1, 0, 0, 0, 0], np.float32),
+        "w2": np.ones((3, 6), np.float32),
+        "b2": np.zeros(3, np.float32),
+    }
+    model = build(text, {k: v.astype(np.float16) for k, v in arrays.items()})
+    result = shrink(model).model
+    assert_same(model, result, random_feeds(model), relative=HALF)
+
+
 def test_constants_of_very_different_size_merge_in_float16():
     """One carries the other: were the small one chosen, its weights would overflow."""
     arrays = {
