@@ -51,6 +51,8 @@ class Linear(Rule):
         matrix, flow = self.see(site), site.flow(0)
         if matrix is None or flow is None or site.flow(2) is not None or self._blocked(site, matrix):
             return super().forward(site)
+        if not matrix.weight.size:
+            return super().forward(site)
         axis = matrix.data_axis
         if set(varying(flow.ids)) - {axis} or (matrix.groups > 1 and _splits_quantised(site, matrix)):
             return super().forward(site)

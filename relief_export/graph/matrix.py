@@ -101,10 +101,9 @@ def gemm(site: Site) -> Matrix | None:
         return None
     if attributes.get_float("alpha", 1.0) != 1 or attributes.get_float("beta", 1.0) != 1:
         return None
-    bias = site.array(2)
-    if bias is not None and bias.size not in (1, weight.shape[0 if site.integer("transB", 0) else 1]):
+    bias, out_axis = site.array(2), 0 if site.integer("transB", 0) else 1
+    if bias is not None and bias.size != 1 and not bias.size == bias.shape[-1] == weight.shape[out_axis]:
         return None
-    out_axis = 0 if site.integer("transB", 0) else 1
     return Matrix(weight, out_axis, 1 - out_axis, 1, 1, border=False)
 
 

@@ -254,6 +254,19 @@ def test_two_nodes_without_a_name_get_biases():
 # Shapes ----------------------------------------------------------------------------------------------------------------
 
 
+def test_bias_by_sample_is_none_by_channel():
+    text = "g (float[3, 7] x) => (float[3, 2] y) { h = Gemm(x, w1, b1) s = Sigmoid(h) y = MatMul(s, w2) }"
+    w1 = np.ascontiguousarray(normal(3, 7, dead=(0, 1)).T)
+    sound(build(text, {"w1": w1, "b1": np.array([[1], [2], [3]], np.float32), "w2": normal(3, 2)}))
+
+
+def test_layers_without_inputs_or_outputs_are_left_alone():
+    text = "g (float[n, K] x) => (float[n, 2] y) { h = Gemm(x, w1, b1) s = Sigmoid(h) y = Gemm(s, w2, b2) }"
+    for inputs, hidden in ((0, 3), (7, 0)):
+        arrays = {"w1": normal(inputs, hidden), "b1": normal(hidden), "w2": normal(hidden, 2), "b2": normal(2)}
+        sound(build(text.replace("K", str(inputs)), arrays))
+
+
 def test_without_a_batch_axis():
     text = "g (float[7] x) => (float[3] y) { h = MatMul(x, w1) r = Relu(h) y = MatMul(r, w2) }"
     sound(build(text, {"w1": normal(7, 6), "w2": normal(6, 3)}))
