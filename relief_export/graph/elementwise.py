@@ -261,7 +261,7 @@ def _data(site: Site, index: int) -> NDArray[np.float64] | None:
     if flow is not None:
         return flow.const
     array = site.array(index)
-    return None if array is None or array.dtype.kind not in "fiub" else array.astype(np.float64)
+    return None if array is None or array.dtype.kind in "cOSU" else array.astype(np.float64)
 
 
 def _line(main: NDArray[np.int64], axis: int) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from relief_export.errors import UnsupportedModelError
 from relief_export.graph.cost import cost
@@ -167,6 +168,24 @@ def test_constant_that_overflows_its_type_is_not_known():
     model = build(text, {k: v.astype(np.float16) for k, v in arrays.items()})
     result = shrink(model).model
     assert_same(model, result, random_feeds(model), relative=HALF)
+
+
+def test_bfloat16_constants_are_numbers():
+    text = """g (bfloat16[n, 7] x) => (bfloat16[n, 3] y) { h = Gemm<transB=1>(x, w1, b1) g = Greater(h, t) c = Cast<to=16>(g)
+        y = Gemm<transB=1>(c, w2) }"""
+    arrays = {
+        "w1": normal(6, 7, dead=(0, 1)),
+        "b1": np.ones(6, np.float32),
+        "w2": normal(3, 6),
+        "t": np.array([0.5], np.float32),
+    }
+    kind = ir.DataType.BFLOAT16.numpy()
+    model = build(text, {k: v.astype(kind) for k, v in arrays.items()})
+    result = shrink(model).model
+    x = {"x": normal(4, 7).astype(kind)}  # ONNX Runtime has no such Gemm
+    before, after = (ReferenceEvaluator(ir.to_proto(m)).run(None, x)[0].astype(np.float32) for m in (model, result))
+    assert shapes(result)["w1"] == (4, 7)
+    assert np.abs(before - after).max() <= 2e-2 * np.abs(before).max()
 
 
 def test_constants_of_very_different_size_merge_in_float16():
