@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # Folding one of these can make a large tensor out of a small one, or turn int8 weights into float ones.
 _GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "EyeLike", "OneHot", "DequantizeLinear"})
 _SMALL = 4096  # elements: shapes, indices and per-channel vectors stay below it
+_SHARED = 64  # elements that may be stored once more
 _UNLIMITED = 1 << 62
 
 # Linear operator -> axis of its weight (second input) that counts output channels.
@@ -43,6 +44,7 @@ def simplify(model: ir.Model) -> ir.Model:
     if opset is not None and opset < 13:
         raise UnsupportedModelError(f"the model uses opset {opset}: convert it to opset 13 or later first")
     copy = model.clone()
+    _skip_identities(copy.graph)
     fold_constants(
         copy,
         onnx_shape_inference=True,
@@ -58,6 +60,15 @@ def simplify(model: ir.Model) -> ir.Model:
     common.RemoveUnusedNodesPass()(copy)
     drop_unused(copy.graph)
     return copy
+
+
+def _skip_identities(graph: ir.Graph) -> None:
+    """Let what reads a constant behind an Identity read the constant itself, in place."""
+    for node in graph:
+        if node.op_type == "Identity" and node.domain == "" and constant_array(node.inputs[0]) is not None:
+            source, value = node.inputs[0], node.outputs[0]
+            if source is not None and not value.is_graph_output():
+                value.replace_all_uses_with(source)
 
 
 def fold(model: ir.Model) -> ir.Model:
@@ -86,6 +97,10 @@ def infer_shapes(model: ir.Model) -> None:
 
 def _may_fold(node: ir.Node) -> bool | None:
     """Refuse folding that grows the model; None leaves the decision to the folder's own rules."""
+    arrays = [(v, t) for v in node.inputs if v is not None and (t := ir.convenience.get_const_tensor(v)) is not None]
+    staying = max((t.size for v, t in arrays if len(v.uses()) > 1 or v.is_graph_output()), default=0)
+    if staying > max(_SHARED, sum(t.size for v, t in arrays if len(v.uses()) == 1)):
+        return False
     if node.op_type in _GROWING and node.domain == "":
         size = node.outputs[0].shape
         return None if size is not None and size.is_static() and _elements(size) <= _SMALL else False

@@ -153,3 +153,21 @@ def test_a_constant_that_is_an_output_stays():
     feeds = {"x": normal(2, 3)}
     assert_same(model, fold(model), feeds, relative=0.0)
     assert interface(fold(model)) == interface(model)
+
+
+@pytest.mark.parametrize("body", ["t = Transpose(w)", "i = Identity(w) t = Transpose(i)"])
+def test_weight_that_others_read_is_not_stored_once_more(body):
+    """A tied embedding: the table is looked up and multiplied by."""
+    text = f"g (int64[n, 5] i) => (float[n, 5, 90] y) {{ e = Gather(w, i) r = Relu(e) {body} y = MatMul(r, t) }}"
+    model = build(text.replace("i = Id", "j = Id").replace("(i)", "(j)"), {"w": normal(90, 6)})
+    folded = fold(model)
+    assert {name: array.shape for name, array in arrays_of(folded).items()} == {"w": (90, 6)}
+    assert_same(model, folded, {"i": np.arange(10).reshape(2, 5)}, relative=RELATIVE)
+
+
+def test_weight_behind_two_identities_stays_one():
+    text = (
+        "g (float[n, 16] x) => (float[n, 16] y) { a = Identity(w) b = Identity(w) h = MatMul(x, a) y = MatMul(h, b) }"
+    )
+    folded = fold(build(text, {"w": normal(16, 16)}))
+    assert list(arrays_of(folded)) == ["w"]
