@@ -147,6 +147,13 @@ class Product(Elementwise):
     def __init__(self) -> None:
         super().__init__(lambda _, x: np.where((x[0] == 0) | (x[1] == 0), 0.0, x[0] * x[1]))
 
+    def forward(self, site: Site) -> list[Flow]:
+        """Treat as elementwise, unless zero times a constant is NaN."""
+        arrays = [a for i in (0, 1) if (a := site.array(i)) is not None]
+        if not all(np.isfinite(a).all() for a in arrays):
+            return Rule.forward(self, site)
+        return super().forward(site)
+
     def _needed(self, site: Site, index: int, live: NDArray[np.bool_]) -> NDArray[np.bool_]:
         data = [_data(site, i) for i in (0, 1)]
         this, other = data[index], data[1 - index]

@@ -343,6 +343,13 @@ def test_weight_that_is_not_finite_is_refused_by_name(value):
         shrink(mlp(w1=w1))
 
 
+def test_zero_times_infinity_stays_what_it_is():
+    text = """g (float[n, 7] x) => (float[n, 3] y) { h = Gemm<transB=1>(x, w1) m = Mul(h, big) y = Gemm<transB=1>(m, w2) }"""
+    arrays = {"w1": normal(6, 7, dead=(0, 1)), "big": np.array([np.inf, 1, 1, 1, 1, 1], np.float32), "w2": normal(3, 6)}
+    model = build(text, arrays)
+    assert_same(model, shrink(model).model, random_feeds(model), relative=RELATIVE)
+
+
 def test_old_opset_is_refused():
     model = build("g (float[n, 7] x) => (float[n, 7] y) { y = Relu(x) }", opset=12)
     with pytest.raises(UnsupportedModelError, match="opset 12"):
