@@ -44,6 +44,8 @@ def simplify(model: ir.Model) -> ir.Model:
     if opset is not None and opset < 13:
         raise UnsupportedModelError(f"the model uses opset {opset}: convert it to opset 13 or later first")
     copy = model.clone()
+    if copy.functions:
+        common.InlinePass()(copy)
     _skip_identities(copy.graph)
     fold_constants(
         copy,

@@ -381,6 +381,14 @@ def test_what_a_subgraph_reads_keeps_all_that_it_is_computed_from():
         assert_same(model, result, {"x": normal(2, 7), "c": np.array(condition)}, relative=RELATIVE)
 
 
+def test_functions_of_the_model_are_seen_through():
+    text = """g (float[n, 7] x) => (float[n, 3] y) { h = Gemm<transB=1>(x, w1) r = local.act(h) y = local.last(r, w2) }
+        <domain: "local", opset_import: ["" : 20]> act (x) => (y) { t = Relu(x) y = Tanh(t) }
+        <domain: "local", opset_import: ["" : 20]> last (x, w) => (y) { t = Transpose(w) y = MatMul(x, t) }"""
+    model = build(text, {"w1": normal(6, 7, dead=(0, 1)), "w2": normal(3, 6)}, domain="local")
+    assert shapes(sound(model))["w1"] == (4, 7)
+
+
 def test_nothing_to_remove_leaves_the_model_as_it_is():
     model = mlp(w1=normal(6, 7), w2=normal(3, 6))
     result = shrink(model)
