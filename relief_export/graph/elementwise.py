@@ -1,12 +1,14 @@
 """Rules of operators that treat every channel by itself: activations, arithmetic with broadcasting, pooling, mixing.
 
 A constant channel ``c`` stays constant behind ``f`` with value ``f(c)``, computed in float64. Under broadcasting an
-output element is known where all its operands are; ``0 * x`` is known whatever finite ``x`` is.
+output element is known where all its operands are; ``0 * x`` is known whatever finite ``x`` is. Where a function jumps,
+as a floor or a comparison does, a constant is known only if it is clear of the jump by more than rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,14 +70,24 @@ class Elementwise(Rule):
         operands = [_data(site, i) for i in range(len(site.node.inputs))]
         arrays = [np.full((), np.nan) if o is None else o for o in operands]
         if self.annihilates or not any(np.isnan(f.const).all() for f in site.flows()):
-            with np.errstate(all="ignore"):
-                result = finite(np.asarray(self.function(site, arrays), np.float64))
-            result = np.where(_is_stored(result, site.result.dtype), result, np.nan)
+            result = self._value(site, arrays)
             if not self.annihilates:  # a comparison with an unknown operand would pass for a known False
                 unknown = [np.isnan(f.const) for f in site.flows()]
                 result = np.where(np.logical_or.reduce(np.broadcast_arrays(*unknown)), np.nan, result)
             return result.reshape((1,) * (rank - result.ndim) + result.shape)
         return np.full((1,) * rank, np.nan)
+
+    def _value(self, site: Site, arrays: Sequence[Array]) -> NDArray[np.float64]:
+        """Return the function's value, NaN where a type or another rounding of the operands gives another number."""
+        with np.errstate(all="ignore"):
+            result = finite(np.asarray(self.function(site, arrays), np.float64))
+            result = np.where(_is_stored(result, site.result.dtype), result, np.nan)
+            steps = [_rounding(site, k) * (-1) ** k for k in range(len(arrays))]
+            smooth = 16 * np.max(np.abs(steps)) * reduce(np.fmax, [np.abs(a) for a in (result, *arrays)])
+            for up in (1, -1):
+                moved = self.function(site, [a * (1 + up * step) for a, step in zip(arrays, steps, strict=True)])
+                result = np.where(np.abs(moved - result) > smooth, np.nan, result)
+        return result
 
     def _constant_axes(self, site: Site, index: int, main: NDArray[np.int64]) -> None:
         array = site.array(index)
@@ -244,6 +256,14 @@ def _broadcasts(flow: Flow, main: NDArray[np.int64]) -> bool:
         return False
     offset = main.ndim - flow.rank
     return all(axis < offset or flow.shape[axis - offset] == 1 for axis in varying(main))
+
+
+def _rounding(site: Site, index: int) -> float:
+    """Return by how much of itself an activation may differ from its float64 value: some 30 roundings of its type."""
+    value = site.node.inputs[index]
+    if site.flow(index) is None or value is None or value.dtype is None or not value.dtype.is_floating_point():
+        return 0.0
+    return 2.0**-18 if value.dtype.itemsize > 2 else 2.0**-7
 
 
 def _is_stored(values: NDArray[np.float64], dtype: ir.DataType | None) -> NDArray[np.bool_]:

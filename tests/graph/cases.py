@@ -164,6 +164,18 @@ ACTIVATIONS = [
     pointwise("Clip", "Clip(a, , high)", arrays={"high": scalar(0.6)}, name="upper"),
     pointwise("Clip", "Clip(a, low)", arrays={"low": scalar(-0.5)}, name="lower"),
     pointwise("Clip", "Clip(a)", name="unbounded"),
+    *(
+        pointwise(
+            op,
+            f"{op}(q)",
+            before="m = Mul(a, ten) q = Identity(m)",
+            arrays={"ten": scalar(10)},
+            known=1,
+            left=4,
+            name="at-the-jump",
+        )
+        for op in ("Ceil", "Floor")
+    ),
     pointwise("Cast", "Cast<to=1>(p)", before="p = Cast<to=11>(a)", name="wider"),
     pointwise("Cast", "Cast<to=1>(p)", before="p = Cast<to=7>(a)", name="integer"),
     pointwise("Cast", "Cast<to=1>(p)", before="p = Cast<to=10>(a)", name="half"),
