@@ -40,7 +40,7 @@ def simplify(model: ir.Model) -> ir.Model:
     Raises:
         UnsupportedModelError: The model needs an opset before 13.
     """
-    opset = model.opset_imports.get("", None)
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
     if opset is not None and opset < 13:
         raise UnsupportedModelError(f"the model uses opset {opset}: convert it to opset 13 or later first")
     copy = model.clone()

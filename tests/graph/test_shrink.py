@@ -354,6 +354,9 @@ def test_old_opset_is_refused():
     model = build("g (float[n, 7] x) => (float[n, 7] y) { y = Relu(x) }", opset=12)
     with pytest.raises(UnsupportedModelError, match="opset 12"):
         shrink(model)
+    model.opset_imports["ai.onnx"] = model.opset_imports.pop("")  # the same domain
+    with pytest.raises(UnsupportedModelError, match="opset 12"):
+        shrink(model)
 
 
 def test_subgraph_that_reads_an_outer_value_and_an_outer_weight():
