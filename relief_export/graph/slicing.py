@@ -146,7 +146,7 @@ class Pad(View):
     def forward(self, site: Site) -> list[Flow]:
         """Surround the units with new ones of known value; a spatial border breaks other constants."""
         flow, pads = site.flow(0), site.array(1)
-        if flow is None or pads is None or flow.rank == 0:
+        if flow is None or pads is None or flow.rank == 0 or site.flow(3) is not None:
             return Rule.forward(self, site)
         site.pin_parameters()
         amounts = _pad_amounts(site, flow.rank)
@@ -209,7 +209,7 @@ def _bounds(site: Site) -> dict[int, tuple[int, int, int]]:
     """Return axis -> (start, end, step) of a Slice."""
     starts, ends, axes, steps = (site.array(k) for k in (1, 2, 3, 4))
     rank = site.trace.flows[site.source].rank
-    if starts is None or ends is None:
+    if starts is None or ends is None or len(site.flows()) > 1:
         raise LayoutError("the bounds are not constant")
     order = np.arange(len(starts)) if axes is None else axes % rank
     step = np.ones(len(starts), np.int64) if steps is None else steps

@@ -324,6 +324,16 @@ def test_constant_branch_that_gives_another_one_its_batch():
     sound(build(text, arrays), n=3, m=1)
 
 
+@pytest.mark.parametrize("call", ["Slice(a, from, to, axis)", "Pad(a, amounts, , axis)"])
+def test_axes_that_are_given_at_run_time(call):
+    text = f"g (float[n, 3, 4, 4] x, int64[1] axis) => (float[n, 2, h, w] y) {{ a = Conv(x, w1) d = {call} y = Conv(d, w2) }}"
+    arrays = {"w1": normal(6, 3, 1, 1, dead=(0, 1)), "w2": normal(2, 6, 1, 1)}
+    arrays |= {"from": np.array([0]), "to": np.array([2]), "amounts": np.array([1, 1])}
+    model = build(text, arrays)
+    result = shrink(model).model
+    assert_same(model, result, {"x": normal(2, 3, 4, 4), "axis": np.array([2])}, relative=RELATIVE)
+
+
 def test_very_deep_network():
     depth = 1200
     chain = " ".join(f"r{k + 1} = Tanh(r{k})" for k in range(depth))
