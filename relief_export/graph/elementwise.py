@@ -55,6 +55,9 @@ class Elementwise(Rule):
             return super().forward(site)
         arrays = [a for i in range(len(site.node.inputs)) if (a := site.array(i)) is not None]
         rank = max(n for group in ([f.rank for f in flows], [a.ndim for a in arrays]) for n in group)
+        unranked = {v for v in site.node.inputs if v in site.trace.flows and v.shape is None}
+        if len(flows) > 1 and any(site.trace.flows[v].rank == 0 for v in unranked):
+            return site.give_up(f"the rank of an operand is not known at {site.label}")
         lifted = [f.ids.reshape((1,) * (rank - f.rank) + f.ids.shape) for f in flows]
         main = max(lifted, key=lambda ids: ids.size)
         if any(other.size != 1 and other.shape != main.shape for other in lifted):

@@ -334,6 +334,15 @@ def test_axes_that_are_given_at_run_time(call):
     assert_same(model, result, {"x": normal(2, 3, 4, 4), "axis": np.array([2])}, relative=RELATIVE)
 
 
+def test_operand_of_unknown_rank():
+    text = """g (float[n, 7] x) => (float[a, b, c] y) { a = MatMul(x, w1) u = acme.Warp(a) r = Add(a, u)
+        t = Transpose<perm=[0, 2, 1]>(r) y = MatMul(t, w2) }"""
+    model = build(text, {"w1": normal(7, 6), "w2": normal(6, 2)}, domain="acme")
+    result = shrink(model)
+    assert not result.modified
+    assert result.unknown == {"acme.Warp": 1}
+
+
 def test_very_deep_network():
     depth = 1200
     chain = " ".join(f"r{k + 1} = Tanh(r{k})" for k in range(depth))
