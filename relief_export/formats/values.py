@@ -75,11 +75,12 @@ def encode(array: Array, code: str, axis: int) -> Coded:
     """Put ``array`` into ``code``; what the code cannot hold (overflow, NaN, another type) stays raw.
 
     Args:
-        array: A tensor; only float32 of two axes and more loses precision, vectors of float32 go to f16 at most.
+        array: A tensor; only float32 of two axes and more loses precision, vectors of float32 go to f16 at most, and
+            a single number stays as it is.
         code: A value of ``Options.values``; f32 is raw.
         axis: The output-channel axis, for int8.
     """
-    if array.dtype != np.float32 or code == "f32":
+    if array.dtype != np.float32 or code == "f32" or not array.ndim:
         return Coded("raw", array)
     if not all(np.isfinite(array[rows]).all() for rows in blocks.rows(array)):
         return Coded("raw", array)

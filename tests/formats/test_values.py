@@ -140,3 +140,10 @@ def test_small_tensors_share_a_codebook_where_it_costs_little():
 def test_a_tensor_alone_keeps_its_codebook():
     own = [encode(weights(), "codebook16", 0)]
     assert share([weights()], own) == own
+
+
+@pytest.mark.parametrize("code", ["f32", *LOSSY])
+def test_a_single_number_stays_as_it_is(code):
+    for number in (np.float32(0.1), np.float32(np.nan)):
+        found = encode(np.array(number), code, 0)
+        assert (found.code, found.symbols.shape) == ("raw", ())
