@@ -263,7 +263,7 @@ def _parse_override(key: str, value: str) -> dict[str, Any]:
         try:
             return tomllib.loads(f"{key} = {value}")
         except tomllib.TOMLDecodeError:  # a bare word is a string
-            return tomllib.loads(f"{key} = {json.dumps(value)}")
+            return tomllib.loads(f"{key} = {_toml_value(value)}")
     except tomllib.TOMLDecodeError:
         raise InputError(f'the setting "{key}={value}" has no valid key: write it like train.epochs=2') from None
 
@@ -273,12 +273,16 @@ def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterable[str
         yield f"\n[{'.'.join(map(_toml_key, path))}]"
     for key, value in table.items():
         if not isinstance(value, dict):
-            # JSON's strings, numbers, booleans and lists of them are TOML's, DEL apart, which no key can hold.
-            yield f"{_toml_key(key)} = {json.dumps(value)}"
+            yield f"{_toml_key(key)} = {_toml_value(value)}"
     for key, value in table.items():
         if isinstance(value, dict):
             yield from _toml_lines(value, (*path, key))
 
 
 def _toml_key(key: str) -> str:
-    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else json.dumps(key)
+    return key if re.fullmatch("[A-Za-z0-9_-]+", key) else _toml_value(key)
+
+
+def _toml_value(value: object) -> str:
+    """JSON's strings, numbers, booleans and lists are TOML's, but for its pairs of surrogates and a bare DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -94,6 +94,14 @@ def test_overrides_are_toml_values_and_bare_words_are_strings(small):
     assert recipe.relief.alpha == {"layer1.*": 0.5}
 
 
+@pytest.mark.parametrize("text", ["\N{HIGH BRIGHTNESS SYMBOL} été", "a \x7f b", 'quo"te \\ \t'])
+def test_any_text_is_read_back_from_the_resolved_recipe(small, tmp_path, text):
+    recipe = load_recipe(small, {"description": text, "data.root": text})
+    assert recipe.description == recipe.data.root == text
+    (tmp_path / "resolved.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    assert load_recipe(tmp_path / "resolved.toml", {"name": recipe.name}) == recipe
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
