@@ -186,11 +186,10 @@ def load_recipe(path_or_name: str | Path, overrides: Mapping[str, str] | None = 
         InputError: No such recipe or variant, not TOML, or not a valid recipe.
     """
     path, variant = _locate(str(path_or_name))
-    content = _read_toml(path)
-    variants = content.pop("variants", {})
+    content, variants = _read(path)
     content["name"] = str(content.get("name", path.stem))
     if variant is not None:
-        if not isinstance(variants, dict) or variant not in variants:
+        if variant not in variants:
             raise InputError(f'{path} has no variant "{variant}"{did_you_mean(variant, variants)}')
         content = _merge(content, variants[variant])
         content["name"] += f"@{variant}"
@@ -226,7 +225,7 @@ def recipe_names() -> tuple[str, ...]:
 
 def recipe_variants(path_or_name: str | Path) -> tuple[str, ...]:
     """Return the names of a recipe's variants, sorted."""
-    return tuple(sorted(_read_toml(_locate(str(path_or_name))[0]).get("variants", {})))
+    return tuple(sorted(_read(_locate(str(path_or_name))[0])[1]))
 
 
 def _locate(text: str) -> tuple[Path, str | None]:
@@ -241,13 +240,18 @@ def _locate(text: str) -> tuple[Path, str | None]:
     return path, variant or None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Return what a recipe's file says, and its variants."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"the recipe {path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
+    variants = content.pop("variants", {})
+    if not isinstance(variants, dict) or not all(isinstance(variant, dict) for variant in variants.values()):
+        raise InputError(f"{path}: variants must be tables of the keys that differ, like [variants.sgd.train]")
+    return content, variants
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

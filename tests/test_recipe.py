@@ -158,6 +158,15 @@ def test_missing_keys_files_variants_and_broken_toml_are_refused(small, tmp_path
         load_recipe(broken)
 
 
+@pytest.mark.parametrize("variants", ["variants = 3", "[variants]\nsgd = 3"])
+def test_variants_that_are_no_tables_are_refused(tmp_path, variants):
+    path = tmp_path / "odd.toml"
+    path.write_text(f"{variants}\n{SMALL[: SMALL.index('[variants')]}")
+    for read in (load_recipe, recipe_variants):
+        with pytest.raises(InputError, match=r"odd\.toml: variants must be tables"):
+            read(f"{path}@sgd")
+
+
 def test_configurations_built_in_python_are_checked_too():
     with pytest.raises(InputError, match="alpha_conv must be in"):
         recipes.ReliefConfig(iterations=1, alpha_conv=1.5)
