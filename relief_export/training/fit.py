@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from relief_export.recipe import TrainConfig
     from relief_export.training.data import DataSet, Split
 
+_SEEDS = 1 << 63
+"""How many seeds torch's generators tell apart."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -214,8 +216,9 @@ class _Loop:
         lr = config.lr * config.gamma ** sum(milestone <= epoch for milestone in config.milestones)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        torch.manual_seed(self.seed * 1_000_003 + epoch + (distributed.rank() << 40))  # what the model draws
+        seed = self.seed * 1_000_003 + epoch
+        generator = torch.Generator().manual_seed(seed % _SEEDS)
+        torch.manual_seed((seed + (distributed.rank() << 40)) % _SEEDS)  # what the model draws
         self.model.train()
         total, done = torch.zeros((), dtype=torch.float64, device=self.device), 0
         shard = (distributed.rank(), self.world)

@@ -151,6 +151,15 @@ def test_a_diverging_training_is_one_clear_error():
         fit(mlp(), data(), TrainConfig(2, "sgd", lr=1e30, batch=16), seed=0)
 
 
+def test_every_seed_that_a_recipe_may_have_trains():
+    found = []
+    for seed in (2**62 - 1, 2**62 - 2):
+        model = mlp()
+        fit(model, data(), TrainConfig(1, batch=16), seed=seed)
+        found.append(weights(model))
+    assert not states_equal(*found)
+
+
 def test_masks_that_fit_no_tensor_and_samples_that_make_no_batch_are_refused():
     with pytest.raises(InputError, match=r'the mask "9\.weight" is for no parameter or buffer'):
         fit(mlp(), data(), TrainConfig(1), masks={"9.weight": torch.ones(1)}, seed=0)
