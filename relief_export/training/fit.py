@@ -205,7 +205,7 @@ class _Loop:
     ) -> None:
         self.model, self.optimizer, self.data, self.config = model, optimizer, data, config
         self.seed, self.device, self.world = seed, device, distributed.world()
-        self.layout = torch.channels_last if config.channels_last else torch.preserve_format
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         wrap = self.world > 1 and any(parameter.requires_grad for parameter in model.parameters())
         self.forward: nn.Module = DistributedDataParallel(model) if wrap else model
 

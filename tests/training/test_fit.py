@@ -12,6 +12,7 @@ from torch import nn
 from relief_export.errors import InputError, IntegrityError
 from relief_export.recipe import ModelConfig, TrainConfig
 from relief_export.training.checkpoints import load_weights, save_weights
+from relief_export.training.data import DataSet, Split
 from relief_export.training.fit import evaluate, fit
 from relief_export.training.models import build_model
 
@@ -158,6 +159,17 @@ def test_every_seed_that_a_recipe_may_have_trains():
         fit(model, data(), TrainConfig(1, batch=16), seed=seed)
         found.append(weights(model))
     assert not states_equal(*found)
+
+
+def test_pictures_in_any_layout_train_alike():
+    found = []
+    for copied in (False, True):
+        torch.manual_seed(0)
+        x, y = torch.rand(96, 8, 8, 1).permute(0, 3, 2, 1), torch.arange(96) % 3
+        split, model = Split.of(x.contiguous() if copied else x, y), convolutional()
+        fit(model, DataSet(split, split, split, 3, (1, 8, 8)), TrainConfig(1), seed=0)
+        found.append(weights(model))
+    assert states_equal(*found)
 
 
 def test_masks_that_fit_no_tensor_and_samples_that_make_no_batch_are_refused():
