@@ -152,7 +152,8 @@ def _builder(name: str) -> Callable[..., nn.Module]:
 
 
 def _torchvision(name: str, shape: Shape, classes: int, **options: Any) -> nn.Module:  # noqa: ANN401
-    del shape  # torchvision's classifiers take three channels and adapt to any reasonable side
+    if shape[0] != 3:  # any reasonable side will do
+        raise InputError(f"torchvision:{name} takes colour pictures, three channels, not {shape[0]}")
     try:
         model: nn.Module = import_torchvision().models.get_model(name, weights=None, num_classes=classes, **options)
     except TypeError as error:

@@ -120,6 +120,7 @@ def test_option_a_subsamples_and_pads_channels_on_both_sides():
         ("lenet5", {}, (1, 8, 8), r"lenet5 needs pictures of at least 16 x 16, not 8 x 8: set data\.size"),
         ("vgg16", {}, MNIST, r"at least 32 x 32, not 28 x 28"),
         ("torchvision:resnet19", {}, CIFAR, r'torchvision has no classifier "resnet19"; did you mean "resnet18"'),
+        ("torchvision:resnet18", {}, MNIST, r"torchvision:resnet18 takes colour pictures, three channels, not 1"),
         ("torchvision:resnet18", {"colour": 1}, CIFAR, r"torchvision:resnet18 does not take these options"),
     ],
 )
