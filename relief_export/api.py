@@ -103,7 +103,13 @@ def _data_set(data: object) -> DataSet:
         return data
     if not isinstance(data, dict) or not {"train", "validation"} <= set(data):
         raise InputError('data must be {"train": (x, y), "validation": (x, y)}, or give retrain and evaluate')
-    tensors = {name: (torch.as_tensor(x), torch.as_tensor(y).long()) for name, (x, y) in data.items()}
+    tensors = {name: (torch.as_tensor(x), torch.as_tensor(y)) for name, (x, y) in data.items()}
+    for name, (_, y) in tensors.items():
+        if y.ndim != 1 or not len(y) or bool((y != y.long()).any() or (y < 0).any()):
+            raise InputError(
+                f"the labels of {name!r} must be classes, one whole number from 0 on a sample: "
+                "for another task give retrain and evaluate"
+            )
     splits = {name: Split.of(*pair) for name, pair in tensors.items()}
     x, y = tensors["train"]
     test = splits.get("test", splits["validation"])

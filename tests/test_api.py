@@ -113,6 +113,17 @@ def test_data_of_another_kind_is_refused(model):
         rx.relieve(model, {"train": (torch.zeros(2, 1, 8, 8), torch.zeros(2))})
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [torch.zeros(4, 8, 8), torch.eye(4), torch.full((4,), 0.5), torch.full((4,), -1), torch.zeros(0)],
+    ids=["maps", "one-hot", "fractions", "negative", "none"],
+)
+def test_labels_that_are_no_classes_are_refused(model, labels):
+    data = {"train": (torch.zeros(len(labels), 1, 8, 8), labels), "validation": (torch.zeros(4, 1, 8, 8), labels)}
+    with pytest.raises(InputError, match="labels of 'train' must be classes"):
+        rx.relieve(model, data)
+
+
 def test_missing_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere"):
         rx.validate(tmp_path / "nowhere")

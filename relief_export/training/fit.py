@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from relief_export.errors import InputError
 from relief_export.training import distributed
 from relief_export.training.checkpoints import Checkpoint, fingerprint
+from relief_export.training.models import logits_of
 from relief_export.training.skipping import skipping
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from relief_export.recipe import TrainConfig
     from relief_export.training.data import DataSet, Split
 
-_SEEDS = 1 << 63
-"""How many seeds torch's generators tell apart."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -149,10 +148,11 @@ def evaluate(model: nn.Module, split: Split, *, batch: int = 1000, logits: bool 
     shard = (0, 1) if logits else (distributed.rank(), distributed.world())
     training, totals = model.training, torch.zeros(3, dtype=torch.float64, device=where)
     found: list[torch.Tensor] = []
+    classes = int(split.labels.max()) + 1 if len(split) else 0
     model.eval()
     with torch.no_grad():
         for x, y in split.batches(batch, device=where, shard=shard):
-            out = model(x).float()
+            out = logits_of(model(x), classes).float()
             loss = F.cross_entropy(out, y, reduction="sum")
             totals += torch.stack(
                 [(out.argmax(1) == y).sum().double(), loss.double(), loss.new_tensor(len(y)).double()]
@@ -217,8 +217,8 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         seed = self.seed * 1_000_003 + epoch
-        generator = torch.Generator().manual_seed(seed % _SEEDS)
-        torch.manual_seed((seed + (distributed.rank() << 40)) % _SEEDS)  # what the model draws
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        torch.manual_seed((seed + (distributed.rank() << 40)) % 2**63)  # what the model draws
         self.model.train()
         total, done = torch.zeros((), dtype=torch.float64, device=self.device), 0
         shard = (distributed.rank(), self.world)
@@ -240,7 +240,7 @@ class _Loop:
     def step(self, x: torch.Tensor, y: torch.Tensor, size: int) -> torch.Tensor:
         """Take one optimizer step on this process's part of a batch of ``size`` samples; return its summed loss."""
         with torch.autocast(self.device.type, _DTYPES[self.config.precision], enabled=self.config.precision != "fp32"):
-            out = self.forward(x.contiguous(memory_format=self.layout) if x.ndim == 4 else x)
+            out = logits_of(self.forward(x.contiguous(memory_format=self.layout) if x.ndim == 4 else x))
         loss = F.cross_entropy(out.float(), y, reduction="sum")
         self.optimizer.zero_grad(set_to_none=True)
         # Gradients are averaged over processes, so the sum over all of them is the mean over the batch.

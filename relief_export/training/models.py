@@ -171,3 +171,17 @@ def _checked(builder: Callable[..., nn.Module], config: ModelConfig) -> Callable
                 hint = did_you_mean(option, known) if known else "; it takes none"
                 raise InputError(f'model.options: {config.name} has no option "{option}"{hint}')
     return builder
+
+
+def logits_of(out: object, classes: int = 0) -> torch.Tensor:
+    """Return what a network gave, which must be logits ``(n, at least classes)``.
+
+    Raises:
+        InputError: It is something else, such as a tuple or maps, or has too few columns.
+    """
+    if isinstance(out, torch.Tensor) and out.ndim == 2:
+        if out.shape[1] < classes:
+            raise InputError(f"there is a label {classes - 1}, but the network has {out.shape[1]} outputs")
+        return out
+    shape = f"a tensor {tuple(out.shape)}" if isinstance(out, torch.Tensor) else f"a {type(out).__name__}"
+    raise InputError(f"the network gives {shape}, but only classifiers are trained here: (samples, classes)")

@@ -172,6 +172,30 @@ def test_pictures_in_any_layout_train_alike():
     assert states_equal(*found)
 
 
+class Auxiliary(nn.Module):
+    """Two outputs while it is trained, as torchvision's Inception has."""
+
+    def __init__(self):
+        super().__init__()
+        self.main = mlp()
+
+    def forward(self, x):
+        return (self.main(x), self.main(x)) if self.training else self.main(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "epochs", "message"),
+    [
+        (nn.Conv2d(1, 3, 1), 0, r"gives a tensor \(48, 3, 8, 8\), but only classifiers"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), 0, "there is a label 2, but the network has 2 outputs"),
+        (Auxiliary(), 1, "gives a tuple, but only classifiers"),
+    ],
+)
+def test_what_is_no_classifier_of_the_labels_is_refused(model, epochs, message):
+    with pytest.raises(InputError, match=message):
+        fit(model, data(), TrainConfig(epochs), seed=0)
+
+
 def test_masks_that_fit_no_tensor_and_samples_that_make_no_batch_are_refused():
     with pytest.raises(InputError, match=r'the mask "9\.weight" is for no parameter or buffer'):
         fit(mlp(), data(), TrainConfig(1), masks={"9.weight": torch.ones(1)}, seed=0)
