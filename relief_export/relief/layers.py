@@ -27,6 +27,22 @@ def connected_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
             yield name, module
 
 
+def own_tensors(name: str, layer: Layer) -> dict[str, nn.Parameter]:
+    """Return the parameters of a layer by ``weight`` and, where it has one, ``bias``.
+
+    Raises:
+        InputError: One of them is computed from other tensors, as by pruning or a parametrisation.
+    """
+    found = {tensor: value for tensor in ("weight", "bias") if (value := getattr(layer, tensor)) is not None}
+    for tensor, value in found.items():
+        if not isinstance(value, nn.Parameter):
+            raise InputError(
+                f"the {tensor} of layer {name!r} is computed from other tensors: make it a plain parameter, "
+                "with prune.remove or parametrize.remove_parametrizations of torch.nn.utils"
+            )
+    return found
+
+
 def joins(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the name and module of every residual join."""
     for name, module in model.named_modules():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from relief_export import records
 from relief_export.errors import InputError, IntegrityError
-from relief_export.relief.layers import connected_layers
+from relief_export.relief.layers import connected_layers, own_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -117,12 +117,16 @@ class Masks(Mapping[str, Tensor]):
         return Count(sum(layer.dense for layer in layers), sum(layer.kept for layer in layers))
 
     def count_layers(self, model: nn.Module) -> dict[str, Count]:
-        """Count the connections of each linear and convolution layer; a shared parameter counts once."""
+        """Count the connections of each linear and convolution layer; a shared parameter counts once.
+
+        Raises:
+            InputError: A weight or bias is computed from other tensors.
+        """
         counts: dict[str, Count] = {}
         seen: set[int] = set()
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         for name, layer in connected_layers(model):
-            own = [t for t in (layer.weight, layer.bias) if t is not None and id(t) not in seen]
+            own = [t for t in own_tensors(name, layer).values() if id(t) not in seen]
             seen.update(id(t) for t in own)
             kept = sum(int(self[n].sum()) if (n := names[id(t)]) in self else t.numel() for t in own)
             counts[name] = Count(sum(t.numel() for t in own), kept)

@@ -69,8 +69,9 @@ def disagreements(masks: Masks, model: nn.Module) -> dict[str, int]:
 
 def zeros(model: nn.Module) -> Masks:
     """Return the masks that a network's exact zeros amount to, over the weights and biases of its layers."""
-    state = model.state_dict()
-    return Masks({name: state[name] != 0 for name in _layer_tensors(model)})
+    plain = plain_copy(model)
+    state = plain.state_dict()
+    return Masks({name: state[name] != 0 for name in _layer_tensors(plain)})
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401  a torch file holds any of the forms

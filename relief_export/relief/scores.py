@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from relief_export.errors import InputError
-from relief_export.relief.layers import JOIN_BUFFERS, connected_layers, joins
+from relief_export.relief.layers import JOIN_BUFFERS, connected_layers, joins, own_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,7 +79,7 @@ def score(model: nn.Module, activity: Activity, *, position_norm: PositionNorm =
         position_norm: Norm over the output positions of a convolution.
 
     Raises:
-        InputError: A weight is NaN or infinite.
+        InputError: A weight is NaN or infinite, or computed from other tensors.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     layers: dict[str, LayerScore] = {}
@@ -87,8 +87,7 @@ def score(model: nn.Module, activity: Activity, *, position_norm: PositionNorm =
     for name, layer in connected_layers(model):
         if name not in activity.layers:
             continue
-        if id(layer.weight) not in names:
-            raise InputError(f"the weight of layer {name!r} is computed from other tensors: make it a plain parameter")
+        own_tensors(name, layer)
         weight = layer.weight.detach().double().abs()
         bias = None if layer.bias is None else layer.bias.detach().double().abs()
         if not all(bool(torch.isfinite(t).all()) for t in (weight, bias) if t is not None):

@@ -11,6 +11,7 @@ import textwrap
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from relief_export.errors import InputError, IntegrityError
 from relief_export.recipe import ReliefConfig
@@ -277,3 +278,11 @@ def test_two_processes_find_the_same_masks_and_one_writes(uninterrupted, tmp_pat
     name = "iterations/01/masks.safetensors"
     assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
     assert len((folder / "history.jsonl").read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("tensor", ["weight", "bias"])
+def test_a_pruned_layer_is_refused_by_name(tensor):
+    model = net()
+    prune.identity(model[2], tensor)
+    with pytest.raises(InputError, match=f"the {tensor} of layer '2' is computed from other tensors: .*prune.remove"):
+        Loop([X], nothing, lambda _model: 0.5).run(model, config())

@@ -102,6 +102,12 @@ def test_our_own_file_and_plain_tensor_names(tmp_path):
     assert read_masks({"3.bias": [1, 0, 1]}, net()).masks["3.bias"].tolist() == [True, False, True]
 
 
+def test_zeros_of_a_pruned_network_are_its_masks():
+    pruned = net()
+    prune.random_unstructured(pruned[3], "weight", 0.5)
+    assert torch.equal(zeros(pruned)["3.weight"], pruned[3].weight_mask.bool())
+
+
 class Payload:
     def __reduce__(self):
         return print, ("executed",)
