@@ -109,7 +109,8 @@ def measure_activity(model: nn.Module, batches: Iterable[Any], *, samples: int |
         samples: Stop after this many samples of this process; None takes all.
 
     Raises:
-        InputError: No samples, a NaN or infinite activity, or a layer whose input changes its shape.
+        InputError: No samples, a batch without a tensor, a NaN or infinite activity, or a layer whose input changes
+            its shape.
     """
     means: dict[str, list[_Mean]] = {}
     handles = [
@@ -139,6 +140,9 @@ def _run(model: nn.Module, batches: Iterable[Any], samples: int | None) -> int:
     seen = 0
     for batch in batches:
         x = batch[0] if isinstance(batch, (tuple, list)) else batch
+        if not isinstance(x, Tensor):
+            kind = type(batch).__name__
+            raise InputError(f"a calibration batch is a tensor, or a tuple whose first item is the input, not a {kind}")
         if samples is not None:
             x = x[: samples - seen]
         if len(x):

@@ -107,6 +107,12 @@ def test_an_empty_calibration_set_is_refused(batches):
         measure_activity(nn.Sequential(nn.Linear(3, 1)), batches)
 
 
+@pytest.mark.parametrize("batch", [{"x": torch.ones(2, 3)}, [[1.0, 2.0, 3.0]], ({"x": torch.ones(2, 3)}, 1)])
+def test_batches_without_a_tensor_are_refused(batch):
+    with pytest.raises(InputError, match=rf"a calibration batch is a tensor, .*, not a {type(batch).__name__}"):
+        measure_activity(nn.Sequential(nn.Linear(3, 1)), [batch], samples=4)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_activity_that_is_not_finite_is_refused_by_its_first_layer(value):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
