@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,8 @@ def relieve(
     """Find the few connections of a trained network that still solve the task, in place.
 
     Either ``data`` is ``{"train": (x, y), "validation": (x, y)}`` (and ``"test"``, if wanted), tensors of ready inputs
-    and labels, and this package retrains a classifier; or ``retrain`` and ``evaluate`` are given, and ``data`` is any
-    iterable of batches that measures the activity, such as a DataLoader.
+    and labels, and this package retrains a classifier; or ``retrain`` and ``evaluate`` are given, and ``data``, a list
+    of batches, a DataLoader or whatever else can be gone through again and again, measures the activity.
 
     Args:
         model: A trained network of any architecture.
@@ -57,7 +58,7 @@ def relieve(
         iterations: How often to prune and retrain.
         train: The retraining; 10 epochs of Adam by default.
         retrain: Trains the network in place; must call ``masks.apply_(model)`` after every optimizer step.
-        evaluate: Returns the accuracy on held-out samples, a fraction.
+        evaluate: Returns the accuracy on held-out samples, a fraction; any number that ``float`` takes.
         init: Initial weights, for ``rewind=True``.
         seed: Draws the calibration samples and the retraining.
         folder: Where the iterations are kept; an interrupted call with the same arguments goes on from there.
@@ -70,8 +71,11 @@ def relieve(
     _need_torch("relief_export.relieve")
     from relief_export.recipe import ReliefConfig, TrainConfig
     from relief_export.relief.iterations import Loop
+    from relief_export.relief.layers import connected_layers
     from relief_export.relief.loop import relieve as run
 
+    if next(connected_layers(model), None) is None:
+        raise InputError(f"{type(model).__name__} has no linear or convolution layer: there is nothing to relieve")
     config = ReliefConfig(iterations=iterations, **settings)
     where = None if folder is None else Path(folder)
     if (retrain is None) != (evaluate is None):
@@ -81,6 +85,8 @@ def relieve(
         task = _data_set(data)
         return run(model, task, config, train, init=init, seed=seed, folder=where, progress=progress)
     batches: Any = data
+    if isinstance(data, Iterator):
+        raise InputError("data can be gone through only once: give a list of batches or a DataLoader")
 
     def run_theirs(network: nn.Module, masks: Masks, *_: object) -> None:
         retrain(network, masks)
@@ -88,7 +94,7 @@ def relieve(
     mine = Loop(
         calibration=batches,
         retrain=run_theirs,
-        evaluate=evaluate,
+        evaluate=lambda network: float(evaluate(network)),
         key={"seed": seed},
     )
     return mine.run(model, config, init=init, folder=where, progress=progress)

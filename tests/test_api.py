@@ -1,7 +1,9 @@
 """The Python interface on a network of the user's own, without recipes."""
 
 import copy
+import json
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -78,6 +80,24 @@ def test_own_training_loop(model, digits):
     assert calls == [row.kept for row in found.history[1:]]
     for name, mask in found.masks.items():
         assert (model.state_dict()[name][~mask] == 0).all()
+
+
+@pytest.mark.parametrize("number", [torch.tensor, np.float32])
+def test_an_accuracy_of_any_kind_is_kept_in_the_folder(model, digits, tmp_path, number):
+    arguments = {"retrain": lambda *_: None, "evaluate": lambda _: number(0.5), "iterations": 1, "folder": tmp_path}
+    found = rx.relieve(model, [digits[0][:10]], **arguments)
+    assert [row.accuracy for row in found.history] == [0.5, 0.5]
+    assert json.loads((tmp_path / "history.jsonl").read_text().splitlines()[1])["accuracy"] == 0.5
+
+
+def test_batches_that_are_used_up_are_refused(model, digits):
+    with pytest.raises(InputError, match="only once: give a list"):
+        rx.relieve(model, iter(digits[0][:20].split(10)), retrain=lambda *_: None, evaluate=lambda _: 0.5)
+
+
+def test_a_network_without_layers_is_refused():
+    with pytest.raises(InputError, match="LayerNorm has no linear or convolution layer"):
+        rx.relieve(nn.LayerNorm(6), [torch.ones(2, 6)], retrain=lambda *_: None, evaluate=lambda _: 0.5)
 
 
 def test_shrink_takes_paths_and_protos_and_leaves_them_alone(model, digits, tmp_path):
