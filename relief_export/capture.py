@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import inspect
 import io
 import logging
 import warnings
@@ -65,10 +66,10 @@ def capture(
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("capturing a network", "onnxscript")
-    plain = plain_copy(module).cpu()
+    plain, inputs = plain_copy(module).cpu(), _example(example_input)
     if masks:
         _multiply(plain, masks)
-    model = _export(plain, _example(example_input))
+    model = _export(plain, inputs)
     _own_tensors(model)
     _name_outputs(model)
     _strip(model)
@@ -133,7 +134,7 @@ def _export(plain: nn.Module, inputs: tuple[Tensor, ...]) -> ir.Model:
                 optimize=False,
                 verbose=False,
                 opset_version=OPSET,
-                dynamic_shapes=tuple({0: BATCH} for _ in inputs),
+                dynamic_shapes=_dynamic(plain, inputs),
             )
     except Exception as error:  # noqa: BLE001  tracing runs the user's code: anything can come out of it
         raise InputError(f"{type(plain).__name__} cannot be exported to ONNX: {_reason(error)}") from None
@@ -144,6 +145,12 @@ def _export(plain: nn.Module, inputs: tuple[Tensor, ...]) -> ir.Model:
         if value.shape is None or not isinstance(value.shape[0], ir.SymbolicDim):
             raise InputError(f"{type(plain).__name__} fixes the batch axis of input {value.name!r} inside its forward")
     return model
+
+
+def _dynamic(plain: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[object, ...]:
+    """Return the dynamic axis of each argument of ``forward``; those that a ``*args`` takes are one argument."""
+    given = inspect.signature(plain.forward).bind(*inputs).arguments.values()
+    return tuple(tuple({0: BATCH} for _ in one) if isinstance(one, tuple) else {0: BATCH} for one in given)
 
 
 @contextmanager

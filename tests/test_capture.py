@@ -124,6 +124,26 @@ def test_several_inputs_and_outputs():
     assert found[0].tolist() == [[1.0] * 3] * 4
 
 
+class Wrapper(nn.Module):
+    """Takes whatever it is given, as nn.DataParallel and torch.compile do."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *inputs, **options):
+        return self.inner(*inputs, **options)
+
+
+def test_a_wrapper_that_takes_any_arguments():
+    x, i = torch.randn(4, 3), torch.ones(4, 3, dtype=torch.int64)
+    found = run(capture(Wrapper(Two()), (x[:2], i[:2])), x, i)
+    np.testing.assert_allclose(found[0], (x + 1).numpy(), rtol=TOLERANCE)
+    inner = nn.Linear(3, 2)
+    for wrapped in (nn.DataParallel(inner), torch.compile(inner, backend="eager")):
+        np.testing.assert_allclose(run(capture(wrapped, x[:1]), x)[0], inner(x).detach().numpy(), rtol=1e-4, atol=1e-5)
+
+
 def test_nothing_is_printed_warned_or_logged(capfd, caplog):
     with warnings.catch_warnings(), caplog.at_level(logging.INFO):
         warnings.simplefilter("error")
