@@ -171,6 +171,7 @@ class Fixed(nn.Module):
         (Fixed(), torch.randn(2, 3), r"Fixed (cannot be exported to ONNX|fixes the batch axis)"),
         (nn.Linear(3, 1), torch.randn(2, 4), "Linear cannot be exported to ONNX: .*mat1 and mat2|cannot be exported"),
         (nn.Linear(3, 1), torch.randn(0, 3), "example input 0 must be a tensor with a batch axis"),
+        (nn.Linear(3, 1).bfloat16(), torch.randn(2, 3).bfloat16(), "Linear is in bfloat16, .* convert it with float"),
         (nn.Linear(3, 1), [[1.0, 2.0]], "example input 0 must be a tensor"),
     ],
 )
