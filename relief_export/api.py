@@ -138,7 +138,7 @@ def export(
     """Write a network as a small exact ONNX model and in other formats, with the manifest that `validate` needs.
 
     Args:
-        model: Any network with one input and the batch in front; it is not changed.
+        model: Any network with one input and one output, the batch in front; it is not changed.
         example_input: One batch of inputs.
         folder: Where the files go; an existing folder must be one that an export wrote, and is replaced.
         masks: Parameter name -> True where it is kept; without them the zeros in the weights decide.
@@ -154,13 +154,15 @@ def export(
     import torch
 
     from relief_export.capture import capture, plain_copy
-    from relief_export.formats import FORMATS, Options
+    from relief_export.formats import FORMATS, VALUES, Options
     from relief_export.graph.fold import fold
     from relief_export.relief.masks import Masks
     from relief_export.stages.shipping import MANIFEST, Samples, ship
 
     if unknown := sorted(set(formats) - set(FORMATS)):
         raise InputError(f"there is no format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
+    if values not in VALUES:
+        raise InputError(f"there are no values {values!r}: choose from {', '.join(VALUES)}")
     target = Path(folder)
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is no folder that an export wrote: name another one")
@@ -172,10 +174,12 @@ def export(
     masked = plain_copy(model).cpu().eval()
     Masks(masks or {}).apply_(masked)
     with torch.no_grad():
-        logits = masked(x.cpu()).numpy()
+        logits = masked(x.cpu())
+    if not isinstance(logits, torch.Tensor):
+        raise InputError(f"{type(model).__name__} gives a {type(logits).__name__}: wrap it to give the one to ship")
     inputs = x.cpu().numpy()
     given = inputs if calibration is None else np.asarray(calibration)
-    reference = Samples(inputs, None if y is None else y.cpu().numpy(), logits, "reference")
+    reference = Samples(inputs, None if y is None else y.cpu().numpy(), logits.numpy(), "reference")
     ship(graphs, reference, target, formats, Options(values=values, calibration=given), progress=progress)
     return read_manifest(target)
 

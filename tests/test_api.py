@@ -165,6 +165,19 @@ def test_an_unknown_format_is_refused_before_anything_is_written(model, digits, 
     assert not (tmp_path / "out").exists()
 
 
+class Pair(nn.Module):
+    def forward(self, x):
+        return x.flatten(1), x
+
+
+def test_what_cannot_be_shipped_is_refused_before_anything_is_written(model, digits, tmp_path):
+    with pytest.raises(InputError, match="Pair gives a tuple: wrap it"):
+        rx.export(Pair(), digits[0][:4], tmp_path / "out")
+    with pytest.raises(InputError, match="no values 'f8': choose from f32"):
+        rx.export(model, digits[0][:4], tmp_path / "out", values="f8")
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_baseline_is_the_network_before_relief(model, digits, tmp_path):
     relieved = copy.deepcopy(model)
     with torch.no_grad():
