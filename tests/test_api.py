@@ -165,6 +165,19 @@ def test_an_unknown_format_is_refused_before_anything_is_written(model, digits, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_network_of_tokens_is_exported_and_validated(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Embedding(11, 6), nn.Flatten(), nn.Linear(24, 3))
+    tokens = torch.randint(0, 11, (50, 4))
+    rx.export(network, tokens[:2], tmp_path / "out", samples=(tokens, torch.zeros(50, dtype=torch.int64)))
+    logits = network(tokens).detach().numpy()
+    for x in (tokens.numpy(), tokens.numpy().astype(np.int32)):
+        assert rx.validate(tmp_path / "out", x, None, logits).ok
+    assert rx.validate(tmp_path / "out").ok
+    with pytest.raises(InputError, match=r"tensor\(int64\) and the samples are float32"):
+        rx.validate(tmp_path / "out", tokens.float().numpy())
+
+
 class Pair(nn.Module):
     def forward(self, x):
         return x.flatten(1), x

@@ -32,7 +32,8 @@ _RUNTIME_ERRORS = (
 _UNKNOWN_OPERATOR = re.compile(r"(\S+?)(?:\(-?\d+\))? is not a registered function/op|implementation for (\S+)")
 _NUMBERS = re.compile(r"tensor\((bool|float|float16|double|u?int(8|16|32|64))\)")
 """Types of outputs that can be compared: the runtime gives NumPy no others but strings."""
-_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
+_DTYPES = _FLOATS | {f"tensor({kind})": np.dtype(kind) for kind in ("int8", "int16", "int32", "int64", "uint8")}
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,11 @@ class Session:
         if not fits:
             wants = "x".join(str(axis or "?") for axis in given.shape)
             raise InputError(f"{self.name}: input {given.name!r} has shape {wants}, the samples {_times(x.shape)}")
-        if wanted is None or x.dtype.kind != "f":
+        # Any floats will do, but no whole number may be cut.
+        if wanted is None or not (x.dtype.kind == "f" if given.type in _FLOATS else np.can_cast(x.dtype, wanted)):
             raise InputError(
                 f"{self.name}: input {given.name!r} is {given.type} and the samples are {x.dtype}: "
-                "give floating-point samples to a floating-point model"
+                "give floating-point samples to a floating-point model, whole numbers to one of whole numbers"
             )
         return {given.name: np.ascontiguousarray(x, dtype=wanted)}
 
