@@ -100,6 +100,15 @@ def test_a_network_without_layers_is_refused():
         rx.relieve(nn.LayerNorm(6), [torch.ones(2, 6)], retrain=lambda *_: None, evaluate=lambda _: 0.5)
 
 
+def test_a_test_accuracy_is_reported_only_of_test_samples(model, digits):
+    x, y = digits
+    data = {"train": (x[:100], y[:100]), "validation": (x[1200:1500], y[1200:1500])}
+    assert [row.test_accuracy for row in rx.relieve(model, data, iterations=0).history] == [None]
+    tested = rx.relieve(model, data | {"test": (x[1500:], y[1500:])}, iterations=0).history[0].test_accuracy
+    with torch.no_grad():
+        assert tested == pytest.approx(float((model.eval()(x[1500:]).argmax(1) == y[1500:]).float().mean()))
+
+
 def test_shrink_takes_paths_and_protos_and_leaves_them_alone(model, digits, tmp_path):
     with torch.no_grad():
         model[5].weight[:10] = 0

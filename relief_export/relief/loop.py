@@ -40,7 +40,8 @@ def relieve(
 
     Args:
         model: The dense, trained network.
-        data: Training samples calibrate and retrain, validation samples choose, test samples are only reported.
+        data: Training samples calibrate and retrain, validation samples choose, test samples are only reported, where
+            they are others.
         config: The loop's settings; ``retrain`` falls back on ``train``.
         train: The dense network's training.
         init: The initial weights; needed to rewind.
@@ -66,7 +67,7 @@ def relieve(
         calibration=_Calibration(data.train.take(config.samples, seed=seed), model),
         retrain=retrain,
         evaluate=lambda network: fit.evaluate(network, data.validation).accuracy,
-        test=lambda network: fit.evaluate(network, data.test).accuracy,
+        test=None if data.test is data.validation else lambda network: fit.evaluate(network, data.test).accuracy,
         key={"retrain": asdict(settings), "seed": seed},
     )
     return loop.run(model, config, init=init, folder=folder, progress=progress)
