@@ -79,7 +79,11 @@ def capture(
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
-    """Return a deep copy in evaluation mode in which every pruned or parametrised tensor is a plain parameter."""
+    """Return a deep copy in evaluation mode in which every pruned or parametrised tensor is a plain parameter.
+
+    Raises:
+        InputError: The network keeps something that cannot be copied.
+    """
     # A reparametrised weight is the result of an operation, which deepcopy refuses: hand it a detached twin.
     memo: dict[int, object] = {
         id(value): value.detach().clone()
@@ -87,7 +91,11 @@ def plain_copy(module: nn.Module) -> nn.Module:
         for value in vars(part).values()
         if isinstance(value, torch.Tensor) and value.grad_fn is not None
     }
-    plain = copy.deepcopy(module, memo).eval()
+    try:
+        plain = copy.deepcopy(module, memo).eval()
+    except Exception as error:  # noqa: BLE001  a module may keep anything
+        kept = "activations that it keeps in a list or dictionary must be removed first"
+        raise InputError(f"{type(module).__name__} cannot be copied ({kept}): {_reason(error)}") from None
     for part in list(plain.modules()):
         for hook in list(part._forward_pre_hooks.values()):  # noqa: SLF001  prune keeps its tensor's name only there
             if isinstance(hook, prune.BasePruningMethod):

@@ -193,6 +193,13 @@ def test_masks_that_fit_nothing_are_refused(masks, message):
         capture(net(), torch.randn(1, 2, 4, 4), masks=masks)
 
 
+def test_a_network_that_keeps_its_activations_is_refused():
+    model = net()
+    model.kept = [model(torch.randn(2, 2, 4, 4))]
+    with pytest.raises(InputError, match=r"Net cannot be copied \(activations that it keeps in a list"):
+        capture(model, torch.randn(1, 2, 4, 4))
+
+
 def test_a_missing_exporter_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(MissingExtraError, match="onnxscript, which is not installed"):
