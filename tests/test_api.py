@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import relief_export as rx
-from relief_export.errors import InputError
+from relief_export.errors import InputError, UnsupportedModelError
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +197,8 @@ def test_what_cannot_be_shipped_is_refused_before_anything_is_written(model, dig
         rx.export(Pair(), digits[0][:4], tmp_path / "out")
     with pytest.raises(InputError, match="no values 'f8': choose from f32"):
         rx.export(model, digits[0][:4], tmp_path / "out", values="f8")
+    with pytest.raises(UnsupportedModelError, match="are all connections masked"):
+        rx.export(model, digits[0][:4], tmp_path / "out", masks={"7.weight": torch.zeros(10, 32)})
     assert not (tmp_path / "out").exists()
 
 

@@ -93,7 +93,10 @@ def plan_arena(model: ir.Model, batch: int = 1) -> ArenaPlan:
     known = _constants(graph, inputs)
     nodes = [node for node in graph if not known.issuperset(node.outputs)]
     if not nodes:
-        raise UnsupportedModelError(f"graph {graph.name!r} computes nothing from its inputs: there is no arena to plan")
+        raise UnsupportedModelError(
+            f"graph {graph.name!r} computes nothing from its inputs (are all connections masked?): "
+            "there is no arena to plan"
+        )
     tensors = _lifetimes(inputs, nodes)
     live = _live_bytes(tensors, len(nodes))
     bound = int(live.max())
