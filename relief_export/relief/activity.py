@@ -127,6 +127,8 @@ def measure_activity(model: nn.Module, batches: Iterable[Any], *, samples: int |
     total, empty = distributed.all_reduce(torch.tensor([seen, int(seen == 0)])).tolist()
     if empty:
         raise InputError("the calibration set is empty: relief needs at least one sample for each process")
+    if handles and not means:
+        raise InputError("no layer was called in calibration: of a compiled network give the one that was compiled")
     return Activity(
         samples=total,
         layers={name: kept[0].mean() for name, kept in means.items() if len(kept) == 1},

@@ -107,6 +107,14 @@ def test_an_empty_calibration_set_is_refused(batches):
         measure_activity(nn.Sequential(nn.Linear(3, 1)), batches)
 
 
+def test_a_compiled_network_that_hides_its_layers_is_refused():
+    model, x = torch.compile(nn.Sequential(nn.Linear(3, 2)), backend="eager").eval(), torch.ones(4, 3)
+    with torch.no_grad():
+        model(x)  # from now on it calls no hooks
+    with pytest.raises(InputError, match="no layer was called in calibration"):
+        measure_activity(model, [x])
+
+
 @pytest.mark.parametrize("batch", [{"x": torch.ones(2, 3)}, [[1.0, 2.0, 3.0]], ({"x": torch.ones(2, 3)}, 1)])
 def test_batches_without_a_tensor_are_refused(batch):
     with pytest.raises(InputError, match=rf"a calibration batch is a tensor, .*, not a {type(batch).__name__}"):
