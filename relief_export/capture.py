@@ -66,6 +66,8 @@ def capture(
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("capturing a network", "onnxscript")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise InputError(f"{type(module).__name__} is scripted or traced: give the module that it was made from")
     plain, inputs = plain_copy(module).cpu(), _example(example_input)
     if any(tensor.dtype == torch.bfloat16 for tensor in (*plain.state_dict().values(), *inputs)):
         raise InputError(f"{type(module).__name__} is in bfloat16, which NumPy does not know: convert it with float()")

@@ -200,6 +200,13 @@ def test_a_network_that_keeps_its_activations_is_refused():
         capture(model, torch.randn(1, 2, 4, 4))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_traced_network_is_refused():
+    traced, x = torch.jit.trace(nn.Linear(3, 1), torch.randn(2, 3)), torch.randn(2, 3)
+    with pytest.raises(InputError, match="is scripted or traced: give the module"):
+        capture(traced, x)
+
+
 def test_a_missing_exporter_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(MissingExtraError, match="onnxscript, which is not installed"):
