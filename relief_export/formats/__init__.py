@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from relief_export.formats import csr, dense, int8, ort, packed, sparse
+from relief_export.formats.anatomy import Anatomy, anatomy
 from relief_export.formats.artifact import EXACT, VALUES, Artifact, File, Options, Tolerance, Values
 from relief_export.formats.container import load_proto, to_ir
 from relief_export.formats.ledger import Ledger, ledger
@@ -21,6 +22,7 @@ __all__ = [
     "EXACT",
     "FORMATS",
     "VALUES",
+    "Anatomy",
     "Artifact",
     "File",
     "Format",
@@ -29,6 +31,7 @@ __all__ = [
     "Options",
     "Tolerance",
     "Values",
+    "anatomy",
     "ledger",
     "read",
     "read_manifest",

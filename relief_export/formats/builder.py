@@ -13,6 +13,8 @@ from onnx import helper, numpy_helper
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
+    from google.protobuf.message import Message
+
 Array: TypeAlias = np.ndarray[Any, Any]
 
 _DIGITS = string.ascii_letters + string.digits + "_.:;,+-*/=<>()[]{}|~^!?@#$%&"
@@ -243,14 +245,11 @@ class Builder:
 
     @property
     def bytes(self) -> int:
-        """Bytes that all of it takes in a graph, each part with its tag and length."""
-        sizes = [
-            *(node.ByteSize() for node in self.nodes),
-            *(tensor.ByteSize() for tensor in self.tensors),
-            *(value.ByteSize() for value in self.shapes),
-        ]
-        return sum(size + 1 + _varint(size) for size in sizes)
+        """Bytes that all of it takes in a graph."""
+        return sum(field_bytes(part) for part in (*self.nodes, *self.tensors, *self.shapes))
 
 
-def _varint(value: int) -> int:
-    return max(1, -(-value.bit_length() // 7))
+def field_bytes(message: Message) -> int:
+    """Return the bytes of ``message`` as a field of another one, with a tag of one byte and its length."""
+    size: int = message.ByteSize()
+    return size + 1 + max(1, -(-size.bit_length() // 7))

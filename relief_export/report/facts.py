@@ -34,7 +34,7 @@ class File:
     """One artifact: its size, and the worst of what validation measured of it.
 
     Attributes:
-        name: Its name in the artifacts' folder. format: Its key in ``formats.FORMATS``.
+        name: Its name in the artifacts' folder. format: Its key in ``formats.FORMATS``. values: Code of its values.
         bytes: On disk, all its files.
         accuracy: On the test set in ONNX Runtime, None where nothing was labelled.
         error: Largest relative error of a logit, over all checks.
@@ -49,6 +49,7 @@ class File:
     bytes: int
     exact: bool
     loads: bool
+    values: str
     accuracy: float | None = None
     error: float | None = None
     agreement: float | None = None
@@ -76,6 +77,8 @@ class Run:
         chosen: Index in it of the iteration that was exported.
         floor: Lowest validation accuracy that relief was allowed.
         sizes: original and masked, both also after gzip, and the entropy bounds of float32 and int8 values.
+        anatomy: File -> the bytes of its parts, which add up to it. bounds: Value code -> the entropy bound in bytes.
+        tensors: The ledger's rows: bytes of each weight by format.
         kept: Reasons for which a zero row or column stayed; ``removed`` what went, layer by layer.
     """
 
@@ -93,6 +96,9 @@ class Run:
     layers: tuple[Layer, ...]
     files: tuple[File, ...]
     sizes: dict[str, int]
+    anatomy: dict[str, dict[str, int]]
+    bounds: dict[str, float]
+    tensors: tuple[Table, ...]
     removed: tuple[Table, ...]
     kept: tuple[Table, ...]
     arena: dict[str, Table]
@@ -209,6 +215,9 @@ def _export(outcome: Table, _: Table) -> Table:
             "masked gzip": baselines["masked"]["gzip"],
             **{f"bound {code}": round(bounds[code]) for code in ("f32", "int8")},
         },
+        "anatomy": outcome["anatomy"],
+        "bounds": bounds,
+        "tensors": tuple(outcome["ledger"]["tensors"]),
         "removed": tuple(outcome["shrink"]["removed"]),
         "kept": tuple(outcome["shrink"]["kept"]),
         "arena": outcome["arena"],
@@ -218,7 +227,9 @@ def _export(outcome: Table, _: Table) -> Table:
 def _file(entry: Table) -> File:
     exact = entry["tolerance"]["accuracy_drop"] == 0
     size = sum(file["bytes"] for file in entry["files"])
-    return File(entry["name"], entry["format"], size, exact, entry["format"] not in NOT_LOADED)
+    form = entry["format"]
+    code = "int8" if form.endswith("int8") else entry["options"]["values"] if form.startswith("packed") else "f32"
+    return File(entry["name"], form, size, exact, form not in NOT_LOADED, code)
 
 
 def _layers(before: list[Table], after: list[Table]) -> tuple[Layer, ...]:

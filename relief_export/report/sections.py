@@ -31,6 +31,12 @@ _SIZES = (
     "what positions and values of the non-zero weights need at least."
 )
 
+_ANATOMY = (
+    "Weights: the data of constants, positions and values together. Headers: their names, types and shapes. Decoding: "
+    "nodes that make weights of constants, once, when the file is loaded. Network: the other nodes. Container: inputs, "
+    "outputs and versions. The bound is the least for positions and values of that precision. Weight by weight, packed "
+    "is with a stream and nodes of its own; in a file they share them."
+)
 _ITERATIONS = (
     "Each round scores the connections by neural activity, drops the weakest of each neuron, and retrains. Of the "
     "rounds within the tolerance of the dense network's validation accuracy, the smallest network is exported."
@@ -104,6 +110,48 @@ def _measured(file: File) -> tuple[str, ...]:
     error = NONE if file.error is None else f"{file.error:.1e}"
     word = {True: "passed", False: "FAILED", None: "not run"}[file.ok]
     return (percent(file.accuracy), percent(file.agreement), error, word)
+
+
+def anatomy(run: Run) -> Section:
+    """Every byte of each file by its part, beside the bound; and each weight by itself."""
+    codes = {f"{name}.onnx": "f32" for name in ("original", "masked")} | {file.name: file.values for file in run.files}
+    rows = tuple(
+        (name, *(f"{size:,}" for size in parts.values()), f"{sum(parts.values()):,}", _bound(run, name, codes[name]))
+        for name, parts in sorted(run.anatomy.items(), key=lambda item: -sum(item[1].values()))
+    )
+    best = run.smallest(exact=False)
+    used = dict.fromkeys(("f32", best.values if best else "f32"))
+    weights = tuple(
+        (
+            row["name"],
+            " x ".join(map(str, row["shape"])),
+            f"{row['nonzeros']:,}",
+            f"{row['dense']:,}",
+            *(f"{figure:,.0f}" for code in used for figure in (row["packed"][code], row["bound"][code])),
+        )
+        for row in sorted(run.tensors, key=lambda row: -row["dense"])
+    )
+    heads = (
+        "weight",
+        "shape",
+        "non-zero",
+        "plain",
+        *(f"{what}, {code}" for code in used for what in ("packed", "bound")),
+    )
+    return Section(
+        "Where the bytes are",
+        tables=(
+            TableView(
+                ("bytes of", "weights", "their headers", "decoding", "network", "container", "all", "bound"), rows
+            ),
+            TableView(heads, weights, title="Weight by weight, bytes", words=(1,), folded=len(weights) > _FOLD),
+        ),
+        note=_ANATOMY,
+    )
+
+
+def _bound(run: Run, name: str, code: str) -> str:
+    return NONE if name in {"original.onnx", "masked.onnx"} else f"{run.bounds[code]:,.0f}"
 
 
 def iterations(run: Run) -> Section:

@@ -24,6 +24,7 @@ _SECTIONS: tuple[tuple[str, Callable[[Run], Section | None]], ...] = (
     ("relieve", sections.accuracy),
     ("export", sections.costs),
     ("export", sections.files),
+    ("export", sections.anatomy),
     ("relieve", sections.iterations),
     ("relieve", sections.layers),
     ("relieve", sections.inputs),

@@ -149,6 +149,10 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
             },
             "ledger": formats.ledger(graphs["shrunk"]).to_dict(),
             "baselines": baselines,
+            "anatomy": {
+                path: formats.anatomy(artifacts / path).to_dict()
+                for path in ("original.onnx", "masked.onnx", *(artifact.name for artifact in written))
+            },
             "artifacts": [artifact.to_dict() for artifact in written],
         },
         ("validate", "validation.json"): found.to_dict()

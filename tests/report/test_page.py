@@ -186,6 +186,18 @@ def test_a_record_that_lacks_a_figure_is_named_with_stage_and_key(build, tmp_pat
         build_report([folder], tmp_path)
 
 
+def test_every_byte_of_a_file_has_its_part(build, pages):
+    table = pages["good"][1].partition("## Where the bytes are")[2].partition("##")[0]
+    rows = {cells[1]: cells[2:-1] for line in table.splitlines() if len(cells := re.split(r" *\| *", line)) == 10}
+    for name in ("original.onnx", "masked.onnx", "model.onnx"):
+        *parts, total, _ = (int(cell.replace(",", "")) if cell != "–" else None for cell in rows[name])
+        assert sum(parts) == total == (build / "artifacts" / name).stat().st_size
+    assert sum(file.stat().st_size for file in (build / "artifacts" / "csr").iterdir()) == int(
+        rows["csr"][5].replace(",", "")
+    )
+    assert float(rows["model.onnx"][6].replace(",", "")) < float(rows["model.onnx"][0].replace(",", ""))
+
+
 @pytest.mark.parametrize(("stage", "name"), [(stage, name) for stage, names in READ.items() for name in names])
 def test_figures_of_other_files_than_are_there_are_refused(build, tmp_path, stage, name):
     folder = shutil.copytree(build, tmp_path / "tiny")
