@@ -11,15 +11,30 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_INNER = "relief_export.names_in_subgraphs"
+
+
 def free_name(graph: ir.Graph, name: str) -> str:
     """Return ``name``, or the first ``name_K`` that no value of the graph has."""
-    taken = {v.name for v in graph.inputs} | set(graph.initializers)
-    taken |= {out.name for node in graph.all_nodes() for out in node.outputs}
+    taken = {v.name for v in graph.inputs} | {out.name for node in graph for out in node.outputs}
+    inner = _names_in_subgraphs(graph)
     free, k = name, 0
-    while free in taken:
+    while free in taken or free in graph.initializers or free in inner:
         k += 1
         free = f"{name}_{k}"
     return free
+
+
+def _names_in_subgraphs(graph: ir.Graph) -> frozenset[str]:
+    """Return the names inside control flow, which no pass changes: looked for once, as it takes long."""
+    if _INNER not in graph.meta:
+        found: set[str] = set()
+        for inner in graph.subgraphs():
+            values = (*inner.inputs, *inner.initializers.values(), *(out for node in inner for out in node.outputs))
+            found.update(str(value.name) for value in values)
+        graph.meta[_INNER] = frozenset(found)
+    names: frozenset[str] = graph.meta[_INNER]
+    return names
 
 
 def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
