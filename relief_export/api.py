@@ -53,7 +53,8 @@ def relieve(
     of batches, a DataLoader or whatever else can be gone through again and again, measures the activity.
 
     Args:
-        model: A trained network of any architecture.
+        model: A trained network of any architecture; its linear and convolution layers are relieved, and what other
+            layers hold, such as recurrent ones or the projections inside an attention, is left as it is.
         data: See above.
         iterations: How often to prune and retrain.
         train: The retraining; 10 epochs of Adam by default.
@@ -61,7 +62,8 @@ def relieve(
         evaluate: Returns the accuracy on held-out samples, a fraction; any number that ``float`` takes.
         init: Initial weights, for ``rewind=True``.
         seed: Draws the calibration samples and the retraining.
-        folder: Where the iterations are kept; an interrupted call with the same arguments goes on from there.
+        folder: Where the iterations are kept; an interrupted call with the same arguments, the trained ``model`` among
+            them, goes on from there.
         progress: Called as ``progress(task, done, total, note)``.
         **settings: Other fields of ``recipe.ReliefConfig``: alpha_conv, alpha_fc, samples, tolerance, rewind, skip, ...
 
@@ -138,7 +140,8 @@ def export(
     """Write a network as a small exact ONNX model and in other formats, with the manifest that `validate` needs.
 
     Args:
-        model: Any network with one input and one output, the batch in front; it is not changed.
+        model: Any network with one input and one output, the batch in front; it is not changed. PyTorch and ONNX
+            Runtime round float16 differently: convert such a network with ``float()`` to have it proven.
         example_input: One batch of inputs.
         folder: Where the files go; an existing folder must be one that an export wrote, and is replaced.
         masks: Parameter name -> True where it is kept; without them the zeros in the weights decide.
@@ -163,6 +166,8 @@ def export(
         raise InputError(f"there is no format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
     if values not in VALUES:
         raise InputError(f"there are no values {values!r}: choose from {', '.join(VALUES)}")
+    if not isinstance(example_input, torch.Tensor):
+        raise InputError(f"example_input is one batch, a tensor, not a {type(example_input).__name__}")
     target = Path(folder)
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is no folder that an export wrote: name another one")

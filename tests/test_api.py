@@ -211,3 +211,23 @@ def test_the_baseline_is_the_network_before_relief(model, digits, tmp_path):
     original, masked = (manifest.extra["cost"][name]["parameters"] for name in ("original", "masked"))
     assert original["nonzero"] == original["structural"] == masked["structural"]
     assert 0.4 < masked["nonzero"] / original["nonzero"] < 0.7
+
+
+def test_a_network_that_gives_maps_is_exported_and_proven(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(8, 3, 2, stride=2))
+    with torch.no_grad():
+        network[0].weight[::2] = 0
+        network[0].bias[::2] = 0
+    x = torch.randn(16, 1, 8, 8)
+    manifest = rx.export(network, x, tmp_path / "artifacts", formats=("dense", "packed", "csr"))
+    assert manifest.extra["cost"]["shrunk"]["parameters"]["structural"] < 0.6 * sum(
+        map(torch.numel, network.parameters())
+    )
+    found = rx.validate(tmp_path / "artifacts")  # against PyTorch's own outputs, (16, 3, 16, 16)
+    assert found.ok
+    assert {m.agreement.agreement for m in found.measurements} == {None}
+    moved = np.asarray(network(x).detach()) * 1.001
+    assert not rx.validate(tmp_path / "artifacts", x.numpy(), logits=moved).ok
+    with pytest.raises(InputError, match="example_input is one batch, a tensor, not a tuple"):
+        rx.export(network, (x, x), tmp_path / "other")

@@ -1,13 +1,15 @@
 """How far the outputs of one network are from another's on the same samples.
 
-With reference outputs ``r`` and outputs ``o``, both ``(N, classes)``::
+With reference outputs ``r`` and outputs ``o``, both ``(N, ...)``::
 
     absolute error   max and mean of |o − r|
     relative error   max |o − r| / max |r|          (one scale for the whole set: logits near zero blow nothing up)
     agreement        share of samples with argmax o = argmax r
     accuracy         share of samples with argmax o = y, and its difference to the reference's
 
-A sample with a NaN has no prediction: it agrees with nothing, not even with another NaN, and is never right.
+Only scores ``(N, classes)``, of two classes and more, have predictions; single numbers, maps and sequences are held to
+their errors alone. A sample with a NaN has no prediction: it agrees with nothing, not even with another NaN, and is
+never right.
 
 The worst sample is the one with the largest absolute error.
 """
@@ -34,7 +36,7 @@ class Agreement:
     Attributes:
         max_error: Largest absolute error. mean_error: Mean absolute error. relative_error: Largest, in units of the
             reference's scale. The three are None where an output is not a finite number.
-        agreement: Share of equal predictions. disagreeing: Number of unequal ones.
+        agreement: Share of equal predictions; None where there are none. disagreeing: Number of unequal ones.
         accuracy: Share of right predictions; None without labels. accuracy_difference: That minus the reference's.
         worst_sample: Index of the sample with the largest error, or of the first that is not finite.
         first_disagreement: Index of the first sample whose prediction differs; None where all agree.
@@ -43,7 +45,7 @@ class Agreement:
     max_error: float | None
     mean_error: float | None
     relative_error: float | None
-    agreement: float
+    agreement: float | None
     disagreeing: int
     accuracy: float | None
     accuracy_difference: float | None
@@ -91,8 +93,9 @@ def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreeme
         error = np.abs(flat - expected)
     by_sample = error.max(axis=1)
     finite = bool(np.isfinite(by_sample).all())
+    scores = classes(outputs.shape) > 0
     chosen, wanted = _predictions(flat, none=-1), _predictions(expected, none=-2)
-    differ = np.flatnonzero(chosen != wanted)
+    differ = np.flatnonzero((chosen != wanted) & scores)
     scale = float(np.abs(expected).max())
     largest = float(by_sample.max())
     accuracy = None if y is None else float((chosen == y).mean())
@@ -100,13 +103,18 @@ def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreeme
         max_error=largest if finite else None,
         mean_error=float(error.mean()) if finite else None,
         relative_error=(largest / scale if scale else largest) if finite else None,
-        agreement=1 - differ.size / len(flat),
+        agreement=1 - differ.size / len(flat) if scores else None,
         disagreeing=differ.size,
         accuracy=accuracy,
         accuracy_difference=None if y is None or accuracy is None else accuracy - float((wanted == y).mean()),
         worst_sample=int(by_sample.argmax() if finite else np.flatnonzero(~np.isfinite(by_sample))[0]),
         first_disagreement=int(differ[0]) if differ.size else None,
     )
+
+
+def classes(shape: tuple[int, ...]) -> int:
+    """Return how many classes outputs of a shape score, two or more; 0 where they are no such scores."""
+    return shape[1] if len(shape) > 1 and shape[1] > 1 and all(size == 1 for size in shape[2:]) else 0
 
 
 def _predictions(outputs: Array, *, none: int) -> Array:
@@ -131,7 +139,11 @@ def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: b
         message = f"relative error {error:.3g}, {limit:g} allowed, worst at sample {worst}"
         checks.append(check("relative error", error, limit, message, ok=error <= limit, sample=worst))
     exact, first = tolerance.accuracy_drop == 0, found.first_disagreement
-    if exact or found.accuracy is None:
+    if found.agreement is None:
+        if not checks:
+            message = "it promises accuracy, but the outputs are no scores of classes: leave this format out"
+            checks.append(check("predictions", None, tolerance.accuracy_drop, message, ok=False, sample=None))
+    elif exact or found.accuracy is None:
         # Without labels: no more accuracy can be lost than predictions differ.
         share, limit = 1 - found.agreement, tolerance.accuracy_drop
         message = f"{found.disagreeing} predictions ({share:.4%}) differ, {limit:.4%} allowed"

@@ -70,8 +70,10 @@ def check_labels(y: Array, samples: int, classes: int) -> None:
     """Check labels ``(N,)`` against the number of samples and classes.
 
     Raises:
-        InputError: Wrong shape or type, or a label outside 0 … classes - 1.
+        InputError: No classes, wrong shape or type, or a label outside 0 … classes - 1.
     """
+    if classes < 1:
+        raise InputError("labels y need outputs (samples, classes), which these are not: give samples alone")
     if y.shape != (samples,):
         raise InputError(f"labels y have shape {y.shape} for {samples} samples: give one label a sample")
     if y.dtype.kind not in "iu":

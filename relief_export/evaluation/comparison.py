@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from relief_export.errors import InputError
-from relief_export.evaluation.agreement import Agreement, Check, judge, measure
+from relief_export.evaluation.agreement import Agreement, Check, classes, judge, measure
 from relief_export.evaluation.arrays import check_labels
 from relief_export.evaluation.sessions import open_session
 from relief_export.formats import Tolerance
@@ -85,7 +85,7 @@ def compare(
         for index, (name, (expected, got)) in enumerate(zip(names, pairs, strict=True)):
             labels = y if index == 0 else None
             if labels is not None:
-                check_labels(labels, len(x), int(np.prod(expected.shape[1:])))
+                check_labels(labels, len(x), classes(expected.shape))
             found[name] = measure(got, expected, labels)
             where = b.name if len(names) == 1 else f"{b.name}, output {name!r}"
             checks += judge(found[name], limits, where, optimised=optimised)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from relief_export import formats
 from relief_export.errors import InputError, IntegrityError
-from relief_export.evaluation.agreement import Agreement, Array, Check, judge, measure
+from relief_export.evaluation.agreement import Agreement, Array, Check, classes, judge, measure
 from relief_export.evaluation.arrays import check_labels
 from relief_export.evaluation.sessions import open_session
 from relief_export.records import sha256
@@ -75,7 +75,7 @@ def validate(
         folder: The artifacts' folder, or the build folder that has it.
         x: Samples ``(N, ...)``, preprocessed as the network's input.
         y: Labels ``(N,)``; without them no accuracy is checked.
-        logits: The masked PyTorch network's outputs ``(N, classes)``; None takes ``masked.onnx``, run unoptimised,
+        logits: The masked PyTorch network's outputs ``(N, ...)``; None takes ``masked.onnx``, run unoptimised,
             which is held against the manifest's SHA-256 first; nothing is measured against a file that differs.
         progress: Called for every batch of every session.
 
@@ -202,7 +202,7 @@ def _masked_logits(folder: Path, x: Array, progress: Progress | None) -> Array:
 def _check_reference(x: Array, y: Array | None, logits: Array) -> None:
     if not len(x):
         raise InputError("the test set has no samples")
-    if logits.ndim != 2 or len(logits) != len(x):
-        raise InputError(f"logits have shape {logits.shape} for {len(x)} samples: give (samples, classes)")
+    if not logits.ndim or len(logits) != len(x):
+        raise InputError(f"logits have shape {logits.shape} for {len(x)} samples: give those of each sample")
     if y is not None:
-        check_labels(y, len(x), logits.shape[1])
+        check_labels(y, len(x), classes(logits.shape))

@@ -12,7 +12,9 @@ import pytest
 from relief_export import formats
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
 from relief_export.evaluation import load_arrays, open_session, validate
+from relief_export.formats import Options
 from relief_export.records import sha256
+from tests.evaluation.conftest import parse
 
 FLOAT64_LIMIT = 1e-5  # of ONNX Runtime's float32 against the float64 reference of these tests
 
@@ -268,3 +270,60 @@ def test_a_changed_reference_is_not_trusted(export, network, samples):
     formats.write_manifest(folder, artifacts, {"baselines": {"masked": 3}})
     with pytest.raises(IntegrityError, match=r"without the SHA-256 of masked\.onnx"):
         validate(folder, samples[0], None, None)
+
+
+MAPS = """
+<ir_version: 10, opset_import: ["" : 21]>
+net (float[batch, 2, 6, 6] x, float[5, 2, 3, 3] conv_w) => (float[batch, 5, 4, 4] maps) {
+  maps = Conv <kernel_shape = [3, 3]> (x, conv_w)
+}
+"""
+NUMBERS = """
+<ir_version: 10, opset_import: ["" : 21]>
+net (float[batch, 2, 6, 6] x, float[5, 2, 3, 3] conv_w) => (float[batch] number) {
+  c = Conv <kernel_shape = [3, 3]> (x, conv_w)
+  axes = Constant <value_ints = [1, 2, 3]> ()
+  number = ReduceMean <keepdims = 0> (c, axes)
+}
+"""
+
+
+@pytest.mark.parametrize("text", [MAPS, NUMBERS])
+def test_outputs_that_are_no_scores_are_held_to_their_errors(text, samples, weights, tmp_path):
+    x, y, _ = samples
+    network = parse(text, {"conv_w": weights["conv_w"]})
+    exact = ("dense", "sparse", "packed", "csr", "ort")
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+
+    def write(names, **changed):
+        for name, array in changed.items():
+            network.graph.initializers[name].const_value = ir.tensor(array, name=name)
+        made = [
+            formats.FORMATS[k].write(network, folder / formats.FORMATS[k].suffix, Options(calibration=x)) for k in names
+        ]
+        formats.write_manifest(folder, made, {})
+
+    write(exact)
+    reference = open_session(folder / "model.onnx", optimised=False).run(x)[0]
+    found = validate(folder, x, None, reference)
+    assert found.ok
+    assert {check.quantity for check in found.checks} == {"sha256", "relative error"}
+    assert all(m.agreement.agreement is None for m in found.measurements)
+    with pytest.raises(InputError, match="labels y need outputs"):
+        validate(folder, x, y, reference)
+    write(exact, conv_w=weights["conv_w"] * np.float32(1.001))
+    found = validate(folder, x, None, reference)
+    assert {(check.artifact, check.quantity) for check in found.failures} == {
+        (formats.FORMATS[name].suffix, "relative error") for name in exact
+    }
+
+
+def test_accuracy_cannot_be_promised_of_maps(samples, weights, tmp_path):
+    network = parse(MAPS, {"conv_w": weights["conv_w"]})
+    artifact = formats.FORMATS["int8"].write(network, tmp_path / "model.int8.onnx", Options(calibration=samples[0]))
+    formats.write_manifest(tmp_path, [artifact], {})
+    reference = open_session(network, optimised=False).run(samples[0])[0]
+    found = validate(tmp_path, samples[0], None, reference)
+    assert {check.quantity for check in found.failures} == {"predictions"}
+    assert "outputs are no scores of classes" in found.failures[0].message
