@@ -13,7 +13,7 @@ import onnx
 from onnx.external_data_helper import uses_external_data
 
 from relief_export.formats.builder import field_bytes
-from relief_export.formats.container import files
+from relief_export.formats.container import external_files
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +77,7 @@ def anatomy(path: Path) -> Anatomy | None:
     data = sum(_data(tensor) for tensor in graph.initializer) + sum(_sparse_data(t) for t in graph.sparse_initializer)
     headers = sum(field_bytes(tensor) for tensor in (*graph.initializer, *graph.sparse_initializer)) - data
     rest = path.stat().st_size - data - headers - decoding - network
-    beside = sum(file.stat().st_size for file in files(path)[1:])
+    beside = sum(file.stat().st_size for file in external_files(proto, path))
     return Anatomy(data + beside, headers, decoding, network, rest)
 
 

@@ -127,9 +127,14 @@ def files(path: Path) -> list[Path]:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError:
         return [path]
+    return [path, *external_files(proto, path)]
+
+
+def external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
+    """Return the files in which the model ``proto``, read from ``path``, keeps external data."""
     tensors = [tensor for tensor in _tensors(proto) if uses_external_data(tensor)]
     names = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return [path, *(path.parent / name for name in sorted(names))]
+    return [path.parent / name for name in sorted(names)]
 
 
 def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:

@@ -17,7 +17,7 @@ from relief_export.errors import IntegrityError, UnsupportedModelError
 from relief_export.formats import blocks, positions, squeeze, streams, values
 from relief_export.formats.artifact import EXACT, Artifact, File, Options, Tolerance
 from relief_export.formats.builder import Builder, short_names
-from relief_export.formats.container import clean_zeros, files, graphs, lifted, load_proto, save_proto, to_ir
+from relief_export.formats.container import clean_zeros, external_files, graphs, lifted, load_proto, save_proto, to_ir
 from relief_export.formats.decode import decode
 from relief_export.formats.manifest import check_listed
 
@@ -199,8 +199,9 @@ def unpack(proto: onnx.ModelProto, path: Path) -> None:
     """
     if proto.graph.name != f"{MARK}{VERSION}":
         raise IntegrityError(f"{path} is packed in version {proto.graph.name!r}, this program reads {MARK}{VERSION}")
+    stored = sum(file.stat().st_size for file in (path, *external_files(proto, path)))
     load_external_data_for_model(proto, str(path.parent))
-    decode(proto, sum(file.stat().st_size for file in files(path)), str(path))
+    decode(proto, stored, str(path))
     del proto.graph.value_info[:]
     used = {name for graph in graphs(proto.graph) for node in graph.node for name in node.input}
     used |= {value.name for value in (*proto.graph.output, *proto.graph.input)}
