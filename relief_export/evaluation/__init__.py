@@ -1,11 +1,11 @@
 """ONNX Runtime as the judge: validation, comparison, latency and the audit. Results have ``to_dict()``; no torch."""
 
+from relief_export.device.targets import TARGETS, Target
 from relief_export.evaluation.arrays import Arrays, load_arrays
 from relief_export.evaluation.budget import Audit, Budget, audit, parse_size
 from relief_export.evaluation.comparison import Comparison, compare
 from relief_export.evaluation.latency import Latency, measure_latency
 from relief_export.evaluation.sessions import Session, open_session
-from relief_export.evaluation.targets import TARGETS, Target
 from relief_export.evaluation.validation import Validation, validate
 
 __all__ = [

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relief_export import formats
+from relief_export.device.targets import TARGETS, Target
 from relief_export.errors import InputError, UnsupportedModelError
-from relief_export.evaluation.targets import TARGETS, Target
 from relief_export.evaluation.validation import artifacts_folder, require_files
 from relief_export.formats import container
 from relief_export.formats.ledger import entropy_bound

@@ -11,6 +11,7 @@ import onnx_ir as ir
 import pytest
 
 from relief_export import formats
+from relief_export.device.targets import CORES
 from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.evaluation import TARGETS, Budget, audit, parse_size
 from relief_export.formats import FORMATS
@@ -50,6 +51,8 @@ def test_targets_have_sizes_and_sources():
         assert target.source
         assert target.ram % 1024 == 0
         assert target.flash is None or target.flash % 1024 == 0
+        assert (target.core is None) == (target.clock is None)
+        assert target.core is None or target.core in CORES
 
 
 def test_given_sizes_replace_the_targets():
@@ -138,10 +141,14 @@ def test_every_format_costs_what_the_network_costs(kind, export, network):
 
 def test_the_documented_targets_are_the_built_in_ones():
     page = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
-    rows = re.findall(r"^\| `([\w-]+)` \| (.+?) \| (.+?) \| (.+?) \|", page, re.MULTILINE)
-    documented = {name: (title, flash, ram) for name, title, flash, ram in rows}
+    rows = re.findall(r"^\| `([\w-]+)` \| (.+?) \| (.+?) \| (.+?) \| (.+?) \| (.+?) \|", page, re.MULTILINE)
+    documented = {name: tuple(cells) for name, *cells in rows}
 
     def text(size):
         return "card" if size is None else f"{size // 1024} KiB" if size % 1024**2 else f"{size // 1024**2} MiB"
 
-    assert documented == {name: (t.title, text(t.flash), text(t.ram)) for name, t in TARGETS.items()}
+    def core(target):
+        chip = target.core and CORES[target.core].title.removeprefix("Arm ")
+        return (chip or "-", f"{target.clock // 10**6} MHz" if target.clock else "-")
+
+    assert documented == {name: (t.title, text(t.flash), text(t.ram), *core(t)) for name, t in TARGETS.items()}
