@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from relief_export import formats
 from relief_export.errors import InputError
-from relief_export.formats import container, dense
+from relief_export.formats import container
 from relief_export.graph.cost import Cost, cost
 from relief_export.graph.fold import fold
 from relief_export.graph.shrink import ShrinkResult, shrink
@@ -77,7 +77,7 @@ def _read(source: Path, target: Path) -> ir.Model:
     model = formats.read(source)
     # Weights are mapped from the source while the target, and where it is dense NAME.data, is written or removed.
     for own in _files(source):
-        for written in (target, dense.data_path(target)):
+        for written in (target, container.data_path(target)):
             if written.exists() and written.samefile(own):
                 what = "the input itself" if own == source else "the external data of the input"
                 raise InputError(f"{written} is {what}: write to another file")

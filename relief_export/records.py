@@ -65,9 +65,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
+        old = temporary.with_name(f"{temporary.name}-old")
         if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+            path.replace(old)
+        try:
+            temporary.replace(path)
+        except OSError:
+            if old.exists():
+                old.replace(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise _named(error, path) from None
     finally:

@@ -87,6 +87,8 @@ def test_demo_leaves_exactly_these_files(demo):
     assert left == LEFT
     listed = {file["path"] for entry in read_json(demo.folder / "artifacts/manifest.json")["artifacts"]
               for file in entry["files"]}  # fmt: skip
+    guarded = {file["path"] for file in read_json(demo.folder / "artifacts/manifest.json")["references"]}
+    assert guarded == {"masked.onnx", "original.onnx", "reference.npz"}
     on_disk = {path.removeprefix("artifacts/") for path in contents(demo.folder) if path.startswith("artifacts/")}
     assert on_disk - listed == {"manifest.json", "masked.onnx", "original.onnx", "record.json", "reference.npz"}
     assert listed <= on_disk

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from relief_export.errors import InputError, IntegrityError
+from relief_export.formats.manifest import check_listed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +30,7 @@ def load_arrays(path: Path) -> Arrays:
 
     Raises:
         InputError: There is no such file, no array ``x``, or an array of pickled objects.
-        IntegrityError: The file is damaged.
+        IntegrityError: The file is damaged, or differs from the manifest beside it that lists it.
     """
     try:
         found = _read(path)
@@ -41,6 +42,7 @@ def load_arrays(path: Path) -> Arrays:
         # NumPy takes any foreign file for a pickle, and advises to load it.
         why = "another kind of file" if "pickle" in str(error) else " ".join(str(error).split())[:120]
         raise IntegrityError(f"{path} is no readable .npz file ({why}): write it with numpy.savez") from None
+    check_listed(path)
     if "x" not in found:
         raise InputError(f"{path} has no array 'x': save the samples under that name")
     if not found["x"].ndim:

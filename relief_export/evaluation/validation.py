@@ -11,7 +11,6 @@ from relief_export.errors import InputError, IntegrityError
 from relief_export.evaluation.agreement import Agreement, Array, Check, classes, judge, measure
 from relief_export.evaluation.arrays import check_labels
 from relief_export.evaluation.sessions import open_session
-from relief_export.records import sha256
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,25 +141,14 @@ def _listed(manifest: formats.Manifest, artifact: formats.Artifact) -> Check:
 
 
 def _reference_checks(manifest: formats.Manifest) -> list[Check]:
-    """Check the masked network's file against the manifest; no check where an export recorded no baselines.
-
-    Raises:
-        IntegrityError: The manifest's baselines are malformed.
-    """
-    path = manifest.folder / MASKED
-    baselines = manifest.extra.get("baselines")
-    if baselines is None or not path.is_file():  # a missing file is refused when it is opened
+    """Check the masked network's file against the manifest; a missing file is refused when it is opened."""
+    if not (manifest.folder / MASKED).is_file():
         return []
     try:
-        digest = baselines["masked"]["sha256"]
-    except (KeyError, TypeError):
-        raise IntegrityError(
-            f"{manifest.folder} has a manifest without the SHA-256 of {MASKED}: export again"
-        ) from None
-    if sha256(path) == digest:
-        return [_about_file(MASKED, "sha256", _LISTED, ok=True)]
-    message = f"{path}, the reference, differs from its SHA-256 in the manifest: export again"
-    return [_about_file(MASKED, "sha256", message, ok=False)]
+        manifest.check_reference(MASKED)
+    except IntegrityError as error:
+        return [_about_file(MASKED, "sha256", f"the reference cannot be trusted: {error}", ok=False)]
+    return [_about_file(MASKED, "sha256", _LISTED, ok=True)]
 
 
 def _about_file(name: str, quantity: str, message: str, *, ok: bool) -> Check:

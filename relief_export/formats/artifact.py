@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import math
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -104,24 +105,45 @@ class Artifact:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any], where: str) -> Artifact:
+    def from_dict(cls, data: object, where: str) -> Artifact:
         """Rebuild an artifact from plain data.
 
         Raises:
             IntegrityError: A key is missing, unknown or of a wrong type.
         """
-        try:
-            files = tuple(File(**file) for file in data["files"])
-            rest = {key: data[key] for key in ("name", "format", "options")}
-            unknown = set(data) - {"name", "format", "files", "tolerance", "options", "notes"}
-            artifact = cls(files=files, tolerance=Tolerance(**data["tolerance"]), notes=tuple(data["notes"]), **rest)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"{where}: an artifact's entry is malformed ({error}): export again") from None
-        typed = all(isinstance(f.path, str) and isinstance(f.bytes, int) and isinstance(f.sha256, str) for f in files)
-        drop, relative = artifact.tolerance.accuracy_drop, artifact.tolerance.relative_error
-        bounds = (drop,) if relative is None else (drop, relative)
-        if not files or not all(isinstance(bound, int | float) and 0 <= bound < float("inf") for bound in bounds):
-            raise IntegrityError(f"{where}: an artifact is malformed, with no file or no sound tolerance: export again")
-        if unknown or not typed or not isinstance(artifact.name, str) or not isinstance(artifact.format, str):
-            raise IntegrityError(f"{where}: an artifact's entry is malformed: export again")
-        return artifact
+        known = {field.name for field in fields(cls)}
+        if not isinstance(data, dict) or set(data) != known:
+            raise IntegrityError(
+                f"{where}: an artifact's entry is malformed, it must have {sorted(known)}: export again"
+            )
+        tolerance = _read_tolerance(data["tolerance"], where)
+        files = read_files(data["files"], where)
+        typed = isinstance(data["notes"], list) and all(isinstance(note, str) for note in data["notes"])
+        typed = typed and isinstance(data["name"], str) and isinstance(data["format"], str)
+        if not files or not typed or not isinstance(data["options"], dict):
+            raise IntegrityError(f"{where}: the entry of an artifact, {data['name']!r}, is malformed: export again")
+        return cls(data["name"], data["format"], files, tolerance, data["options"], tuple(data["notes"]))
+
+
+def read_files(entries: object, where: str) -> tuple[File, ...]:
+    """Rebuild a list of files from plain data.
+
+    Raises:
+        IntegrityError: It is no list, or a key is missing, unknown or of a wrong type.
+    """
+    kinds = {"path": str, "bytes": int, "sha256": str}
+    for entry in entries if isinstance(entries, list) else [entries]:
+        if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != kinds:
+            raise IntegrityError(
+                f"{where}: a file's entry is malformed, it must have path, bytes, sha256: export again"
+            )
+    return tuple(File(**entry) for entry in entries) if isinstance(entries, list) else ()
+
+
+def _read_tolerance(data: object, where: str) -> Tolerance:
+    bounds = data if isinstance(data, dict) and set(data) == {"relative_error", "accuracy_drop"} else {}
+    drop, relative = bounds.get("accuracy_drop"), bounds.get("relative_error")
+    for bound in (drop, 0.0 if relative is None else relative):
+        if type(bound) not in {int, float} or not 0 <= bound < math.inf:
+            raise IntegrityError(f"{where}: an artifact is malformed, with no sound tolerance: export again")
+    return Tolerance(relative, drop)

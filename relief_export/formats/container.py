@@ -7,6 +7,11 @@ data is resolved, and nothing is left that does not compute: no doc strings, met
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -19,17 +24,17 @@ from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
 from relief_export.formats.manifest import inside
-from relief_export.records import atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
 MAX_ELEMENTS = 2**31
 """No tensor may have more."""
 _FREE_BYTES, _BYTES_PER_BYTE = 1 << 28, 1024
+_TYPE = "relief_export.type"
+"""Key in ``ir.Value.meta`` of a type that onnx_ir has no word for, as a serialised ``TypeProto``."""
 _SIGN_BITS = {np.dtype(np.float16): np.uint16, np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 
 
@@ -77,11 +82,35 @@ def load_proto(path: Path) -> onnx.ModelProto:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
         _check_text(proto, path)
         _check_external(proto, path)
-        onnx.checker.check_model(str(path))
+        _check_model(proto, path)
     except (DecodeError, onnx.checker.ValidationError, ValueError, RuntimeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise IntegrityError(f"{path} is not a sound ONNX model ({reason}): write it again") from None
     return proto
+
+
+def _check_model(proto: onnx.ModelProto, path: Path) -> None:
+    """Run onnx's checker, which wants a shape for inputs and outputs though the standard lets it be absent.
+
+    Raises:
+        onnx.checker.ValidationError: The model is not sound.
+    """
+    if all(_has_shape(value.type) for value in (*proto.graph.input, *proto.graph.output)):
+        onnx.checker.check_model(str(path))
+        return
+    stated = onnx.ModelProto()
+    stated.CopyFrom(proto)
+    for tensor in _tensors(stated):
+        if uses_external_data(tensor):  # checked already, and the checker does not know where it lies
+            tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b""))
+    for value in (*stated.graph.input, *stated.graph.output):
+        if not _has_shape(value.type):
+            value.type.tensor_type.shape.SetInParent()
+    onnx.checker.check_model(stated)
+
+
+def _has_shape(kind: onnx.TypeProto) -> bool:
+    return not kind.HasField("tensor_type") or kind.tensor_type.HasField("shape")
 
 
 def _check_text(proto: onnx.ModelProto, path: Path) -> None:
@@ -149,7 +178,7 @@ def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
         if id(tensor) not in initializers and uses_external_data(tensor):
             load_external_data_for_tensor(tensor, str(folder))
     try:
-        model = ir.from_proto(proto)
+        model = _from_proto(proto)
         ir.external_data.set_base_dir(model.graph, folder)
         for value in _initializers(model):
             if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING:
@@ -161,6 +190,48 @@ def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise IntegrityError(f"{path} has a damaged graph or tensor ({reason}): write it again") from None
     return model
+
+
+def _from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """Turn ``proto`` into onnx_ir, with the types that onnx_ir cannot hold kept aside in their values."""
+    aside = {}
+    for graph in graphs(proto.graph):
+        foreign = [value for value in (*graph.input, *graph.output, *graph.value_info) if _has_map(value.type)]
+        aside |= {value.name: value.type.SerializeToString() for value in foreign}
+        for value in foreign:
+            value.ClearField("type")
+    model = ir.from_proto(proto)
+    if aside:
+        for values in map(_values, model.graphs()):
+            for value in values:
+                if value.name in aside:
+                    value.meta[_TYPE] = aside[value.name]
+    return model
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """Turn ``model`` back into a proto, types that onnx_ir cannot hold included."""
+    proto = ir.to_proto(model)
+    aside = {v.name: v.meta[_TYPE] for graph in model.graphs() for v in _values(graph) if _TYPE in v.meta}
+    for graph in graphs(proto.graph) if aside else ():
+        for value in (*graph.input, *graph.output, *graph.value_info):
+            if value.name in aside:
+                value.type.ParseFromString(aside[value.name])
+    return proto
+
+
+def _values(graph: ir.Graph) -> Iterator[ir.Value]:
+    yield from graph.inputs
+    yield from graph.outputs
+    for node in graph:
+        yield from node.outputs
+
+
+def _has_map(kind: onnx.TypeProto) -> bool:
+    """Return True if a map is ``kind`` or within it: scikit-learn's classifiers give out sequences of maps."""
+    if kind.HasField("sequence_type"):
+        return _has_map(kind.sequence_type.elem_type)
+    return _has_map(kind.optional_type.elem_type) if kind.HasField("optional_type") else kind.HasField("map_type")
 
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
@@ -244,20 +315,100 @@ def _node_graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield from graphs(attribute.g)
 
 
-def save_proto(proto: onnx.ModelProto, path: Path, *, verify: bool = False) -> None:
-    """Write ``proto`` deterministically and atomically, without metadata; ``verify`` opens it before it is renamed.
+@contextmanager
+def atomic_files(path: Path, *names: str) -> Iterator[tuple[Path, ...]]:
+    """Yield temporary paths for ``path`` and the files ``names`` beside it; on success all take their places.
+
+    The temporary files lie in one folder under their final names, so that they can refer to each other before anything
+    that was there is touched. Where one cannot take its place, what was there is put back.
+
+    Raises:
+        InputError: ``path``, or one of the others, is a folder, a device or a pipe, which a rename would replace.
+    """
+    targets = (*(path.with_name(name) for name in names), path)  # the model last: it is never without what it refers to
+    for target in targets:
+        if target.exists() and not target.is_file():
+            raise InputError(f"{target} is there and is no file: write to another path")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as name:
+        folder = Path(name)
+        try:
+            yield folder / path.name, *(folder / other for other in names)
+            for target in targets:
+                with (folder / target.name).open("rb") as file:
+                    os.fsync(file.fileno())
+                (folder / target.name).chmod(0o644)
+            _replace(targets, folder)
+        except OSError as error:
+            if error.filename is None:  # a full disk does not say what could not be written
+                raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+            raise
+
+
+def _replace(targets: tuple[Path, ...], folder: Path) -> None:
+    """Move the files of ``folder`` to ``targets``, all or none."""
+    (folder / "old").mkdir()
+    for target in filter(Path.exists, targets):
+        try:
+            os.link(target, folder / "old" / target.name)
+        except OSError:  # a file system without hard links
+            shutil.copy2(target, folder / "old" / target.name)
+    try:
+        for target in targets:
+            (folder / target.name).replace(target)
+    except OSError:
+        for target in targets:
+            target.unlink(missing_ok=True)
+            if (folder / "old" / target.name).exists():
+                (folder / "old" / target.name).replace(target)
+        raise
+
+
+def save_model(model: ir.Model, path: Path, *, verify: bool, external_bytes: int) -> tuple[Path, ...]:
+    """Write ``model`` deterministically, all its files or none, and return them; ``verify`` opens it first.
+
+    Weights of more than ``external_bytes`` go to ``NAME.data``; ``model`` then refers to that file.
 
     Raises:
         UnsupportedModelError: It is too large for one file, or ONNX Runtime refuses it; what was there is left alone.
     """
+    weights = sum(v.const_value.nbytes for v in _initializers(model) if v.const_value is not None)
+    if weights <= external_bytes:
+        save_proto(to_proto(model), path, verify=verify)
+        return (path,)
+    with atomic_files(path, data_path(path).name) as (temporary, data):
+        ir.external_data.unload_from_model(model, temporary.parent, data.name, size_threshold_bytes=256)
+        _write_proto(to_proto(model), temporary, path, verify=verify)
+    return path, data_path(path)
+
+
+def data_path(path: Path) -> Path:
+    """Return where the external data of the model at ``path`` is kept."""
+    return path.with_name(path.name + ".data")
+
+
+def save_proto(proto: onnx.ModelProto, path: Path, *, verify: bool = False) -> None:
+    """Write ``proto`` to ``path`` deterministically and atomically; ``verify`` opens it before it is renamed.
+
+    Raises:
+        UnsupportedModelError: It is too large for one file, or ONNX Runtime refuses it; what was there is left alone.
+    """
+    stale = path.is_file() and data_path(path) in files(path)
+    with atomic_files(path) as (temporary,):
+        _write_proto(proto, temporary, path, verify=verify)
+    if stale:
+        data_path(path).unlink(missing_ok=True)
+
+
+def _write_proto(proto: onnx.ModelProto, temporary: Path, path: Path, *, verify: bool) -> None:
+    """Write ``proto`` without metadata to ``temporary``, which messages call ``path``."""
     strip(proto)
     if proto.ByteSize() >= 1 << 31:
         raise UnsupportedModelError(f"{path} would exceed the 2 GiB of a protobuf file: use format dense or csr")
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(proto.SerializeToString(deterministic=True))
-        del proto  # before the runtime has all the weights too
-        if verify:
-            open_session(temporary, name=path)
+    temporary.write_bytes(proto.SerializeToString(deterministic=True))
+    del proto  # before the runtime has all the weights too
+    if verify:
+        open_session(temporary, name=path)
 
 
 def open_session(path: Path, *, optimise: bool = True, name: Path | None = None) -> ort.InferenceSession:

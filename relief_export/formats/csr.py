@@ -17,7 +17,7 @@ import scipy.sparse as sp
 
 from relief_export.errors import InputError, IntegrityError
 from relief_export.formats.artifact import EXACT, Artifact, File, Options
-from relief_export.formats.container import canonical, check_claim, load_proto, save_proto, to_ir
+from relief_export.formats.container import canonical, check_claim, load_proto, save_proto, to_ir, to_proto
 from relief_export.formats.manifest import check_file, check_listed, inside
 from relief_export.formats.npz import read_npy, read_sparse
 from relief_export.records import atomic_folder, read_json, write_json
@@ -75,7 +75,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
             value.const_value = None
             if not entry.overridable:
                 prepared.graph.inputs.append(value)
-        save_proto(ir.to_proto(prepared), folder / GRAPH)
+        save_proto(to_proto(prepared), folder / GRAPH)
         graph = asdict(File.of(folder, folder / GRAPH))
         write_json(
             folder / INDEX, {"version": VERSION, "graph": graph, "tensors": [asdict(entry) for entry in entries]}

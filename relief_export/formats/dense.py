@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING
 
 from relief_export.formats.artifact import EXACT, Artifact, File, Options
-from relief_export.formats.container import canonical, load_proto, save_proto, to_ir
+from relief_export.formats.container import canonical, load_proto, save_model, to_ir
 from relief_export.formats.manifest import check_listed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx_ir as ir
 
 
 def write(model: ir.Model, path: Path, options: Options) -> Artifact:
@@ -18,32 +20,8 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     Raises:
         UnsupportedModelError: ONNX Runtime refuses the model, or a weight has no value.
     """
-    prepared = canonical(model)
-    save(prepared, path, options)
-    data = data_path(path)
-    files = (path, data) if data.exists() else (path,)
+    files = save_model(canonical(model), path, verify=options.verify, external_bytes=options.external_bytes)
     return Artifact(path.name, "dense", tuple(File.of(path.parent, f) for f in files), EXACT, options.to_dict())
-
-
-def data_path(path: Path) -> Path:
-    """Return where the external data of the model at ``path`` is kept."""
-    return path.with_name(path.name + ".data")
-
-
-def save(prepared: ir.Model, path: Path, options: Options) -> None:
-    """Write a canonical model; it is changed where its weights go to an external file."""
-    weights = sum(v.const_value.nbytes for g in prepared.graphs() for v in g.initializers.values() if v.const_value)
-    if weights <= options.external_bytes:
-        save_proto(ir.to_proto(prepared), path, verify=options.verify)
-        data_path(path).unlink(missing_ok=True)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
-        name = data_path(path).name
-        ir.external_data.unload_from_model(prepared, folder, name, size_threshold_bytes=256)
-        proto = ir.to_proto(prepared)
-        (Path(folder) / name).replace(data_path(path))  # the data first: a model file is never without its data
-        save_proto(proto, path, verify=options.verify)
 
 
 def read(path: Path) -> ir.Model:

@@ -19,9 +19,9 @@ import onnx_ir as ir
 from onnxruntime import quantization
 
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
-from relief_export.formats import dense, packed
+from relief_export.formats import packed
 from relief_export.formats.artifact import Artifact, File, Options, Tolerance
-from relief_export.formats.container import canonical, load_proto, to_ir
+from relief_export.formats.container import canonical, load_proto, save_model, to_ir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -53,9 +53,8 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
         UnsupportedModelError: The opset is below 13 or ONNX Runtime cannot quantise or load the model.
     """
     quantised, notes = quantise(model, options)
-    dense.save(quantised, path, options)
-    data = dense.data_path(path)
-    files = tuple(File.of(path.parent, file) for file in (path, data) if file.exists())
+    saved = save_model(quantised, path, verify=options.verify, external_bytes=options.external_bytes)
+    files = tuple(File.of(path.parent, file) for file in saved)
     return Artifact(path.name, "int8", files, TOLERANCE, options.to_dict(), notes)
 
 

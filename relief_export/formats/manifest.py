@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from relief_export import formats  # for its table, once it is there: it imports this module
 from relief_export.errors import IntegrityError
-from relief_export.formats.artifact import Artifact
+from relief_export.formats.artifact import Artifact, File, read_files
 from relief_export.records import read_json, sha256, write_json
 
 if TYPE_CHECKING:
@@ -50,11 +50,19 @@ def check_file(path: Path, size: int, digest: str, where: str) -> None:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The artifacts of one folder, and ``extra`` (cost figures and whatever else the export recorded)."""
+    """The artifacts of one folder.
+
+    Attributes:
+        folder: Where they lie.
+        artifacts: What was exported.
+        extra: Cost figures and whatever else the export recorded.
+        references: Files that artifacts are compared with: the masked and the original network, the stored samples.
+    """
 
     folder: Path
     artifacts: tuple[Artifact, ...]
     extra: dict[str, Any] = field(default_factory=dict)
+    references: tuple[File, ...] = ()
 
     def __getitem__(self, name: str) -> Artifact:
         """Return the artifact called ``name``.
@@ -77,16 +85,49 @@ class Manifest:
         Raises:
             IntegrityError: A file is absent, differs, or lies outside the folder.
         """
+        self._check(artifact.files)
+
+    def check_reference(self, name: str) -> None:
+        """Check the reference ``name``, such as masked.onnx, with its external data, against size and SHA-256.
+
+        Raises:
+            IntegrityError: The manifest does not list it, or a file is absent or differs.
+        """
+        files = [file for file in self.references if file.path in {name, f"{name}.data"}]
+        if not files:
+            raise IntegrityError(f"{self.folder / NAME} does not list {name}, so it may be anything: export again")
+        self._check(files)
+
+    def _check(self, files: Iterable[File]) -> None:
         where = str(self.folder / NAME)
-        for file in artifact.files:
+        for file in files:
             check_file(inside(self.folder, file.path, where), file.bytes, file.sha256, where)
 
 
-def write_manifest(folder: Path, artifacts: Iterable[Artifact], extra: Mapping[str, Any] | None = None) -> Manifest:
-    """Write ``folder/manifest.json``, atomically, and return it."""
-    manifest = Manifest(folder, tuple(artifacts), dict(extra or {}))
-    entries = [artifact.to_dict() for artifact in manifest.artifacts]
-    write_json(folder / NAME, {"version": VERSION, "artifacts": entries, "extra": manifest.extra})
+def write_manifest(
+    folder: Path,
+    artifacts: Iterable[Artifact],
+    extra: Mapping[str, Any] | None = None,
+    *,
+    references: Iterable[Path] = (),
+) -> Manifest:
+    """Write ``folder/manifest.json``, atomically, and return it.
+
+    Args:
+        folder: The artifacts' folder.
+        artifacts: What was written to it.
+        extra: Whatever else the export recorded.
+        references: Files in it, external data included, that artifacts are compared with; they are hashed here.
+    """
+    files = tuple(File.of(folder, path) for path in references)
+    manifest = Manifest(folder, tuple(artifacts), dict(extra or {}), files)
+    content = {
+        "version": VERSION,
+        "artifacts": [artifact.to_dict() for artifact in manifest.artifacts],
+        "references": [asdict(file) for file in files],
+        "extra": manifest.extra,
+    }
+    write_json(folder / NAME, content)
     return manifest
 
 
@@ -110,6 +151,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not isinstance(extra, dict):
         raise IntegrityError(f"{path} has an 'extra' that is no object: export again")
     artifacts = tuple(Artifact.from_dict(entry, str(path)) for entry in entries)
+    references = read_files(content.get("references", []), str(path))
     names: set[str] = set()
     for artifact in artifacts:
         if artifact.format not in formats.FORMATS:
@@ -122,7 +164,9 @@ def read_manifest(folder: Path) -> Manifest:
         names.add(artifact.name)
         for name in (artifact.name, *(file.path for file in artifact.files)):
             inside(folder, name, str(path))
-    return Manifest(folder, artifacts, extra)
+    for file in references:
+        inside(folder, file.path, str(path))
+    return Manifest(folder, artifacts, extra, references)
 
 
 def check_listed(path: Path) -> None:
@@ -138,3 +182,5 @@ def check_listed(path: Path) -> None:
     for artifact in manifest.artifacts:
         if artifact.name == path.name:
             manifest.check(artifact)
+    if any(file.path == path.name for file in manifest.references):
+        manifest.check_reference(path.name)

@@ -16,8 +16,7 @@ import onnxruntime
 from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.formats import sparse
 from relief_export.formats.artifact import EXACT, Artifact, File, Options
-from relief_export.formats.container import graphs, open_session
-from relief_export.records import atomic_path, write_bytes
+from relief_export.formats.container import atomic_files, graphs, open_session
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -44,13 +43,13 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
         sparse.write(model, source, Options(verify=False))
         settings = _settings()
         settings.add_session_config_entry("session.save_model_format", "ORT")
-        with atomic_path(path) as temporary:
-            _optimise(source, temporary, settings)
-            if options.verify:
-                open_session(temporary, name=path)
         plain = Path(folder) / "optimised.onnx"
         _optimise(source, plain, _settings())
-        write_bytes(operators_path(path), required_operators(onnx.load(plain)).encode())
+        with atomic_files(path, operators_path(path).name) as (temporary, operators):
+            _optimise(source, temporary, settings)
+            operators.write_text(required_operators(onnx.load(plain)), encoding="utf-8")
+            if options.verify:
+                open_session(temporary, name=path)
     files = tuple(File.of(path.parent, file) for file in (path, operators_path(path)))
     return Artifact(path.name, "ort", files, EXACT, options.to_dict())
 

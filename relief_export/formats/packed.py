@@ -17,7 +17,16 @@ from relief_export.errors import IntegrityError, UnsupportedModelError
 from relief_export.formats import blocks, positions, squeeze, streams, values
 from relief_export.formats.artifact import EXACT, Artifact, File, Options, Tolerance
 from relief_export.formats.builder import Builder, short_names
-from relief_export.formats.container import clean_zeros, external_files, graphs, lifted, load_proto, save_proto, to_ir
+from relief_export.formats.container import (
+    clean_zeros,
+    external_files,
+    graphs,
+    lifted,
+    load_proto,
+    save_proto,
+    to_ir,
+    to_proto,
+)
 from relief_export.formats.decode import decode
 from relief_export.formats.manifest import check_listed
 
@@ -58,7 +67,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     for name in (*lists, *(item.name for item in items)):
         prepared.graph.initializers.pop(name)
     clean_zeros(prepared)  # only what stays dense is copied
-    proto = ir.to_proto(prepared)
+    proto = to_proto(prepared)
     taken = squeeze.squeeze(proto)
     small = sum(item.coded.symbols.size for item in items) < streams.ALONE
     plans = itertools.product((True, False), repeat=2) if small else [(True, True)]

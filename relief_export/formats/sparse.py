@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 
 from relief_export.errors import IntegrityError
 from relief_export.formats.artifact import EXACT, Artifact, File, Options
-from relief_export.formats.container import canonical, check_claim, graphs, load_proto, save_proto, to_ir
+from relief_export.formats.container import canonical, check_claim, graphs, load_proto, save_proto, to_ir, to_proto
 from relief_export.formats.manifest import check_listed
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
             prepared.graph.initializers.pop(value.name)
         elif array.ndim > 1 and array.dtype.kind == "f":
             notes.append(f"{value.name} stays dense: it has too few zeros")
-    proto = ir.to_proto(prepared)
+    proto = to_proto(prepared)
     proto.graph.sparse_initializer.extend(stored)
     save_proto(proto, path, verify=options.verify)
     return Artifact(path.name, "sparse", (File.of(path.parent, path),), EXACT, options.to_dict(), tuple(notes))

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from relief_export import evaluation
 from relief_export.errors import InputError
-from relief_export.formats import FORMATS, Options, anatomy, ledger, write_manifest
+from relief_export.formats import FORMATS, Options, anatomy, container, ledger, write_manifest
 from relief_export.graph.arena import plan_arena
 from relief_export.graph.cost import cost
 from relief_export.graph.shrink import ShrinkResult, shrink
@@ -86,7 +86,12 @@ def ship(
         outcome = _figures(graphs, result) | {"baselines": baselines, "artifacts": [a.to_dict() for a in artifacts]}
         names = (*(f"{name}.onnx" for name in BASELINES), *(artifact.name for artifact in artifacts))
         outcome["anatomy"] = {name: found.to_dict() for name in names if (found := anatomy(folder / name)) is not None}
-        write_manifest(folder, artifacts, {key: outcome[key] for key in ("cost", "shrink", "baselines")})
+        references = [
+            folder / "reference.npz",
+            *(file for name in BASELINES for file in container.files(folder / f"{name}.onnx")),
+        ]
+        extra = {key: outcome[key] for key in ("cost", "shrink", "baselines")}
+        write_manifest(folder, artifacts, extra, references=references)
     return outcome
 
 

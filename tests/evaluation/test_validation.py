@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import re
 import zipfile
 
 import numpy as np
@@ -13,7 +14,6 @@ from relief_export import formats
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
 from relief_export.evaluation import load_arrays, open_session, validate
 from relief_export.formats import Options
-from relief_export.records import sha256
 from tests.evaluation.conftest import parse
 
 FLOAT64_LIMIT = 1e-5  # of ONNX Runtime's float32 against the float64 reference of these tests
@@ -127,6 +127,7 @@ def test_the_masked_network_stands_in_for_missing_logits(export, network, sample
     with pytest.raises(InputError, match=r"masked\.onnx does not exist"):
         validate(folder, samples[0], samples[1], None)
     ir.save(network, folder / "masked.onnx")
+    formats.write_manifest(folder, formats.read_manifest(folder).artifacts, {}, references=[folder / "masked.onnx"])
     found = validate(folder, samples[0], None, None)
     assert (found.ok, found.reference, found.reference_accuracy) == (True, "masked.onnx", None)
 
@@ -258,18 +259,28 @@ def test_a_changed_reference_is_not_trusted(export, network, samples):
     path = folder / "masked.onnx"
     ir.save(network, path)
     artifacts = formats.read_manifest(folder).artifacts
-    formats.write_manifest(folder, artifacts, {"baselines": {"masked": {"sha256": sha256(path)}}})
+    found = validate(folder, samples[0], None, None)
+    assert (found.ok, found.measurements) == (False, ())
+    assert "manifest.json does not list masked.onnx" in found.failures[0].message
+    formats.write_manifest(folder, artifacts, {}, references=[path])
     found = validate(folder, samples[0], None, None)
     assert (found.ok, found.checks[0].artifact, found.checks[0].quantity) == (True, "masked.onnx", "sha256")
     network.graph.initializers["fc_b"].const_value = ir.tensor(np.zeros(4, dtype=np.float32), name="fc_b")
     ir.save(network, path)
     found = validate(folder, samples[0], None, None)
     assert (found.ok, found.measurements, found.reference_accuracy) == (False, (), None)
-    assert "masked.onnx, the reference, differs from its SHA-256" in found.failures[0].message
+    assert re.search(r"the reference cannot be trusted: .*masked\.onnx (has|differs)", found.failures[0].message)
     assert validate(folder, *samples).ok  # with logits it is no reference
-    formats.write_manifest(folder, artifacts, {"baselines": {"masked": 3}})
-    with pytest.raises(IntegrityError, match=r"without the SHA-256 of masked\.onnx"):
-        validate(folder, samples[0], None, None)
+
+
+def test_changed_samples_are_not_trusted(export, samples):
+    folder, (x, y, logits) = export("dense"), samples
+    np.savez(folder / "reference.npz", x=x, y=y, logits=logits)
+    formats.write_manifest(folder, formats.read_manifest(folder).artifacts, {}, references=[folder / "reference.npz"])
+    assert load_arrays(folder / "reference.npz").logits is not None
+    np.savez(folder / "reference.npz", x=x, y=y, logits=logits + 1)
+    with pytest.raises(IntegrityError, match=r"reference\.npz differs from its SHA-256"):
+        load_arrays(folder / "reference.npz")
 
 
 MAPS = """

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -151,11 +153,56 @@ def test_the_long_name_of_the_standard_domain_is_its_short_one(tmp_path):
     assert (tmp_path / "model.required_operators.config").read_text() == "ai.onnx;6;Abs\n"
 
 
-@pytest.mark.parametrize("name", ["dense", "sparse", "packed", "ort"])
-def test_what_the_runtime_refuses_leaves_the_old_file_alone(tmp_path, name):
-    text = '<ir_version: 8, opset_import: ["": 18, "own": 1]> g (float[N] x) => (float[N] y) { y = own.Unknown (x) }'
-    path = tmp_path / FORMATS[name].suffix
-    path.write_bytes(b"the old file")
-    with pytest.raises(UnsupportedModelError, match=f"cannot (load .*{path.name}|convert)"):
-        FORMATS[name].write(ir.from_proto(onnx.parser.parse_model(text)), path, Options())
-    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == {path: b"the old file"}
+UNKNOWN = """<ir_version: 8, opset_import: ["": 18, "own": 1]> g (float[N,64] x) => (float[N,64] y) {
+  a = MatMul (x, w) y = own.Unknown (a) }"""
+
+
+def contents(folder):
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("name", ["dense", "sparse", "packed", "ort", "int8"])
+def test_what_the_runtime_refuses_leaves_every_old_file_alone(tmp_path, make_linear, name):
+    path, rng = tmp_path / FORMATS[name].suffix, np.random.default_rng(0)
+    if name == "ort":
+        FORMATS["ort"].write(make_linear(np.eye(64, dtype=np.float32)), path, Options())
+    else:
+        weight = rng.normal(size=(64, 64)).astype(np.float32)
+        dense.write(make_linear(weight), path, Options(external_bytes=1000))  # with external data beside it
+    before = contents(tmp_path)
+    assert len(before) == 2
+    proto = onnx.parser.parse_model(UNKNOWN)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=(64, 64)).astype(np.float32), "w"))
+    options = Options(external_bytes=1000, calibration=rng.normal(size=(4, 64)).astype(np.float32))
+    with pytest.raises(UnsupportedModelError, match=f"cannot (load .*{path.name}|convert|quantise)"):
+        FORMATS[name].write(ir.from_proto(proto), path, options)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_file_that_cannot_take_its_place_takes_back_the_other(tmp_path, make_linear, monkeypatch, failing):
+    path, eye = tmp_path / "m.onnx", np.eye(64, dtype=np.float32)
+    dense.write(make_linear(eye), path, Options(external_bytes=1000))
+    before, replace, calls = contents(tmp_path), Path.replace, []
+
+    def refuse(self, target):
+        calls.append(target)
+        if len(calls) == failing:
+            raise OSError(28, "No space left on device", str(target))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        dense.write(make_linear(2 * eye), path, Options(external_bytes=1000))
+    monkeypatch.undo()
+    assert contents(tmp_path) == before
+    dense.write(make_linear(2 * eye), path, Options())
+    assert set(contents(tmp_path)) == {path}  # the data that the old file had is gone with it
+
+
+def test_data_of_another_model_is_not_removed(tmp_path, make_linear):
+    foreign = tmp_path / "m.onnx.data"
+    foreign.write_bytes(b"somebody's notes")
+    for _ in range(2):
+        dense.write(make_linear(np.eye(4, dtype=np.float32)), tmp_path / "m.onnx", Options())
+    assert foreign.read_bytes() == b"somebody's notes"

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from relief_export.errors import InputError, IntegrityError
-from relief_export.formats import EXACT, Artifact, File, Options, read_manifest, write_manifest
+from relief_export.formats import EXACT, FORMATS, Artifact, File, Options, read_manifest, write_manifest
 from relief_export.formats.dense import write
 
 
@@ -68,6 +68,48 @@ def test_another_version_is_refused(folder):
     edit(folder, lambda content: content.update(version=2))
     with pytest.raises(IntegrityError, match="has version 2, this program reads 1"):
         read_manifest(folder)
+
+
+def leaves(value, path=()):
+    """Yield the path of ``value`` and of everything inside it."""
+    yield path
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from leaves(inner, (*path, key))
+
+
+def changed(content, path, value):
+    """Return a copy of plain data with ``value`` at ``path``."""
+    content = json.loads(json.dumps(content))
+    inner = content
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return content
+
+
+WRONG = [None, True, -1, 3, 1.5, "x", [], ["x"], [None], {}, {"x": 1}, [[]], [{}]]
+
+
+@pytest.mark.parametrize("kind", ["manifest", "csr"])
+def test_sound_json_with_wrong_content_gives_one_sentence(tmp_path, make_lenet, kind):
+    artifact = FORMATS["csr"].write(make_lenet(), tmp_path / "csr", Options())
+    write_manifest(tmp_path, [artifact], {"a": 1}, references=[tmp_path / "csr" / "graph.onnx"])
+    path = tmp_path / ("manifest.json" if kind == "manifest" else "csr/index.json")
+    read = {"manifest": read_manifest, "csr": lambda folder: FORMATS["csr"].read(folder / "csr")}[kind]
+    content = json.loads(path.read_text())
+    if kind == "csr":
+        (tmp_path / "manifest.json").unlink()
+        content["tensors"] = content["tensors"][:2]
+    messages = []
+    for place in list(leaves(content))[1:]:
+        for value in WRONG:
+            path.write_text(json.dumps(changed(content, place, value)))
+            try:
+                read(tmp_path)
+            except IntegrityError as error:
+                messages.append(str(error))
+    assert len(messages) > 100
+    assert all((path.name in message or str(path.parent) in message) and "\n" not in message for message in messages)
 
 
 @pytest.mark.parametrize(
