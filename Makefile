@@ -16,7 +16,7 @@ JOBS ?= 2
 
 include pipelines/rules.mk
 
-.PHONY: help venv demo test check fuzz bench bench-scoring bench-formats results
+.PHONY: help venv demo test check fuzz bench bench-scoring bench-formats results evidence evidence-status
 
 help: ## Show the targets
 	@grep -hE '^[a-z][a-zA-Z%-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -51,3 +51,9 @@ bench-scoring bench-formats: bench-%: | $(STAMP) ## Run one benchmark
 
 results: | $(STAMP) ## Render docs/results.md from the records and benchmark results
 	$(BIN)/python -m benchmarks.results
+
+evidence: | $(STAMP) ## Run the list of pipelines/evidence.txt, going on where it was stopped (RUNS='NAME ...' for some of it)
+	$(BIN)/python -m benchmarks.evidence --build '$(BUILD)' $(RUNS)
+
+evidence-status: | $(STAMP) ## Show how far the list is: accuracy, connections kept and time left, one line a run
+	@$(BIN)/python -m benchmarks.evidence --build '$(BUILD)' --status

@@ -26,7 +26,7 @@ Share = Annotated[float, Rule("in (0, 1]", lambda value: 0 < value <= 1)]
 Positive = Annotated[float, Rule("above 0", lambda value: value > 0)]
 PositiveOrZero = Annotated[float, Rule("0 or more", lambda value: value >= 0)]
 Tolerance = Annotated[float, Rule("in [0, 1]", lambda value: 0 <= value <= 1)]
-Momentum = Annotated[float, Rule("in [0, 1)", lambda value: 0 <= value < 1)]
+BelowOne = Annotated[float, Rule("in [0, 1)", lambda value: 0 <= value < 1)]
 Milestones = Annotated[tuple[Count, ...], Rule("ascending epochs", lambda value: list(value) == sorted(set(value)))]
 HeldOut = Annotated[
     float | int,
@@ -74,23 +74,46 @@ class ModelConfig(Checked):
 
 @dataclass(frozen=True)
 class TrainConfig(Checked):
-    """One training: optimizer and its decay."""
+    """One training: optimizer, and how its learning rate runs."""
 
     epochs: CountOrZero
-    optimizer: Literal["adam", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: Positive = 1e-3
+    """The highest learning rate of the training."""
     milestones: Milestones = ()
-    """Epochs after which the learning rate is multiplied by gamma."""
+    """Of "steps": epochs after which the learning rate is multiplied by gamma."""
     gamma: Share = 0.1
+    schedule: Literal["steps", "cosine", "one-cycle"] = "steps"
+    """steps: multiplied by gamma at the milestones; cosine: falls to 0 along half a cosine; one-cycle: rises from
+    lr / 25 to lr, then falls to lr / 250,000, both along half a cosine."""
+    warmup: PositiveOrZero | None = None
+    """Epochs, also parts of one, over which the rate rises; absent is 0, and 30 % of the epochs for one-cycle."""
     weight_decay: PositiveOrZero = 0.0
-    momentum: Momentum = 0.9
+    decay: Literal["all", "weights"] = "all"
+    """What weight decay pulls at: everything, or only weights, not batch norm's terms and biases."""
+    momentum: BelowOne = 0.9
     """Of SGD; Adam does not use it."""
+    nesterov: bool = False
+    """SGD with Nesterov's momentum."""
+    label_smoothing: BelowOne = 0.0
+    """Share of the target that is spread evenly over all classes; measured losses are without it."""
     batch: Count = 128
     """Samples of one step, over all processes together."""
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
     watch_test: bool = False
     """Measure the test set after each epoch too: it decides nothing, and shows what a choice by it would have been."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule != "steps" and self.milestones:
+            raise InputError(f'milestones belong to schedule = "steps": "{self.schedule}" needs milestones = []')
+        if self.warmup and self.epochs and self.warmup >= self.epochs:
+            raise InputError(
+                f"warmup = {self.warmup:g} epochs leave none of {self.epochs} for the rest of the schedule"
+            )
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise InputError(f'nesterov needs optimizer = "sgd" with a momentum above 0, not "{self.optimizer}"')
 
 
 @dataclass(frozen=True)

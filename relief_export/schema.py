@@ -73,7 +73,11 @@ def build(cls: type[T], content: object, key: str) -> T:
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
         if required and item.name not in content:
             raise InputError(f"{prefix}{item.name} is missing")
-    return cls(**{name: convert(value, hints[name], prefix + name) for name, value in content.items()})
+    values = {name: convert(value, hints[name], prefix + name) for name, value in content.items()}
+    try:
+        return cls(**values)
+    except InputError as error:  # each value is possible, but not all of them together
+        raise InputError(f"{key}: {error}" if key else str(error)) from None
 
 
 def convert(value: object, annotation: Any, key: str) -> Any:  # noqa: ANN401  # annotations are any object

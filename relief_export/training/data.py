@@ -65,6 +65,13 @@ class Split:
         chosen = spread(self.labels, count, seed)
         return Split(self.pixels, self.indices[chosen], self.labels[chosen], self.mean, self.std)
 
+    def steps(self, size: int, *, world: int = 1) -> int:
+        """Return how many shuffled batches of ``size`` samples ``batches`` yields to each of ``world`` processes."""
+        count = -(-len(self) // size)
+        last = len(self) - (count - 1) * size
+        # Batch norm cannot normalise a single sample: a last batch with less than two a process is left out.
+        return count - (last < 2 * world) if count else 0
+
     def batches(
         self,
         size: int,
@@ -87,8 +94,8 @@ class Split:
         rank, world = shard
         order = torch.arange(len(self)) if shuffle is None else torch.randperm(len(self), generator=shuffle)
         chunks = torch.split(order, size)
-        if shuffle is not None and len(chunks[-1]) < 2 * world:
-            chunks = chunks[:-1]  # batch norm cannot normalise a single sample
+        if shuffle is not None:
+            chunks = chunks[: self.steps(size, world=world)]
         mine = [chunk[rank::world] for chunk in chunks]
         pictures = self.pixels.batches((self.indices[rows] for rows in mine), device)
         for chunk, rows, found in zip(chunks, mine, pictures, strict=True):

@@ -39,7 +39,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of a training's history: accuracies are fractions, losses are means over samples."""
+    """One line of a training's history: accuracies are fractions, losses are means over samples.
+
+    ``lr`` is the learning rate of the epoch's first step.
+    """
 
     epoch: int
     lr: float
@@ -116,7 +119,7 @@ def fit(
     _synchronise([*model.parameters(), *model.buffers()])
     enforce = mask_enforcer(model, masks or {})
     enforce()
-    optimizer = _OPTIMIZERS[config.optimizer](model, config)
+    optimizer = _OPTIMIZERS[config.optimizer](_groups(model, config), config)
     optimizer.register_step_post_hook(lambda *_: enforce())
     state = Checkpoint(fingerprint(model, masks or {}, asdict(config), seed, data.train.labels))
     if checkpoint is not None and checkpoint.exists():
@@ -213,9 +216,8 @@ class _Loop:
         """Run epoch number ``epoch``, from 0, and measure it."""
         started = time.monotonic()
         config, train = self.config, self.data.train
-        lr = config.lr * config.gamma ** sum(milestone <= epoch for milestone in config.milestones)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        steps = train.steps(config.batch, world=self.world)
+        first = learning_rate(config, epoch * steps, steps)
         seed = self.seed * 1_000_003 + epoch
         generator = torch.Generator().manual_seed(seed % 2**63)
         torch.manual_seed((seed + (distributed.rank() << 40)) % 2**63)  # what the model draws
@@ -225,8 +227,10 @@ class _Loop:
         batches = train.batches(
             config.batch, shuffle=generator, augment=self.data.augment, device=self.device, shard=shard
         )
-        for x, y in batches:
+        for number, (x, y) in enumerate(batches):
             size = min(config.batch, len(train) - done)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(config, epoch * steps + number, steps)
             total += self.step(x, y, size).double()
             done += size
             tell(done, len(train))
@@ -235,13 +239,13 @@ class _Loop:
         found = evaluate(self.model, self.data.validation)
         self.check(epoch, done, mean, found.loss)
         watched = evaluate(self.model, self.data.test).accuracy if config.watch_test else None
-        return Epoch(epoch + 1, lr, mean, found.accuracy, found.loss, time.monotonic() - started, watched)
+        return Epoch(epoch + 1, first, mean, found.accuracy, found.loss, time.monotonic() - started, watched)
 
     def step(self, x: torch.Tensor, y: torch.Tensor, size: int) -> torch.Tensor:
         """Take one optimizer step on this process's part of a batch of ``size`` samples; return its summed loss."""
         with torch.autocast(self.device.type, _DTYPES[self.config.precision], enabled=self.config.precision != "fp32"):
             out = logits_of(self.forward(x.contiguous(memory_format=self.layout) if x.ndim == 4 else x))
-        loss = F.cross_entropy(out.float(), y, reduction="sum")
+        loss = F.cross_entropy(out.float(), y, reduction="sum", label_smoothing=self.config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         # Gradients are averaged over processes, so the sum over all of them is the mean over the batch.
         (loss * (self.world / size)).backward()  # type: ignore[no-untyped-call]  # not in torch's stubs
@@ -258,16 +262,63 @@ class _Loop:
             )
 
 
-def _adam(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """Return the learning rate of a step, a function of nothing but its number: a resumed training needs no state.
+
+    Args:
+        config: The training; see ``TrainConfig.schedule``.
+        step: Optimizer steps before this one, from 0.
+        steps: Optimizer steps of an epoch.
+    """
+    total = max(config.epochs * steps, 1)
+    rise = (config.warmup if config.warmup is not None else _RISE.get(config.schedule, 0.0) * config.epochs) * steps
+    if config.schedule == "one-cycle":
+        # As torch's OneCycleLR: the top is reached at step `rise` - 1, the bottom at the very last step.
+        top, last = max(rise - 1, 0), max(total - 1, 1)
+        if step < top:
+            return _half_cosine(config.lr / _START, config.lr, step / top)
+        return _half_cosine(config.lr, config.lr / _START / _END, (step - top) / max(last - top, 1))
+    if step < rise:
+        return config.lr * (step + 1) / (rise + 1)
+    if config.schedule == "cosine":
+        return _half_cosine(config.lr, 0.0, (step - rise) / max(total - rise, 1))
+    return config.lr * config.gamma ** sum(milestone * steps <= step for milestone in config.milestones)
 
 
-def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    decay, momentum = config.weight_decay, config.momentum
-    return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=momentum, weight_decay=decay, fused=True)
+_RISE = {"one-cycle": 0.3}
+"""Share of the steps that a schedule rises for where the recipe gives no warm-up."""
+_START, _END = 25.0, 1e4
+"""A one-cycle schedule starts at lr / 25 and ends at a ten-thousandth of that (Smith and Topin, arXiv 1708.07120;
+the numbers are those of torch's OneCycleLR)."""
 
 
-_OPTIMIZERS = {"adam": _adam, "sgd": _sgd}
+def _half_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """Return the optimizer's groups of parameters: with ``decay = "weights"`` those of one axis are not decayed."""
+    groups = {config.weight_decay: list(model.parameters())}
+    if config.decay == "weights" and config.weight_decay:
+        weights = [parameter for parameter in groups[config.weight_decay] if parameter.ndim > 1]
+        others = [parameter for parameter in groups[config.weight_decay] if parameter.ndim <= 1]
+        groups = {config.weight_decay: weights, 0.0: others}
+    return [{"params": held, "weight_decay": decay} for decay, held in groups.items() if held]
+
+
+def _adam(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=config.lr, fused=True)
+
+
+def _adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+
+
+def _sgd(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
+
+
+_OPTIMIZERS = {"adam": _adam, "adamw": _adamw, "sgd": _sgd}
 
 
 def _synchronise(tensors: Iterator[torch.Tensor] | list[torch.Tensor]) -> None:

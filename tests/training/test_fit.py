@@ -13,7 +13,7 @@ from relief_export.errors import InputError, IntegrityError
 from relief_export.recipe import ModelConfig, TrainConfig
 from relief_export.training.checkpoints import load_weights, save_weights
 from relief_export.training.data import DataSet, Split
-from relief_export.training.fit import evaluate, fit
+from relief_export.training.fit import evaluate, fit, learning_rate
 from relief_export.training.models import build_model
 
 torch.set_num_threads(1)
@@ -23,30 +23,82 @@ def weights(model):
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_training_is_what_plain_torch_does(optimizer):
+def _groups(model):
+    parameters = list(model.parameters())
+    return [
+        {"params": [p for p in parameters if p.ndim > 1]},
+        {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0},
+    ]
+
+
+SCHEDULES = torch.optim.lr_scheduler
+PLAIN = {
+    "adam in steps": (
+        {"optimizer": "adam", "milestones": (3, 6), "gamma": 0.5},
+        lambda model: torch.optim.Adam(model.parameters(), lr=0.02, weight_decay=0.01),
+        lambda optimizer, steps: SCHEDULES.MultiStepLR(optimizer, [3 * steps, 6 * steps], gamma=0.5),
+    ),
+    "sgd in steps": (
+        {"optimizer": "sgd", "milestones": (3, 6), "gamma": 0.5},
+        lambda model: torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.01),
+        lambda optimizer, steps: SCHEDULES.MultiStepLR(optimizer, [3 * steps, 6 * steps], gamma=0.5),
+    ),
+    "sgd with nesterov in one cycle": (
+        {"optimizer": "sgd", "schedule": "one-cycle", "nesterov": True, "decay": "weights"},
+        lambda model: torch.optim.SGD(_groups(model), lr=0.02, momentum=0.9, weight_decay=0.01, nesterov=True),
+        lambda optimizer, steps: SCHEDULES.OneCycleLR(optimizer, 0.02, 9 * steps, cycle_momentum=False),
+    ),
+    "one cycle of a given warm-up": (
+        {"optimizer": "sgd", "schedule": "one-cycle", "warmup": 1.5},
+        lambda model: torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=0.01),
+        lambda optimizer, steps: SCHEDULES.OneCycleLR(
+            optimizer, 0.02, 9 * steps, pct_start=1.5 / 9, cycle_momentum=False
+        ),
+    ),
+    "adamw along a cosine": (
+        {"optimizer": "adamw", "schedule": "cosine", "label_smoothing": 0.1},
+        lambda model: torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.01),
+        lambda optimizer, steps: SCHEDULES.CosineAnnealingLR(optimizer, 9 * steps),
+    ),
+}
+
+
+@pytest.mark.parametrize("batches", [1, 4])
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_training_is_what_plain_torch_does(name, batches):
+    settings, optimizer_of, schedule_of = PLAIN[name]
     samples, model = data(), mlp()
     oracle, (x, y) = copy.deepcopy(model), samples.train.tensors()
-    # One batch an epoch, so that the order of the samples does not matter.
-    config = TrainConfig(9, optimizer, lr=0.02, milestones=(3, 6), gamma=0.5, weight_decay=0.01, batch=len(x))
-    kinds = {
-        "adam": lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=0.01),
-        "sgd": lambda p: torch.optim.SGD(p, lr=0.02, momentum=0.9, weight_decay=0.01),
-    }
-    plain = kinds[optimizer](oracle.parameters())
-    schedule = torch.optim.lr_scheduler.MultiStepLR(plain, [3, 6], gamma=0.5)
+    config = TrainConfig(9, lr=0.02, weight_decay=0.01, batch=len(x) // batches, **settings)
+    plain = optimizer_of(oracle)
+    schedule = schedule_of(plain, batches)
     states, rates = [], []
-    for _ in range(9):
+    for epoch in range(9):
+        # The order in which an epoch takes its samples is drawn from the seed and the epoch's number.
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(epoch))
         rates.append(plain.param_groups[0]["lr"])
-        plain.zero_grad()
-        nn.functional.cross_entropy(oracle(x), y).backward()
-        plain.step()
-        schedule.step()
+        for rows in order.split(config.batch):
+            plain.zero_grad()
+            smoothing = settings.get("label_smoothing", 0.0)
+            nn.functional.cross_entropy(oracle(x[rows]), y[rows], label_smoothing=smoothing).backward()
+            plain.step()
+            schedule.step()
         states.append(weights(oracle))
     result = fit(model, samples, config, seed=0)
-    assert [line.lr for line in result.history] == pytest.approx(rates, rel=1e-12)
-    for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(tensor, states[result.best - 1][name], rtol=1e-4, atol=1e-6)
+    assert [line.lr for line in result.history] == pytest.approx(rates, rel=1e-9)
+    for key, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, states[result.best - 1][key], rtol=1e-4, atol=1e-6)
+
+
+def test_a_learning_rate_warms_up_linearly_before_its_schedule():
+    for schedule, after in (("steps", [1, 1, 0.5, 0.5]), ("cosine", [1, 0.75, 0.25])):
+        config = TrainConfig(
+            4 if schedule == "steps" else 3, lr=1.0, schedule=schedule, warmup=1.5,
+            milestones=(3,) if schedule == "steps" else (), gamma=0.5,
+        )  # fmt: skip
+        rates = [learning_rate(config, step, 2) for step in range(config.epochs * 2)]
+        assert rates[:3] == pytest.approx([0.25, 0.5, 0.75])
+        assert rates[3:] == pytest.approx([1, 1, 1, 0.5, 0.5] if schedule == "steps" else after)
 
 
 def test_the_best_epoch_by_validation_is_loaded():

@@ -15,6 +15,10 @@ from relief_export.recipe import TrainConfig
 from relief_export.training.fit import fit
 
 CONFIG = TrainConfig(5, lr=0.01, milestones=(3,), weight_decay=0.01, batch=16)
+CYCLE = TrainConfig(
+    5, "sgd", lr=0.05, schedule="one-cycle", nesterov=True, decay="weights", weight_decay=0.01, batch=16
+)
+COSINE = TrainConfig(5, "adamw", lr=0.01, schedule="cosine", warmup=0.7, label_smoothing=0.1, batch=16)
 MASKS = {"0.0.weight": torch.arange(54).view(6, 1, 3, 3) % 4 > 0, "2.weight": torch.arange(162).view(3, 54) % 5 > 0}
 BATCHES = 6
 
@@ -67,15 +71,14 @@ def run(folder, moment):
     return done.returncode, done.stderr
 
 
-@pytest.fixture(scope="module")
-def uninterrupted():
+def uninterrupted(config):
     torch.set_num_threads(1)
     model = convolutional()
-    fit(model, data(augment=True), CONFIG, masks=MASKS, seed=3)
+    fit(model, data(augment=True), config, masks=MASKS, seed=3)
     return model.state_dict()
 
 
-def test_a_training_killed_again_and_again_ends_with_the_same_bits(tmp_path, uninterrupted):
+def test_a_training_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     checkpoint = tmp_path / "checkpoint"
     # In the first epoch, in the third, while the second checkpoint from there is written, at an epoch's end, after all.
     moments = {"batch 2": None, f"batch {2 * BATCHES + 3}": 2, "write 2": 3, f"batch {BATCHES}": 3, "end": 5}
@@ -87,10 +90,11 @@ def test_a_training_killed_again_and_again_ends_with_the_same_bits(tmp_path, uni
     model = convolutional()
     result = fit(model, data(augment=True), CONFIG, masks=MASKS, seed=3, checkpoint=checkpoint)
     assert result.resumed_at == 5
-    assert states_equal(model.state_dict(), uninterrupted)
+    assert states_equal(model.state_dict(), uninterrupted(CONFIG))
 
 
-def test_an_interrupt_in_the_middle_of_an_epoch_is_resumed_too(tmp_path, uninterrupted):
+@pytest.mark.parametrize("config", [CYCLE, COSINE])
+def test_an_interrupt_in_the_middle_of_an_epoch_is_resumed_too(tmp_path, config):
     checkpoint, told = tmp_path / "checkpoint", []
 
     def interrupt(*line):
@@ -100,9 +104,9 @@ def test_an_interrupt_in_the_middle_of_an_epoch_is_resumed_too(tmp_path, uninter
 
     torch.set_num_threads(1)
     with pytest.raises(KeyboardInterrupt):
-        fit(convolutional(), data(augment=True), CONFIG, masks=MASKS, seed=3, checkpoint=checkpoint, progress=interrupt)
+        fit(convolutional(), data(augment=True), config, masks=MASKS, seed=3, checkpoint=checkpoint, progress=interrupt)
     model = convolutional()
-    result = fit(model, data(augment=True), CONFIG, masks=MASKS, seed=3, checkpoint=checkpoint)
+    result = fit(model, data(augment=True), config, masks=MASKS, seed=3, checkpoint=checkpoint)
     assert result.resumed_at == 3
     assert [line.epoch for line in result.history] == [1, 2, 3, 4, 5]
-    assert states_equal(model.state_dict(), uninterrupted)
+    assert states_equal(model.state_dict(), uninterrupted(config))
