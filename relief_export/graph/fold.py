@@ -8,25 +8,35 @@ Source: ONNX operators BatchNormalization-15 (inference), Reshape-14.
 
 from __future__ import annotations
 
+import logging
+import math
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
+from onnxscript.version_converter import ConvertVersionPass
 
 from relief_export.errors import UnsupportedModelError
 from relief_export.graph.initializers import add_initializer, drop_unused
 from relief_export.graph.targets import plain_reshapes
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+
     from numpy.typing import NDArray
 
-# Folding one of these can make a large tensor out of a small one, or turn int8 weights into float ones.
-_GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "EyeLike", "OneHot", "DequantizeLinear"})
-_SMALL = 4096  # elements: shapes, indices and per-channel vectors stay below it
-_SHARED = 64  # elements that may be stored once more
+_OPSET = 13
+"""Older models are converted to this version, the first in which Split, Squeeze and ReduceSum have axes as inputs."""
+_METADATA = 512
+"""Bytes that folding may add as integers or truth values: shapes, amounts of padding, axes. Weights never grow."""
 _UNLIMITED = 1 << 62
+_NEVER = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
+"""A runtime recognises the integer kernels that it has by these: the folder leaves them alone."""
+_LOG = logging.getLogger(__name__)
 
 # Linear operator -> axis of its weight (second input) that counts output channels.
 _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
@@ -35,33 +45,114 @@ _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
 def simplify(model: ir.Model) -> ir.Model:
     """Return a copy with inlined functions, folded constants, lifted weights, known shapes and plain Reshape targets.
 
-    Names of initializers that are not folded, and names, types and shapes of inputs and outputs are not changed.
+    Shapes follow from the inputs and constants alone. What a file states of the shapes of intermediate values and of
+    outputs is forgotten: exporters leave batch 1 there, runtimes only warn, and a Reshape target read from it computes
+    something else. Models of an opset before 13 are converted. Names of initializers that are not folded, and names,
+    types and shapes of inputs and outputs are not changed.
 
     Raises:
-        UnsupportedModelError: The model needs an opset before 13.
+        UnsupportedModelError: The model needs an opset before 13 and cannot be converted.
     """
-    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
-    if opset is not None and opset < 13:
-        raise UnsupportedModelError(f"the model uses opset {opset}: convert it to opset 13 or later first")
-    copy = model.clone()
-    if copy.functions:
-        common.InlinePass()(copy)
-    _skip_identities(copy.graph)
-    fold_constants(
-        copy,
-        onnx_shape_inference=True,
-        input_size_limit=_UNLIMITED,
-        output_size_limit=_UNLIMITED,
-        should_fold=_may_fold,
-    )
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
-    common.RemoveUnusedNodesPass()(copy)
-    infer_shapes(copy)
-    if plain_reshapes(copy):
+    with _library_logs():
+        copy = _current(model)
+        if copy.functions:
+            common.InlinePass()(copy)
+        _hold_weights(copy)
+        forget_shapes(copy)
         infer_shapes(copy)
-    common.RemoveUnusedNodesPass()(copy)
+        _skip_identities(copy.graph)
+        common.RemoveUnusedNodesPass()(copy)
+        fold_constants(
+            copy,
+            onnx_shape_inference=True,
+            input_size_limit=_UNLIMITED,
+            output_size_limit=_UNLIMITED,
+            should_fold=partial(_may_fold, paying=_paying(copy.graph)),
+        )
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
+        common.RemoveUnusedNodesPass()(copy)
+        infer_shapes(copy)
+        if plain_reshapes(copy):
+            infer_shapes(copy)
+        common.RemoveUnusedNodesPass()(copy)
     drop_unused(copy.graph)
     return copy
+
+
+@contextmanager
+def _library_logs() -> Iterator[list[logging.LogRecord]]:
+    """Collect what onnx_ir and onnxscript log, tracebacks among it, instead of leaving it on stderr.
+
+    They log what is no fault of the model's user (a value without a type, an operator that is not folded), and go on.
+    """
+    found: list[logging.LogRecord] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record)
+            _LOG.debug("%s: %s", record.name, record.getMessage())
+
+    collector = Collector()
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    before = [logger.propagate for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(collector)
+        logger.propagate = False
+    try:
+        yield found
+    finally:
+        for logger, propagate in zip(loggers, before, strict=True):
+            logger.removeHandler(collector)
+            logger.propagate = propagate
+
+
+def _current(model: ir.Model) -> ir.Model:
+    """Return a copy of a model in an opset that the rules are written for."""
+    copy = model.clone()
+    if "ai.onnx" in copy.opset_imports:  # the long name of the domain ""
+        copy.opset_imports.setdefault("", copy.opset_imports.pop("ai.onnx"))
+    opset = copy.opset_imports.get("")
+    if opset is None or opset >= _OPSET:
+        return copy
+    names = [[str(v.name) for v in group] for group in (copy.graph.inputs, copy.graph.outputs)]
+    with _library_logs() as logs:
+        ConvertVersionPass(_OPSET, fallback=True)(copy)
+    found = [[str(v.name) for v in group] for group in (copy.graph.inputs, copy.graph.outputs)]
+    if copy.opset_imports.get("") != _OPSET or found != names:
+        causes = [str(record.exc_info[1]) for record in logs if record.exc_info]
+        reason = " ".join((causes or ["it changes the inputs or outputs"])[-1].split())[:200]
+        raise UnsupportedModelError(
+            f"the model uses opset {opset}, and onnx's version converter cannot bring it to {_OPSET} ({reason}): "
+            "export it again with a newer opset"
+        )
+    return copy
+
+
+def _hold_weights(model: ir.Model) -> None:
+    """Hold every initializer as one array, in place: a tensor inside a protobuf is copied whenever it is looked at."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.serde.TensorProtoTensor) and value.dtype != ir.DataType.STRING:
+                tensor = value.const_value
+                value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+
+
+def forget_shapes(model: ir.Model, *, foreign: bool = False) -> None:
+    """Drop the shapes that are stated for anything but the inputs and initializers of the main graph, in place.
+
+    Args:
+        model: The model.
+        foreign: Leave those of operators of other domains, which nothing can infer.
+    """
+    for graph in model.graphs():
+        for node in graph:
+            if foreign and node.domain not in ("", "ai.onnx"):
+                continue
+            for value in node.outputs:
+                value.shape = None
+        if graph is not model.graph:
+            for value in graph.inputs:  # a runtime wants to know the rank of what a loop carries
+                value.shape = None if value.shape is None else ir.Shape([None] * len(value.shape))
 
 
 def _skip_identities(graph: ir.Graph) -> None:
@@ -86,38 +177,133 @@ def fold(model: ir.Model) -> ir.Model:
 
 
 def restore_interface(model: ir.Model, original: ir.Model) -> None:
-    """Give inputs and outputs the shapes as they were stated, without what inference added, in place."""
+    """Give inputs and outputs the shapes as they were stated, and other values what was stated of them, in place.
+
+    A file states the type and shape of an intermediate value only where the original did: what inference adds would
+    make it larger. Where a stated shape is not what follows from the inputs, the latter is written.
+    """
     values = (*model.graph.inputs, *model.graph.outputs)
     for value, stated in zip(values, (*original.graph.inputs, *original.graph.outputs), strict=True):
         value.shape = None if stated.shape is None else stated.shape.copy()
+    known = {value.name: value for value in _inner_values(original)}
+    for value in _inner_values(model):
+        value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)
+        before = known.get(value.name)
+        if before is None or (before.type is None and before.shape is None):
+            value.type = value.shape = None
+        else:
+            value.type = before.type if value.type is None else value.type
+            value.shape = _restated(value.shape, before.shape)
+
+
+def _inner_values(model: ir.Model) -> Iterator[ir.Value]:
+    """Yield every value that a file may describe apart from the inputs and outputs of the main graph."""
+    for graph in model.graphs():
+        main = graph is model.graph
+        yield from () if main else graph.inputs
+        yield from (v for node in graph for v in node.outputs if not (main and v.is_graph_output()))
+
+
+def _restated(computed: ir.Shape | None, stated: ir.Shape | None) -> ir.Shape | None:
+    """Join what was computed of a shape with the names that were stated for its lengths; the numbers are computed."""
+    if computed is None or stated is None or len(computed) != len(stated):
+        return stated if computed is None else computed
+    pairs = zip(computed, stated, strict=True)
+    return ir.Shape([b if not isinstance(a, int) and not isinstance(b, int) else a for a, b in pairs])
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Fill in the shapes of intermediate values, in place."""
-    common.ShapeInferencePass(data_prop=True)(model)
+    """Fill in the shapes of intermediate values as far as they follow from the inputs and constants, in place."""
+    # onnx has no shape inference for GroupNormalization, whose output has the shape of its input as here.
+    grouped = [n for graph in model.graphs() for n in graph if (n.domain, n.op_type) == ("", "GroupNormalization")]
+    for node in grouped:
+        node.op_type = "InstanceNormalization"
+    try:
+        with _library_logs():
+            common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    finally:
+        for node in grouped:
+            node.op_type = "GroupNormalization"
 
 
-def _may_fold(node: ir.Node) -> bool | None:
+def _may_fold(node: ir.Node, *, paying: frozenset[ir.Node]) -> bool | None:
     """Refuse folding that grows the model; None leaves the decision to the folder's own rules."""
-    arrays = [(v, t) for v in node.inputs if v is not None and (t := ir.convenience.get_const_tensor(v)) is not None]
-    staying = max((t.size for v, t in arrays if len(v.uses()) > 1 or v.is_graph_output()), default=0)
-    if staying > max(_SHARED, sum(t.size for v, t in arrays if len(v.uses()) == 1)):
-        return False
-    if node.op_type in _GROWING and node.domain == "":
-        size = node.outputs[0].shape
-        return None if size is not None and size.is_static() and _elements(size) <= _SMALL else False
-    return None
+    if node.domain != "" or node.op_type in _NEVER:
+        return None
+    pays = node in paying or _growth(node.outputs, [node]) <= 0
+    # The folder leaves ConstantOfShape alone unless told otherwise: TorchScript computes the amounts of a Pad by it.
+    return pays if node.op_type == "ConstantOfShape" or not pays else None
 
 
-def _elements(shape: ir.Shape) -> int:
-    return int(np.prod([d for d in shape if isinstance(d, int)], dtype=np.int64))
+def _growth(results: Iterable[ir.Value], nodes: Collection[ir.Node]) -> float:
+    """Return by how many bytes a file grows that stores ``results`` instead of what only ``nodes`` read."""
+    size = 0.0
+    for value in results:
+        length = _length(value)
+        if length is None or value.dtype is None:
+            return math.inf
+        size += length * value.dtype.itemsize
+        size -= 0 if value.dtype.is_floating_point() else _METADATA
+    tensors = {v: ir.convenience.get_const_tensor(v) for node in nodes for v in node.inputs if v is not None}
+    for value, tensor in tensors.items():
+        if tensor is not None and not value.is_graph_output() and all(use.node in nodes for use in value.uses()):
+            size -= tensor.nbytes
+    return size
+
+
+def _length(value: ir.Value) -> int | None:
+    """Return how many elements a computed constant has, None where that is not known."""
+    node, shape = value.producer(), value.shape
+    if shape is None or not shape.is_static():
+        lengths = constant_array(node.inputs[0]) if node is not None and node.op_type == "ConstantOfShape" else None
+        return None if lengths is None else math.prod(int(n) for n in lengths)
+    return math.prod(d for d in shape if isinstance(d, int))
+
+
+def _paying(graph: ir.Graph) -> frozenset[ir.Node]:
+    """Return the nodes of constant expressions that are no larger as one tensor, though a step on the way may be.
+
+    A mask of truth values becomes four times as large as floats, and nothing once it is multiplied into the weight.
+    """
+    constant: dict[ir.Node, None] = {}
+    for node in graph:
+        operands = [v for v in node.inputs if v is not None]
+        if node.domain == "" and node.op_type not in _NEVER and operands and not list(node_graphs(node)):
+            sources = [v.producer() for v in operands]
+            if all(p in constant or constant_tensor(v) for p, v in zip(sources, operands, strict=True)):
+                constant[node] = None
+    paying: set[ir.Node] = set()
+    for node in constant:
+        uses = [use.node for value in node.outputs for use in value.uses()]
+        if len(node.outputs) == 1 and not all(user in constant for user in uses):
+            cone, pending = {node}, [node]
+            while pending and len(cone) < 64:  # a longer chain is decided step by step
+                sources = (v.producer() for v in pending.pop().inputs if v is not None)
+                news = [p for p in sources if p in constant and p not in cone]
+                cone.update(news)
+                pending.extend(news)
+            if _growth(node.outputs, cone) <= 0:
+                paying |= cone
+    return frozenset(paying)
+
+
+def node_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs that a node of control flow holds."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return the tensor of an initializer or Constant node that no caller can override, or None."""
+    return None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
 
 
 def constant_array(value: ir.Value | None) -> NDArray[np.generic] | None:
     """Return the array of an initializer that no caller can override, or None."""
-    if value is None or value.is_graph_input():
-        return None
-    tensor = ir.convenience.get_const_tensor(value)
+    tensor = constant_tensor(value)
     return None if tensor is None else tensor.numpy()
 
 
@@ -126,7 +312,7 @@ def is_read(value: ir.Value) -> bool:
     return bool(value.uses()) or value.is_graph_output()
 
 
-def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:
+def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:  # noqa: PLR0911 - one return a reason not to
     source = node.inputs[0]
     linear = source.producer() if source is not None else None
     if source is None or linear is None or linear.op_type not in _OUTPUT_AXIS or linear.domain != "":
@@ -156,8 +342,11 @@ def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:
         return
     along = [1] * weight.ndim
     along[axis] = -1
-    folded = (weight.astype(np.float64) * scale.reshape(along)).astype(weight.dtype)
-    shift = (scale * (bias.astype(np.float64) - mean) + beta).astype(weight.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        folded = (weight.astype(np.float64) * scale.reshape(along)).astype(weight.dtype)
+        shift = (scale * (bias.astype(np.float64) - mean) + beta).astype(weight.dtype)
+    if not (np.isfinite(folded).all() and np.isfinite(shift).all()):
+        return  # float16 cannot hold what the two hold apart
     name = str(weight_value.name)
     linear.replace_input_with(1, None)
     del graph.initializers[name]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from relief_export.errors import UnsupportedModelError
-from relief_export.graph.fold import simplify
+from relief_export.errors import InputError, UnsupportedModelError
+from relief_export.graph.fold import forget_shapes, infer_shapes, simplify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,20 +26,13 @@ def with_static_shapes(model: ir.Model, batch: int = 1) -> ir.Model:
     if copy.functions:
         common.InlinePass()(copy)
     bindings = _bind_batch(copy, batch)
-    for graph in copy.graphs():
-        for node in graph:
-            for value in node.outputs:
-                value.shape = _bound(value.shape, bindings)
-        for value in graph.outputs:
-            value.shape = _bound(value.shape, bindings)
-    _infer(copy)
+    forget_shapes(copy, foreign=True)
+    for value in _outputs(copy):
+        value.shape = _bound(value.shape, bindings)
+    infer_shapes(copy)
     if any(static_shape(value) is None for value in _outputs(copy)):
         _fill_in(copy)
     return copy
-
-
-def _infer(model: ir.Model) -> None:
-    common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
 def _outputs(model: ir.Model) -> Iterator[ir.Value]:
@@ -63,7 +56,42 @@ def _fill_in(model: ir.Model) -> None:
             value.shape = found.shape.copy()
             if found.dtype is not None:
                 value.dtype = found.dtype
-    _infer(model)
+    infer_shapes(model)
+
+
+def with_dimensions(model: ir.Model, sizes: Mapping[str, int]) -> ir.Model:
+    """Return a copy of a model in which symbolic lengths of the inputs are numbers.
+
+    ``{"H": 224}`` sets every axis that the inputs name ``H``, and lengths computed from it (``2*H``); ``{"x[2]": 224}``
+    the third axis of input ``x``, named or not. What the outputs state of these lengths becomes a number too.
+
+    Raises:
+        InputError: No input has such an axis, or the size is not positive or not what the model states.
+    """
+    copy = model.clone()
+    inputs = data_inputs(copy)
+    symbols = {str(d.value) for v in inputs for d in v.shape or () if not isinstance(d, int) and d.value is not None}
+    axes = {f"{v.name}[{k}]": (v, k) for v in inputs for k in range(len(v.shape or ()))}
+    bindings: dict[str, int] = {}
+    for name, size in sizes.items():
+        if size < 1:
+            raise InputError(f"dimension {name} = {size} is no length: give a positive number")
+        if name in symbols:
+            bindings[name] = size
+            continue
+        if name not in axes:
+            known = ", ".join([*sorted(symbols), *axes]) or "none: the model states no input shapes"
+            raise InputError(f"no input has a dimension {name}: there are {known}")
+        value, axis = axes[name]
+        stated = value.shape[axis] if value.shape is not None else None
+        if isinstance(stated, int) and stated != size:
+            raise InputError(f"dimension {name} is {stated} in the model, not {size}: only symbolic ones can be set")
+        if stated is not None and not isinstance(stated, int) and stated.value is not None:
+            bindings[str(stated.value)] = size
+        value.shape = ir.Shape([size if k == axis else d for k, d in enumerate(value.shape or ())])
+    for value in (*inputs, *copy.graph.outputs, *_outputs(copy)):
+        value.shape = _bound(value.shape, bindings, keep=True)
+    return copy
 
 
 def data_inputs(model: ir.Model) -> list[ir.Value]:
@@ -103,11 +131,12 @@ def _bind_batch(model: ir.Model, batch: int) -> dict[str, int]:
     return bindings
 
 
-def _bound(shape: ir.Shape | None, bindings: Mapping[str, int]) -> ir.Shape | None:
-    """Evaluate the symbolic axes whose symbols are all bound; forget the others, so that inference may fill them."""
+def _bound(shape: ir.Shape | None, bindings: Mapping[str, int], *, keep: bool = False) -> ir.Shape | None:
+    """Evaluate the symbolic axes whose symbols are all bound; forget the others unless told to keep them."""
     if shape is None:
         return None
-    return ir.Shape([_dimension(dim, bindings) for dim in shape])
+    found = (_dimension(dim, bindings) for dim in shape)
+    return ir.Shape([dim if size is None and keep else size for dim, size in zip(shape, found, strict=True)])
 
 
 def _dimension(dim: int | ir.SymbolicDim, bindings: Mapping[str, int]) -> int | None:

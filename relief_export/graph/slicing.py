@@ -207,7 +207,8 @@ def _split(site: Site, flow: Flow, array: Array) -> list[Array]:
 
 def _bounds(site: Site) -> dict[int, tuple[int, int, int]]:
     """Return axis -> (start, end, step) of a Slice."""
-    starts, ends, axes, steps = (site.array(k) for k in (1, 2, 3, 4))
+    arrays = (site.array(k) for k in (1, 2, 3, 4))
+    starts, ends, axes, steps = (None if a is None else a.reshape(-1) for a in arrays)  # runtimes take single numbers
     rank = site.trace.flows[site.source].rank
     if starts is None or ends is None or len(site.flows()) > 1:
         raise LayoutError("the bounds are not constant")

@@ -383,15 +383,6 @@ def test_zero_times_infinity_stays_what_it_is():
     assert_same(model, shrink(model).model, random_feeds(model), relative=RELATIVE)
 
 
-def test_old_opset_is_refused():
-    model = build("g (float[n, 7] x) => (float[n, 7] y) { y = Relu(x) }", opset=12)
-    with pytest.raises(UnsupportedModelError, match="opset 12"):
-        shrink(model)
-    model.opset_imports["ai.onnx"] = model.opset_imports.pop("")  # the same domain
-    with pytest.raises(UnsupportedModelError, match="opset 12"):
-        shrink(model)
-
-
 def test_subgraph_that_reads_an_outer_value_and_an_outer_weight():
     text = """g (float[n, 7] x, bool c) => (float[n, 3] y) { h = Gemm<transB=1>(x, w1, b1) r = Relu(h)
         d = If(c) <then_branch = t () => (float[n, 6] u) { u = Neg(r) }, else_branch = e () => (float[n, 6] v) { v = Add(r, b1) }>
