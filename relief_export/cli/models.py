@@ -51,6 +51,11 @@ def convert(source: Path, target: Path, kind: str, values: str, calibration: Pat
     """
     from relief_export import convert as conversion
 
+    # An option that has no effect would leave the user with another file than was asked for.
+    if values != "f32" and kind != "packed":
+        raise click.UsageError(f"--values {values} is for --to packed: leave it out with --to {kind}")
+    if calibration is not None and "int8" not in kind:
+        raise click.UsageError(f"--calibration is for --to int8 and packed-int8: leave it out with --to {kind}")
     done = conversion.convert_file(source, target, kind, values=values, calibration=calibration)
     lines = (f"{target}: {done.format}, {done.bytes:,} bytes", *done.notes)
     echo({"ok": True, "bytes": done.bytes} | done.to_dict(), as_json=as_json, lines=lines)

@@ -131,6 +131,7 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
             "fit": {"peak_test_accuracy": 0.951},
             "parameters": dense,
             "input_shape": [1, SIDE, SIDE],
+            "classes": 10,
             "samples": {"train": 500, "validation": 100, "test": 64},
         },
         ("relieve", "relieved/record.json"): {
