@@ -183,7 +183,8 @@ def shrunk_lines(done: Shrunk) -> list[str]:
     lines = table(("", "before", "after", "non-zero"), rows)
     lines += [f"{row.layer}: {row.count} zero {row.side} channels stay: {row.reason}" for row in done.result.kept]
     unknown = done.result.unknown.items()
-    return [*lines, *(f"no rule for {op} ({count}): what it touches stays" for op, count in unknown)]
+    lines += [f"no rule for {op} ({count}): what it touches stays" for op, count in unknown]
+    return [*lines, *done.artifact.notes]
 
 
 def comparison_lines(done: Comparison) -> list[str]:
