@@ -87,9 +87,9 @@ def convert_file(
     if "int8" in kind and calibration is None:
         raise InputError(f"{kind} is calibrated on samples of the input: give --calibration X.npz with an array x")
     if "int8" not in kind and calibration is not None:
-        raise InputError(f"{kind} is not calibrated: leave --calibration out, or convert to int8 or packed-int8")
+        raise InputError(f"--calibration is for --to int8 and packed-int8: leave it out with --to {kind}")
     if kind != "packed" and values != "f32":
-        raise InputError(f"--values {values} is for packed: {kind} stores the values in its own way")
+        raise InputError(f"--values {values} is for --to packed: leave it out with --to {kind}")
     model = _read(source, target)
     options = formats.Options(values=_VALUES.get(values, values), calibration=calibration, verify=verify)  # type: ignore[arg-type]
     return _write(model, source, target, _KINDS.get(kind, kind), options)
