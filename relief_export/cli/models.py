@@ -7,23 +7,18 @@ from pathlib import Path
 import click
 
 from relief_export.cli.common import PATH, echo, json_option
+from relief_export.cli.devices import OPTIMISE, fit_lines
 
 KINDS = ("onnx", "sparse", "packed", "int8", "packed-int8", "packed-codebook16", "csr", "ort")
 VALUES = ("f32", "f16", "int8", "codebook", "codebook16", "codebook256")
-
-
-verify_option = click.option(
-    "--verify/--no-verify", default=True, show_default=True, help="Open the result in ONNX Runtime before it is kept."
-)
 
 
 @click.command()
 @click.argument("source", metavar="IN.onnx", type=PATH)
 @click.argument("target", metavar="OUT.onnx", type=PATH)
 @click.option("--strict", is_flag=True, help="Refuse a model with operators that have no rule.")
-@verify_option
 @json_option
-def shrink(source: Path, target: Path, strict: bool, verify: bool, as_json: bool) -> int:
+def shrink(source: Path, target: Path, strict: bool, as_json: bool) -> int:
     """Remove every disconnected neuron from IN.onnx, exactly, and write OUT.onnx.
 
     Inputs and outputs keep their names, types and shapes. What had to stay is listed with its reason.
@@ -35,7 +30,7 @@ def shrink(source: Path, target: Path, strict: bool, verify: bool, as_json: bool
     from relief_export import convert
     from relief_export.cli import results
 
-    done = convert.shrink_file(source, target, strict=strict, verify=verify)
+    done = convert.shrink_file(source, target, strict=strict)
     echo(done.to_dict(), as_json=as_json, lines=results.shrunk_lines(done))
     return 0
 
@@ -46,11 +41,8 @@ def shrink(source: Path, target: Path, strict: bool, verify: bool, as_json: bool
 @click.option("--to", "kind", type=click.Choice(KINDS), required=True, help="Format to write.")
 @click.option("--values", type=click.Choice(VALUES), default="f32", show_default=True, help="Values of packed weights.")
 @click.option("--calibration", type=PATH, help="An .npz with samples x of the model's input, for int8.")
-@verify_option
 @json_option
-def convert(
-    source: Path, target: Path, kind: str, values: str, calibration: Path | None, verify: bool, as_json: bool
-) -> int:
+def convert(source: Path, target: Path, kind: str, values: str, calibration: Path | None, as_json: bool) -> int:
     """Write IN.onnx (or a csr folder) in another format.
 
     \b
@@ -60,7 +52,7 @@ def convert(
     """
     from relief_export import convert as conversion
 
-    done = conversion.convert_file(source, target, kind, values=values, calibration=calibration, verify=verify)
+    done = conversion.convert_file(source, target, kind, values=values, calibration=calibration)
     lines = (f"{target}: {done.format}, {done.bytes:,} bytes", *done.notes)
     echo({"ok": True, "bytes": done.bytes} | done.to_dict(), as_json=as_json, lines=lines)
     return 0
@@ -121,19 +113,42 @@ def cost(model: Path, as_json: bool) -> int:
 @click.option("--flash", metavar="SIZE", help="Budget of the file, as in 256KiB.")
 @click.option("--ram", metavar="SIZE", help="Budget of the activations at batch 1, as in 64KiB.")
 @click.option("--target", metavar="NAME", help="A well-known board whose sizes are the budget.")
+@click.option("--measure", is_flag=True, help="Compile the C artifacts for the target and read what they really take.")
+@click.option("--cc", metavar="COMMAND", help="With --measure: a compiler with its flags in place of the target's.")
+@click.option("-O", "optimise", type=OPTIMISE, default="s", show_default=True, help="With --measure: optimisation.")
 @json_option
-def audit(subject: Path, flash: str | None, ram: str | None, target: str | None, as_json: bool) -> int:
+def audit(
+    subject: Path,
+    flash: str | None,
+    ram: str | None,
+    target: str | None,
+    measure: bool,
+    cc: str | None,
+    optimise: str,
+    as_json: bool,
+) -> int:
     """Hold a model, or every artifact of a build folder, against a budget; exit 1 when over it.
 
-    A build folder's recipe gives the budget that the options leave open, and audit.json is left there.
+    A build folder's recipe gives the budget that the options leave open, and audit.json is left there. With --measure
+    the C artifacts are cross-compiled, for a board or a core: flash and RAM are those of the linked network.
 
     \b
     relief-export audit model.onnx --flash 256KiB --ram 64KiB
     relief-export audit build/digits-lenet5 --target stm32f4
+    relief-export audit net-c --measure --target arduino-uno
+    relief-export audit net-c --measure --cc 'arm-none-eabi-gcc -mcpu=cortex-m4 -mthumb' --flash 64KiB
     """
     from relief_export import stages
     from relief_export.cli import results
 
+    if measure:
+        from relief_export.device import verdicts
+
+        fitted = verdicts.fit(subject, flash=flash, ram=ram, target=target, cc=cc, optimise=optimise)
+        echo(fitted.to_dict(), as_json=as_json, lines=fit_lines(fitted))
+        return 0 if fitted.ok else 1
+    if cc is not None:
+        raise click.UsageError("--cc needs --measure: an audit of files compiles nothing")
     done = stages.audit(subject, flash=flash, ram=ram, target=target)
     echo(done.to_dict(), as_json=as_json, lines=results.audit_lines(done))
     return 0 if done.ok else 1

@@ -7,12 +7,12 @@ data sheet's first page. None of it is reserved for a stack, a radio or an opera
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from relief_export.errors import InputError
 
 KIB, MIB = 1024, 1024 * 1024
-Family = Literal["arm", "riscv", "avr", "xtensa"]
+Family: TypeAlias = Literal["arm", "riscv", "avr", "xtensa"]
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,12 @@ class Core:
     Attributes:
         family: Which start code and linker script serve it.
         compiler: Name of its C compiler.
-        package: What brings the compiler; a Debian package unless it says otherwise.
+        install: How to get the compiler.
         flags: What tells the compiler which core it is.
         emulator: Command that runs a program for it, without the program's name; empty where there is none.
-        emulator_package: What brings the emulator.
+        emulator_install: How to get the emulator.
+        stand_in: Core whose compiler gives an estimate where this one's is not installed, because no common
+            distribution packages it.
         ticks_per_count: Instructions (AVR: clock cycles) between two counts of the timer that the program reads; the
             figures of an emulated run are multiples of it.
     """
@@ -34,10 +36,11 @@ class Core:
     title: str
     family: Family
     compiler: str
-    package: str
+    install: str
     flags: tuple[str, ...]
     emulator: tuple[str, ...] = ()
-    emulator_package: str = ""
+    emulator_install: str = ""
+    stand_in: str | None = None
     ticks_per_count: int = 1
 
     @property
@@ -71,20 +74,22 @@ class Target:
     flags: tuple[str, ...] = ()
 
 
-_ARM = ("arm", "arm-none-eabi-gcc", "gcc-arm-none-eabi libnewlib-arm-none-eabi")
-_RISCV = ("riscv", "riscv64-unknown-elf-gcc", "gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf")
-_XTENSA = ("xtensa", "Espressif's xtensa-esp-elf toolchain (github.com/espressif/crosstool-NG), which Debian lacks")
+_ARM: tuple[Family, str, str] = ("arm", "arm-none-eabi-gcc", "apt install gcc-arm-none-eabi libnewlib-arm-none-eabi")
+_RISCV: tuple[Family, str, str] = (
+    "riscv", "riscv64-unknown-elf-gcc", "apt install gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf"
+)  # fmt: skip
+_XTENSA = "no distribution packages it, get the toolchain xtensa-esp-elf from github.com/espressif/crosstool-NG"
 
 
 def _arm(name: str, title: str, machine: str, *flags: str, ticks: int = 40) -> Core:
     """Return a Cortex-M; ``ticks`` is 1 GHz, what ``-icount shift=0`` makes of an instruction, by the timer's clock."""
     emulator = ("qemu-system-arm", "-machine", machine, *_QEMU)
-    return Core(name, title, *_ARM, (*flags, "-mthumb"), emulator, "qemu-system-arm", ticks)
+    return Core(name, title, *_ARM, (*flags, "-mthumb"), emulator, "apt install qemu-system-arm", ticks_per_count=ticks)
 
 
 def _riscv(name: str, title: str, *flags: str) -> Core:
     emulator = ("qemu-system-riscv32", "-machine", "virt", "-bios", "none", *_QEMU)
-    return Core(name, title, *_RISCV, flags, emulator, "qemu-system-misc")
+    return Core(name, title, *_RISCV, flags, emulator, "apt install qemu-system-misc")
 
 
 _QEMU = ("-nographic", "-monitor", "none", "-serial", "none", "-semihosting-config", "enable=on,target=native",
@@ -104,11 +109,13 @@ CORES: dict[str, Core] = {
              "-mcpu=cortex-m33", "-mfpu=fpv5-sp-d16", "-mfloat-abi=hard", ticks=50),
         _riscv("rv32imc", "RISC-V RV32IMC", "-march=rv32imc", "-mabi=ilp32"),
         _riscv("rv32ec", "RISC-V RV32EC", "-march=rv32ec", "-mabi=ilp32e"),
-        Core("esp32", "Tensilica Xtensa LX6", _XTENSA[0], "xtensa-esp32-elf-gcc", _XTENSA[1], ("-mlongcalls",)),
-        Core("esp32s3", "Tensilica Xtensa LX7", _XTENSA[0], "xtensa-esp32s3-elf-gcc", _XTENSA[1], ("-mlongcalls",)),
+        Core("esp32", "Tensilica Xtensa LX6", "xtensa", "xtensa-esp32-elf-gcc", _XTENSA, ("-mlongcalls",),
+             stand_in="cortex-m4f"),
+        Core("esp32s3", "Tensilica Xtensa LX7", "xtensa", "xtensa-esp32s3-elf-gcc", _XTENSA, ("-mlongcalls",),
+             stand_in="cortex-m4f"),
         # The largest 8-bit AVR whose tables all lie within the reach of 16-bit pointers.
-        Core("avr", "AVR, 8 bits (ATmega1284P)", "avr", "avr-gcc", "gcc-avr avr-libc", ("-mmcu=atmega1284p",),
-             ("simavr", "-m", "atmega1284p", "-f", "16000000"), "simavr"),
+        Core("avr", "AVR, 8 bits (ATmega1284P)", "avr", "avr-gcc", "apt install gcc-avr avr-libc",
+             ("-mmcu=atmega1284p",), ("simavr", "-m", "atmega1284p", "-f", "16000000"), "apt install simavr"),
     )
 }  # fmt: skip
 

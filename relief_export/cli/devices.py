@@ -1,0 +1,111 @@
+"""Commands about microcontrollers: what a network takes there, and whether it computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from relief_export.cli.common import PATH, echo, json_option, table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from relief_export.device.verdicts import DeviceRun, Fit
+
+OPTIMISE = click.Choice(("s", "1", "2", "3"))
+
+
+def fit_lines(done: Fit) -> Iterator[str]:
+    """Lay out measured sizes and the verdict."""
+    parts = ("text", "data", "bss", "arena", "input", "output", "stack")
+    for name, found in done.measured.items():
+        yield f"{name} on {found.processor}: {found.command}"
+        if found.estimated:
+            yield f"ESTIMATED, not measured: {found.estimated}"
+        sizes = ["?" if getattr(found, part) is None else f"{getattr(found, part):,}" for part in parts]
+        yield from table(("bytes", "flash", "RAM", *parts), [("", f"{found.flash:,}", f"{found.ram:,}", *sizes)])
+        if found.stack_path:
+            yield f"deepest stack: {' > '.join(found.stack_path)}"
+        yield from (f"the stack may be deeper: {doubt}" for doubt in found.stack_doubts)
+    limits = {"flash": done.budget.flash, "RAM": done.budget.ram}
+    given = ", ".join(f"{limit:,} bytes of {memory}" for memory, limit in limits.items() if limit is not None)
+    yield from (f"FAILED: {failure}" for failure in done.failures)
+    yield f"{'within' if done.ok else 'over'} budget: {given}" if given else "no budget was given, nothing was checked"
+
+
+@click.command("run-on")
+@click.argument("target")
+@click.argument("folder", type=PATH)
+@click.option("--data", type=PATH, required=True, help="An .npz with x and, for the comparison, logits or labels y.")
+@click.option("--reference", type=PATH, help="ONNX model whose outputs are the reference, in place of the logits.")
+@click.option("--samples", type=click.IntRange(1), help="Only that many, from the first.")
+@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest relative error of an output.")
+@click.option("-O", "optimise", type=OPTIMISE, default="s", show_default=True, help="Level of optimisation.")
+@click.option("--quantized-io", is_flag=True, help="Compile with NET_QUANTIZED_IO: inputs and outputs are integers.")
+@json_option
+def run_on(
+    target: str,
+    folder: Path,
+    data: Path,
+    reference: Path | None,
+    samples: int | None,
+    tolerance: float,
+    optimise: str,
+    quantized_io: bool,
+    as_json: bool,
+) -> int:
+    """Run the C artifact in FOLDER in an emulator of TARGET, a board or a core; exit 1 when its outputs differ.
+
+    Counts instructions. Milliseconds are instructions at one a cycle of the board's clock, not measured time.
+
+    \b
+    relief-export run-on rp2040 net-c --data test.npz --reference model.onnx
+    relief-export run-on arduino-uno net-c --data test.npz --samples 20
+    """
+    from relief_export import evaluation
+    from relief_export.device import verdicts
+    from relief_export.formats import Tolerance
+
+    arrays = evaluation.load_arrays(data)
+    x = arrays.x[:samples]
+    y, logits = (None if array is None else array[:samples] for array in (arrays.y, arrays.logits))
+    if reference is not None:
+        (logits,) = evaluation.open_session(reference, threads=1).run(x)
+    done = verdicts.run_on(
+        target,
+        folder,
+        evaluation.Arrays(x, y, logits),
+        tolerance=Tolerance(tolerance, 1.0),  # accuracies are reported, and decide nothing
+        optimise=optimise,
+        defines=("NET_QUANTIZED_IO",) if quantized_io else (),
+    )
+    echo(done.to_dict(), as_json=as_json, lines=_run_lines(done))
+    return 0 if done.ok else 1
+
+
+def _run_lines(done: DeviceRun) -> Iterator[str]:
+    rows = [
+        ("samples", f"{done.samples:,}"),
+        (f"{done.unit} a sample, mean", f"{done.mean_count:,.0f}"),
+        (f"{done.unit} a sample, most", f"{done.largest_count:,}"),
+        ("stack, bytes", f"{done.stack_bytes:,}"),
+    ]
+    if done.milliseconds is not None:
+        rows.insert(3, ("ms at one a cycle, not measured time", f"{done.milliseconds:,.3f}"))
+    if done.agreement is not None and done.equal is not None:
+        error = done.agreement.relative_error
+        rows.append(("relative error", "not finite" if error is None else f"{error:.3g}"))
+        rows.append(("outputs equal in every bit", f"{100 * done.equal:.2f} %"))
+        if done.agreement.agreement is not None:
+            rows.append(("same prediction", f"{100 * done.agreement.agreement:.2f} %"))
+    if done.accuracy is not None:
+        rows.append(("accuracy", f"{100 * done.accuracy:.2f} %"))
+    yield from table((f"on {done.target}", ""), rows)
+    yield from (f"FAILED: {check.message}" for check in done.checks if not check.ok)
+    if done.agreement is None:
+        yield "no reference was given (--reference, or logits in the data): nothing was compared"
+
+
+COMMANDS = (run_on,)

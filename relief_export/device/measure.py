@@ -1,0 +1,145 @@
+"""What an artifact takes on a processor, as its own compiler and linker say: flash, RAM, the deepest stack.
+
+The network is linked with a function that calls it and with nothing else, not even start code, so what is measured is
+the network with the library routines that it needs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from relief_export.device import callgraph
+from relief_export.device.targets import CORES, TARGETS, core_of
+from relief_export.device.toolchain import FIRMWARE, Program, Toolchain
+from relief_export.errors import MissingToolError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_BYTES = {"float": 4, "int8_t": 1, "uint8_t": 1}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Sizes in bytes.
+
+    Attributes:
+        processor: What it was built for. command: The compiler, its flags and the optimisation.
+        text, data, bss: Sections of the linked network. objects: ``text + data`` of its object files alone, so that the
+            rest of the flash are library routines.
+        arena, input, output: What the caller lends.
+        stack: The deepest stack of a call; None where it is not known.
+        stack_path: The functions that reach it. stack_doubts: Why it may be deeper, or is not known.
+        estimated: Why the sizes are those of another processor; None where they are measured.
+    """
+
+    processor: str
+    command: str
+    text: int
+    data: int
+    bss: int
+    objects: int
+    arena: int
+    input: int
+    output: int
+    stack: int | None
+    stack_path: tuple[str, ...]
+    stack_doubts: tuple[str, ...]
+    estimated: str | None = None
+
+    @property
+    def flash(self) -> int:
+        """Code, tables, and the initial values of variables."""
+        return self.text + self.data
+
+    @property
+    def ram(self) -> int:
+        """Variables, arena, input and output, and the stack as far as it is known."""
+        return self.data + self.bss + self.arena + self.input + self.output + (self.stack or 0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, the two sums first."""
+        return {"flash": self.flash, "ram": self.ram} | asdict(self)
+
+
+def measure(
+    folder: Path,
+    *,
+    target: str | None = None,
+    cc: str | None = None,
+    optimise: str = "s",
+    defines: Sequence[str] = (),
+) -> Measurement:
+    """Cross-compile an artifact and read what it takes.
+
+    Args:
+        folder: What ``convert --to c`` wrote.
+        target: A board or a core, or
+        cc: a compiler with its flags.
+        optimise: Level of optimisation: ``s``, ``2``, ...
+        defines: Macros to compile with, such as ``NET_QUANTIZED_IO``.
+
+    Raises:
+        InputError: The folder holds no network, or the compiler refuses it.
+        MissingToolError: The compiler is not installed.
+    """
+    estimated = None
+    try:
+        toolchain = Toolchain.of(target=target, cc=cc)
+    except MissingToolError as error:
+        stand_in = core_of(target).stand_in if target is not None else None
+        if stand_in is None:
+            raise
+        toolchain = Toolchain.of(target=stand_in)
+        estimated = f"{error}; these are the sizes for {CORES[stand_in].title}"
+    program = Program.find(folder)
+    macros = toolchain.macros(program, defines)
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        objects = toolchain.compile(program, place, optimise=optimise, extra=("-fstack-usage",), defines=defines)
+        elf = place / "network.elf"
+        flags = (*(f"-D{name}" for name in defines), *program.aliases, f"-I{folder.resolve()}", f"-O{optimise}")
+        # Own scripts where there are some: picolibc's has room for 64 KiB only, and counts a stack as .bss.
+        script = FIRMWARE / f"{toolchain.family}.ld"
+        placed = (f"-T{script}", "-Wl,--defsym=stack_bytes=0", "-Wl,--no-warn-rwx-segments") if script.exists() else ()
+        toolchain.link([*objects, FIRMWARE / "call.c"], elf, flags=(*flags, *placed, "-Wl,-e,entry"))
+        sections = toolchain.sections(elf)
+        alone = [toolchain.sections(made) for made in objects]
+        usage = [path.read_text() for path in sorted(place.glob("*.su"))]
+        stack, path, doubts = _stack(toolchain, elf, usage, program)
+    sizes = {
+        kind: int(macros[f"NET_{kind}_SIZE"], 0) * _BYTES[macros.get(f"NET_{kind}_TYPE", "float")]
+        for kind in ("INPUT", "OUTPUT")
+    }
+    return Measurement(
+        processor=TARGETS[target].title if target in TARGETS else toolchain.title,
+        command=" ".join((*toolchain.command, f"-O{optimise}", *(f"-D{name}" for name in defines))),
+        text=sections.text,
+        data=sections.data,
+        bss=sections.bss,
+        objects=sum(part.text + part.data for part in alone),
+        arena=int(macros["NET_ARENA_BYTES"], 0),
+        input=sizes["INPUT"],
+        output=sizes["OUTPUT"],
+        stack=stack,
+        stack_path=path,
+        stack_doubts=doubts,
+        estimated=estimated,
+    )
+
+
+def _stack(
+    toolchain: Toolchain, elf: Path, usage: list[str], program: Program
+) -> tuple[int | None, tuple[str, ...], tuple[str, ...]]:
+    """Return the deepest stack, who reaches it, and doubts."""
+    family = toolchain.family
+    if family not in callgraph.FAMILIES:
+        return None, (), (f"the call graph of {toolchain.machine} is not read",)
+    frames, varying = callgraph.stated_frames(usage)
+    listing = toolchain.tool("objdump", "-d", "--no-show-raw-insn", str(elf))
+    address = 3 if "atmega2560" in " ".join(toolchain.command) else 2  # more than 128 KiB need a third byte
+    found = callgraph.deepest(listing, family, f"{program.name}_run", frames, address=address)
+    return found.bytes, found.path, (*varying, *found.doubts)

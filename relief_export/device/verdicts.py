@@ -1,0 +1,197 @@
+"""Two answers about a network on a device: does it fit as its compiler measures it, and does it compute the same there?
+
+Neither needs the device. What an emulator counts are instructions; the milliseconds given with them are instructions at
+one a cycle, which no core of the table beats for long and slow memories stay far behind. They are no measured time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relief_export.device.emulator import emulate
+from relief_export.device.measure import Measurement, measure
+from relief_export.device.targets import CORES, TARGETS, core_of
+from relief_export.device.toolchain import Program
+from relief_export.errors import InputError
+from relief_export.evaluation.agreement import Agreement, Check, judge
+from relief_export.evaluation.agreement import measure as distance
+from relief_export.evaluation.budget import Budget
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from relief_export.evaluation import Arrays
+    from relief_export.formats import Tolerance
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Measured sizes against a budget.
+
+    Attributes:
+        measured: By the name of the artifact's folder.
+        failures: One sentence for each size that is over the budget.
+    """
+
+    budget: Budget
+    measured: dict[str, Measurement]
+    failures: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything fits."""
+        return not self.failures
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, ``ok`` first."""
+        measured = {name: found.to_dict() for name, found in self.measured.items()}
+        return {"ok": self.ok, "failures": self.failures, "budget": asdict(self.budget), "measured": measured}
+
+
+def fit(
+    subject: Path,
+    *,
+    flash: str | None = None,
+    ram: str | None = None,
+    target: str | None = None,
+    cc: str | None = None,
+    optimise: str = "s",
+) -> Fit:
+    """Measure every C artifact of a folder with a target's compiler, and compare its sizes with a budget.
+
+    Args:
+        subject: A folder that ``convert --to c`` wrote, an artifacts folder, or a build folder that has one.
+        flash: Budget for code and tables, as in 256KiB; a board's own flash by default.
+        ram: Budget for variables, arena, input, output and stack; a board's own RAM by default.
+        target: A board or a core.
+        cc: A compiler with its flags, in place of the target's.
+        optimise: Level of optimisation: ``s``, ``2``, ...
+
+    Raises:
+        InputError: There is no C artifact, a size or name is wrong, or the compiler refuses the sources.
+        MissingToolError: The compiler is not installed.
+    """
+    budget = Budget.of(flash=flash, ram=ram, target=None if target in CORES else target)
+    measured = {path.name: measure(path, target=target, cc=cc, optimise=optimise) for path in c_artifacts(subject)}
+    failures = []
+    for name, found in measured.items():
+        if budget.flash is not None and found.flash > budget.flash:
+            failures.append(
+                f"flash: {name} takes {found.flash:,} bytes, {found.text - found.objects + found.data:,} of them "
+                f"library routines; the budget is {budget.flash:,}"
+            )
+        if budget.ram is not None and found.ram > budget.ram:
+            parts = ", ".join(
+                f"{part} {getattr(found, part) or 0:,}" for part in ("arena", "input", "output", "stack", "data", "bss")
+            )
+            failures.append(f"RAM: {name} takes {found.ram:,} bytes ({parts}); the budget is {budget.ram:,}")
+    return Fit(budget, measured, tuple(failures))
+
+
+def c_artifacts(subject: Path) -> list[Path]:
+    """Return the folders of C sources in a folder, or itself.
+
+    Raises:
+        InputError: There is none.
+    """
+    for place in (subject, subject / "artifacts"):
+        for folders in ([place], sorted(path for path in place.glob("*") if path.is_dir())):
+            found = []
+            for folder in folders:
+                try:
+                    Program.find(folder)
+                except InputError:
+                    continue
+                found.append(folder)
+            if found:
+                return found
+    raise InputError(f"{subject} has no C artifact to compile: make one with 'relief-export convert MODEL OUT --to c'")
+
+
+@dataclass(frozen=True)
+class DeviceRun:
+    """A network in an emulator against a reference.
+
+    Attributes:
+        counts: Mean and largest count of ``unit`` for a sample.
+        milliseconds: Mean count at one a cycle of the board's clock: not measured time. None for a core alone.
+        agreement: How far the outputs are from the reference's; None without one.
+        equal: Share of the outputs whose every bit is the reference's.
+        checks: The agreement against a tolerance.
+    """
+
+    target: str
+    samples: int
+    unit: str
+    mean_count: float
+    largest_count: int
+    milliseconds: float | None
+    stack_bytes: int
+    agreement: Agreement | None
+    equal: float | None
+    accuracy: float | None
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check holds."""
+        return all(check.ok for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, ``ok`` first."""
+        failures = [check.message for check in self.checks if not check.ok]
+        return {"ok": self.ok, "failures": failures, **asdict(self)}
+
+
+def run_on(
+    target: str,
+    folder: Path,
+    data: Arrays,
+    *,
+    tolerance: Tolerance,
+    optimise: str = "s",
+    defines: Sequence[str] = (),
+) -> DeviceRun:
+    """Run an artifact in an emulator over samples and compare its outputs with the reference's.
+
+    Args:
+        target: A board or a core.
+        folder: What ``convert --to c`` wrote.
+        data: Samples, labels and reference outputs; without the last nothing is compared.
+        tolerance: How far the outputs may be from the reference's.
+        optimise: Level of optimisation: ``s``, ``2``, ...
+        defines: Macros to compile with, such as ``NET_QUANTIZED_IO``.
+
+    Raises:
+        InputError: The samples do not fit the network, the program does not fit the chip, or the run fails.
+        MissingToolError: The compiler or the emulator is not installed.
+        UnsupportedModelError: There is no emulator of that core.
+    """
+    x = data.x.astype(np.float32) if data.x.dtype.kind == "f" else data.x
+    found = emulate(folder, target, x, optimise=optimise, defines=defines)
+    agreement, equal = None, None
+    checks: tuple[Check, ...] = ()
+    if data.logits is not None:
+        expected = np.asarray(data.logits).reshape(len(x), -1)
+        agreement = distance(found.outputs, expected, data.y)
+        equal = float((found.outputs == expected).mean())
+        checks = tuple(judge(agreement, tolerance, f"{folder.name} on {target}", optimised=optimise != "0"))
+    clock = TARGETS[target].clock if target in TARGETS else None
+    mean = float(found.counts.mean())
+    return DeviceRun(
+        target=target,
+        samples=len(x),
+        unit=core_of(target).unit,
+        mean_count=mean,
+        largest_count=int(found.counts.max()),
+        milliseconds=None if clock is None else 1000 * mean / clock,
+        stack_bytes=found.stack_bytes,
+        agreement=agreement,
+        equal=equal,
+        accuracy=None if data.y is None else float((found.outputs.argmax(axis=1) == data.y).mean()),
+        checks=checks,
+    )
