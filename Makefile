@@ -16,7 +16,7 @@ JOBS ?= 2
 
 include pipelines/rules.mk
 
-.PHONY: help venv demo test check fuzz bench bench-scoring bench-formats results evidence evidence-status
+.PHONY: help venv demo test check test-floors fuzz bench bench-scoring bench-formats results evidence evidence-status
 
 help: ## Show the targets
 	@grep -hE '^[a-z][a-zA-Z%-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -39,6 +39,15 @@ check: | $(STAMP) ## What CI runs: linter, formatter, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n $(JOBS)
+
+FLOORS ?= build/floors
+$(FLOORS)/.installed: pyproject.toml pipelines/floors.txt
+	test -x $(FLOORS)/bin/python || $(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python -m pip install --disable-pip-version-check -c pipelines/floors.txt -e . filelock hypothesis pytest pytest-xdist
+	@touch $@
+
+test-floors: $(FLOORS)/.installed ## Test the rooms that need no torch with the oldest versions of what they stand on
+	$(FLOORS)/bin/python -m pytest -n $(JOBS) -o filterwarnings=default tests/graph tests/formats tests/evaluation tests/report tests/test_cli.py
 
 fuzz: | $(STAMP) ## Shrink N random networks against ONNX Runtime (make fuzz N=20000)
 	RELIEF_FUZZ=$(N) $(BIN)/python -m pytest -n $(JOBS) tests/graph/test_fuzz.py

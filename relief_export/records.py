@@ -1,4 +1,4 @@
-"""Atomic writes, hashes, and the record that a stage leaves.
+"""Atomic writes, hashes, the lock of a build folder, and the record that a stage leaves.
 
 A file is either absent or whole: it is written under a temporary name in the same folder, flushed to the disk and
 renamed. Make's targets are the records, so a record is always the last thing a stage writes.
@@ -6,11 +6,13 @@ renamed. Make's targets are the records, so a record is always the last thing a 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -18,11 +20,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from relief_export.errors import InputError, IntegrityError
+from relief_export.errors import InputError, IntegrityError, ReliefError
+from relief_export.outcomes import OUTCOMES
+from relief_export.schema import build, check
 from relief_export.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+RECORDS = {
+    "train": "dense/record.json",
+    "relieve": "relieved/record.json",
+    "export": "artifacts/record.json",
+    "validate": "validation.json",
+    "audit": "audit.json",
+}
+"""Stage -> the record that it leaves in the build folder, in the order in which the stages run."""
+
+_LOCK = ".lock"
+_FOREIGN_WRITER = re.compile(r"\(os error (\d+)\)|PytorchStreamWriter|inline_container")
+"""How safetensors and torch, which raise errors of their own, say that the disk took no more."""
 
 _PACKAGES = ("torch", "torchvision", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "numpy", "scipy")
 
@@ -47,8 +64,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    except OSError as error:
-        raise _named(error, path) from None
+    except ReliefError:
+        raise
+    except Exception as error:
+        # Not OSError alone: safetensors and torch report a full disk by errors of their own.
+        if (failure := _disk_failure(error, path)) is None:
+            raise
+        raise failure from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -76,16 +98,58 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise _named(error, path) from None
+        raise _disk_failure(error, path) or error from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _named(error: OSError, path: Path) -> OSError:
-    """Return ``error`` with what could not be written, which a full disk does not say and NumPy puts in bytes alone."""
-    if error.filename is not None:
-        return error
-    return OSError(error.errno, error.strerror or f"the disk took no more ({error})", str(path))
+def _disk_failure(error: Exception, path: Path) -> OSError | None:
+    """Return the failure to write ``path`` that ``error`` speaks of, named; None where it speaks of something else.
+
+    A full disk does not say what could not be written, NumPy tells the bytes alone, and safetensors and torch wrap it.
+    """
+    if isinstance(error, OSError):
+        if error.filename is not None:
+            return error
+        return OSError(error.errno, error.strerror or f"the disk took no more ({error})", str(path))
+    found = _FOREIGN_WRITER.search(str(error))
+    if found is None:
+        return None
+    # torch does not pass the system's reason on; in practice a stream that cannot be written meets a full disk.
+    number = int(found[1]) if found[1] else errno.ENOSPC
+    return OSError(number, os.strerror(number), str(path))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a build folder, which dies with the process that holds it.
+
+    Raises:
+        InputError: Another process works in ``folder``.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 - absent on Windows, where two runs in one folder are the user's to avoid
+    except ModuleNotFoundError:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _LOCK
+    with path.open("a+", encoding="ascii") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InputError(
+                f"process {file.read().strip() or 'of another run'} works in {folder}: wait for it, "
+                "or give this run another folder with --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)  # the file stays: removing it would let two processes hold two locks of one name
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -170,17 +234,20 @@ class Record:
 
 
 def read_record(path: Path, stage: str) -> Record:
-    """Read the record of ``stage`` from ``path``.
+    """Read the record of ``stage`` from ``path``, and check every field that anything later reads of it.
 
     Raises:
         InputError: There is no record.
-        IntegrityError: It is damaged, or of another stage.
+        IntegrityError: It is damaged, of another stage, or lacks a field of ``outcomes``.
     """
     content = read_json(path)
     try:
-        record = Record(**content)
-    except TypeError:
-        raise IntegrityError(f"{path} is not a record of stage {stage!r}: remove it and run the stage again") from None
-    if record.stage != stage:
-        raise IntegrityError(f"{path} is a record of stage {record.stage!r}, not of {stage!r}")
+        record = build(Record, content, "")
+        if record.stage != stage:
+            raise IntegrityError(f"it is the record of stage {record.stage!r}")
+        check(record.outcome, OUTCOMES[stage], "outcome")
+    except InputError as error:
+        raise IntegrityError(
+            f"{path} is not a record of stage {stage!r} ({error}): remove it and run {stage!r} again"
+        ) from None
     return record

@@ -2,6 +2,9 @@
 
 ``convert(value, annotation, key)`` returns what the annotation wants or refuses the value in one sentence with the key.
 A field says what is possible with ``Annotated[type, Rule(...)]``; nothing about a key is written anywhere else.
+
+Two strictnesses, for two kinds of tables: a dataclass is configuration, in which an unknown key is a typing mistake; a
+``TypedDict`` is a record of a program's own, which may hold more than the reader asks for.
 """
 
 from __future__ import annotations
@@ -11,7 +14,18 @@ import difflib
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from relief_export.errors import InputError
 
@@ -87,10 +101,31 @@ def convert(value: object, annotation: Any, key: str) -> Any:  # noqa: ANN401  #
         InputError: The value is of the wrong type or breaks a rule; the sentence names ``key``.
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return value
+    if is_typeddict(annotation):
+        check(value, annotation, key)
+        return value
     if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
         return value if isinstance(value, annotation) else build(annotation, value, key)
     converter: Converter = _CONVERTERS.get(origin, _plain)
     return converter(value, annotation if origin is None else arguments, key)
+
+
+def check(value: object, table: Any, key: str) -> None:  # noqa: ANN401  # a TypedDict is no type to mypy
+    """Check that ``value`` holds every required key of the ``TypedDict`` called ``table``, each of its type.
+
+    Raises:
+        InputError: It is no table, or a key is missing or of another type; the sentence names it.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"{key} must be a table, not {_shown(value)}")
+    for name, annotation in get_type_hints(table, include_extras=True).items():
+        optional = get_origin(annotation) is NotRequired
+        if name in value:
+            convert(value[name], get_args(annotation)[0] if optional else annotation, f"{key}.{name}")
+        elif not optional:
+            raise InputError(f"{key}.{name} is missing")
 
 
 def _plain(value: object, annotation: Any, key: str) -> object:  # noqa: ANN401
@@ -129,6 +164,10 @@ def _union(value: object, choices: tuple[Any, ...], key: str) -> object:
     return convert(value, candidates[-1], key)
 
 
+def _list(value: object, arguments: tuple[Any, ...], key: str) -> list[object]:
+    return list(_tuple(value, arguments, key))
+
+
 def _tuple(value: object, arguments: tuple[Any, ...], key: str) -> tuple[object, ...]:
     if not isinstance(value, (list, tuple)):
         raise InputError(f"{key} must be a list, not {_shown(value)}")
@@ -146,6 +185,7 @@ _CONVERTERS: dict[Any, Converter] = {
     Literal: _literal,
     Union: _union,
     types.UnionType: _union,
+    list: _list,
     tuple: _tuple,
     dict: _dict,
 }

@@ -1,5 +1,6 @@
 """What every test shares: one thread a process, no display, and one run of the demonstration."""
 
+import importlib.util
 import json
 import os
 import re
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnx.parser
+import onnxruntime
 import pytest
 from filelock import FileLock
 
@@ -22,6 +26,73 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 ROOT = Path(__file__).parent.parent
 DEMO = ("digits-lenet5", "--set", "train.epochs=2", "--set", "relief.iterations=1")
 """The demonstration, with fewer epochs and one iteration."""
+
+
+_parse_model = onnx.parser.parse_model
+_PARSES_QUOTED_NAMES = tuple(map(int, onnx.__version__.split(".")[:2])) >= (1, 18)
+# What the oldest supported runtimes take; from 1.20 on, everything that these tests write is known.
+_RUNTIME = {(1, 17): 20, (1, 18): 21, (1, 19): 21}.get(tuple(map(int, onnxruntime.__version__.split(".")[:2])), 99)
+
+
+def _parse_on_any_version(text: str) -> onnx.ModelProto:
+    """Read ONNX text with the oldest supported onnx too, whose parser has no quoted names; skip what is too new to run.
+
+    A quoted name is read as a word that occurs nowhere else, and given back afterwards.
+    """
+    opset = max(map(int, re.findall(r'""\s*:\s*(\d+)', text)), default=0)
+    if opset > min(_RUNTIME, onnx.defs.onnx_opset_version()):
+        pytest.skip(f"opset {opset} is newer than onnx {onnx.__version__} or onnxruntime {onnxruntime.__version__}")
+    if _PARSES_QUOTED_NAMES:
+        return _parse_model(text)
+    head, body = text.split(">", 1)  # the domains of the header are strings of their own
+    # Not the strings of attributes, which follow a "=", nor domains, which a ":" follows or precedes.
+    quoted = re.findall(r'(?<![=:])(?<![=:] )"([\w./:]+)"(?!\s*:)', body)
+    words = {name: f"quoted_{i}_" for i, name in enumerate(dict.fromkeys(quoted))}
+    for name, word in words.items():
+        body = body.replace(f'"{name}"', word)
+    model = _parse_model(f"{head}>{body}")
+    back = {word: name for name, word in words.items()}
+    graph = model.graph
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.name = back.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [back.get(name, name) for name in node.input]
+        node.output[:] = [back.get(name, name) for name in node.output]
+    return model
+
+
+onnx.parser.parse_model = _parse_on_any_version  # the tests call it by its full name
+
+
+# What the oldest versions cannot run: part of a test's name -> why it is skipped there.
+_NOT_AT_THE_FLOOR = {
+    "test_every_rule_is_an_operator_that_exists": "operators of later opsets",
+    "test_batch_norm_stays_where_folding_would_be_wrong[training]": "onnx < 1.17 writes another training mode",
+    "LayerNormalization-scale-by-channel": "onnxruntime < 1.20 broadcasts no scale",
+    "[ReduceMean-no-op]": "onnxruntime < 1.18 refuses axes that are absent",
+    "test_float16_and_double": "onnxruntime < 1.18 has no fused Gemm of float64",
+    "test_bfloat16_constants_are_numbers": "onnx < 1.18 has no reference for bfloat16",
+    "test_layers_without_inputs_or_outputs_are_left_alone": "onnxruntime < 1.18 refuses an empty Gemm",
+    "test_reason_names_the_operator_that_pins": "onnx < 1.18 parses no names of nodes",
+}
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the files that import torch, or the rooms that do, where torch is not installed."""
+    if importlib.util.find_spec("torch") is not None or not collection_path.match("test_*.py"):
+        return None
+    imports = r"^(import|from) (torch|relief_export\.(training|relief|capture))\b"
+    return True if re.search(imports, collection_path.read_text(encoding="utf-8"), re.MULTILINE) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip on the oldest supported onnx and onnxruntime what they cannot run, each test with its reason."""
+    if _PARSES_QUOTED_NAMES and _RUNTIME > 90:
+        return
+    for item in items:
+        for part, reason in _NOT_AT_THE_FLOOR.items():
+            if part in item.name:
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @dataclass(frozen=True)
@@ -39,6 +110,7 @@ class Demo:
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """Run the demonstration once, for all test processes."""
+    pytest.importorskip("torch")
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent

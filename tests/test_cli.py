@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from relief_export import cli, stages
 from relief_export.cli import run
 from relief_export.cli.common import table
+from relief_export.errors import MissingExtraError
 from relief_export.progress import bars
 from relief_export.recipe import recipe_names
 
@@ -168,7 +170,7 @@ def test_compare_says_no_with_exit_1(capsys: pytest.CaptureFixture[str]):
     printed = capsys.readouterr()
     answer = json.loads(printed.out)
     assert answer["ok"] is False
-    assert any("other.onnx" in failure for failure in answer["failures"])
+    assert {failure["file"] for failure in answer["failures"]} == {"other.onnx"}
 
 
 def test_audit_over_budget_is_exit_1(capsys: pytest.CaptureFixture[str]):
@@ -321,3 +323,40 @@ def test_a_full_disk_is_named_with_the_target(
     assert printed.startswith("Error: out: ")
     assert (error.strerror or str(error)) in printed
     assert sorted(Path().rglob("*")) == before
+
+
+def test_what_nobody_foresaw_has_its_own_code_and_says_how_to_report_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("one over none")
+
+    monkeypatch.setattr("relief_export.graph.cost.cost", broken)
+    assert run(["cost", "good.onnx", "--json"]) == 3
+    printed = capsys.readouterr()
+    answer = json.loads(printed.out)
+    assert answer["ok"] is False
+    assert "ZeroDivisionError: one over none" in answer["error"]
+    assert printed.err.splitlines() == [f"Error: {answer['error']}"]
+    report = Path(re.search(r"file (\S+\.txt),", answer["error"])[1])
+    assert 'raise ZeroDivisionError("one over none")' in report.read_text()
+    assert "relief-export cost good.onnx --json" in report.read_text()
+    report.unlink()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--to", "sparse", "--values", "f16"], "--values f16 is for --to packed"),
+        (["--to", "packed", "--calibration", "data.npz"], "--calibration is for --to int8"),
+    ],
+)
+def test_an_option_without_effect_is_refused(options: list[str], named: str, capsys: pytest.CaptureFixture[str]):
+    assert run(["convert", "good.onnx", "out.onnx", *options]) == 2
+    assert named in capsys.readouterr().err
+    assert not Path("out.onnx").exists()
+
+
+def test_a_missing_extra_travels_between_processes():
+    error = MissingExtraError("this command", "torch")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 - our own bytes

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 SETTINGS = {"train.epochs": "2", "relief.iterations": "1"}
 
 LEFT = {
+    ".lock",
     "recipe.toml",
     "dense/init.safetensors",
     "dense/record.json",

@@ -1,6 +1,7 @@
 """The command line: options -> one call -> echo.
 
-Exit codes: 0 done; 1 the answer is no; 2 wrong usage or bad input, in one sentence on stderr; 130 interrupted.
+Exit codes: 0 done; 1 the answer is no; 2 wrong usage or bad input, in one sentence on stderr; 3 an error that nobody
+foresaw, with a file to report it with; 130 interrupted.
 Commands import what they need when they run, so that ``--help`` and everything that takes an ``.onnx`` work without
 torch.
 """
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
+import traceback
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -16,11 +19,14 @@ import click
 
 from relief_export.cli import devices, models, pipeline
 from relief_export.errors import MissingExtraError, ReliefError
+from relief_export.records import versions
 from relief_export.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+UNFORESEEN = 3
+"""Exit code of an error that nobody foresaw: neither an answer of no nor a user's mistake."""
 _EXTRA = ("torch", "torchvision", "safetensors", "sklearn")
 
 
@@ -34,7 +40,7 @@ def cli() -> None:
     relief-export shrink model.onnx small.onnx          remove disconnected neurons, exactly, from any model
     relief-export cost model.onnx                       parameters, MACs, FLOPs, RAM
 
-    Every command takes --json. Exit codes: 0 done, 1 the answer is no, 2 wrong usage or bad input.
+    Every command takes --json. Exit codes: 0 done, 1 the answer is no, 2 wrong usage or bad input, 3 a fault of ours.
     """
 
 
@@ -56,27 +62,42 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
+def _unforeseen(arguments: Sequence[str]) -> str:
+    """Keep the traceback of the present exception in a file, and return the sentence that says how to report it."""
+    kind, error, _ = sys.exc_info()
+    what = " ".join(f"{kind.__name__ if kind else ''}: {error}".split())[:300]
+    report = f"relief-export {' '.join(arguments)}\n\n{traceback.format_exc()}\n{json.dumps(versions(), indent=1)}\n"
+    with tempfile.NamedTemporaryFile("w", prefix="relief-export-", suffix=".txt", delete=False) as file:
+        file.write(report)
+    return f"this is a fault of relief-export ({what}): report it with the file {file.name}, which has the traceback"
+
+
+def _explained(error: BaseException, arguments: Sequence[str]) -> tuple[str, int]:
+    """Return the sentence about what ended a command, and the exit code."""
+    if isinstance(error, click.ClickException):
+        return " ".join(error.format_message().split()), 2
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return "interrupted; run the same command again to go on", 130
+    if isinstance(error, (ReliefError, OSError)):
+        return _sentence(error), getattr(error, "exit_code", 2)
+    package = (getattr(error, "name", None) or "").split(".")[0]
+    if isinstance(error, ModuleNotFoundError) and package in _EXTRA:
+        # Which of the extra's packages is asked for first is a matter of import order: torch is the one people know.
+        missing = "torch" if find_spec("torch") is None else package
+        return str(MissingExtraError("this command", missing)), MissingExtraError.exit_code
+    return _unforeseen(arguments), UNFORESEEN
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; mistakes become one sentence on stderr."""
-    as_json = "--json" in arguments
     try:
         return cli.main(list(arguments), prog_name="relief-export", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
-    except click.ClickException as error:
-        return _fail(" ".join(error.format_message().split()), 2, as_json=as_json)
-    except (click.Abort, KeyboardInterrupt):
-        return _fail("interrupted; run the same command again to go on", 130, as_json=as_json)
-    except (ReliefError, OSError) as error:
-        return _fail(_sentence(error), getattr(error, "exit_code", 2), as_json=as_json)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package not in _EXTRA:
-            raise
-        # Which of the extra's packages is asked for first is a matter of import order: torch is the one people know.
-        missing = "torch" if find_spec("torch") is None else package
-        return _fail(str(MissingExtraError("this command", missing)), MissingExtraError.exit_code, as_json=as_json)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last resort has a code of its own
+        message, code = _explained(error, arguments)
+        return _fail(message, code, as_json="--json" in arguments)
 
 
 def main() -> None:

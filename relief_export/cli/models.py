@@ -13,12 +13,18 @@ KINDS = ("onnx", "sparse", "packed", "int8", "packed-int8", "packed-codebook16",
 VALUES = ("f32", "f16", "int8", "codebook", "codebook16", "codebook256")
 
 
+verify_option = click.option(
+    "--verify/--no-verify", default=True, show_default=True, help="Open the result in ONNX Runtime before it is kept."
+)
+
+
 @click.command()
 @click.argument("source", metavar="IN.onnx", type=PATH)
 @click.argument("target", metavar="OUT.onnx", type=PATH)
 @click.option("--strict", is_flag=True, help="Refuse a model with operators that have no rule.")
+@verify_option
 @json_option
-def shrink(source: Path, target: Path, strict: bool, as_json: bool) -> int:
+def shrink(source: Path, target: Path, strict: bool, verify: bool, as_json: bool) -> int:
     """Remove every disconnected neuron from IN.onnx, exactly, and write OUT.onnx.
 
     Inputs and outputs keep their names, types and shapes. What had to stay is listed with its reason.
@@ -30,7 +36,7 @@ def shrink(source: Path, target: Path, strict: bool, as_json: bool) -> int:
     from relief_export import convert
     from relief_export.cli import results
 
-    done = convert.shrink_file(source, target, strict=strict)
+    done = convert.shrink_file(source, target, strict=strict, verify=verify)
     echo(done.to_dict(), as_json=as_json, lines=results.shrunk_lines(done))
     return 0
 
@@ -41,8 +47,11 @@ def shrink(source: Path, target: Path, strict: bool, as_json: bool) -> int:
 @click.option("--to", "kind", type=click.Choice(KINDS), required=True, help="Format to write.")
 @click.option("--values", type=click.Choice(VALUES), default="f32", show_default=True, help="Values of packed weights.")
 @click.option("--calibration", type=PATH, help="An .npz with samples x of the model's input, for int8.")
+@verify_option
 @json_option
-def convert(source: Path, target: Path, kind: str, values: str, calibration: Path | None, as_json: bool) -> int:
+def convert(
+    source: Path, target: Path, kind: str, values: str, calibration: Path | None, verify: bool, as_json: bool
+) -> int:
     """Write IN.onnx (or a csr folder) in another format.
 
     \b
@@ -52,7 +61,7 @@ def convert(source: Path, target: Path, kind: str, values: str, calibration: Pat
     """
     from relief_export import convert as conversion
 
-    done = conversion.convert_file(source, target, kind, values=values, calibration=calibration)
+    done = conversion.convert_file(source, target, kind, values=values, calibration=calibration, verify=verify)
     lines = (f"{target}: {done.format}, {done.bytes:,} bytes", *done.notes)
     echo({"ok": True, "bytes": done.bytes} | done.to_dict(), as_json=as_json, lines=lines)
     return 0

@@ -74,21 +74,19 @@ def train(
     \b
     relief-export train digits-lenet5 --set train.epochs=3
     """
-    from relief_export import stages
-
     resolved, folder = _resolve(recipe, settings, seed, out)
-    if stages.is_main_process():
-        stages.write_recipe(resolved, folder)
-    return _stage("train", folder, force=force, progress=progress, as_json=as_json)
+    return _stage("train", folder, recipe=resolved, force=force, progress=progress, as_json=as_json)
 
 
-def _stage(name: str, folder: Path, *, force: bool, progress: bool | None, as_json: bool) -> int:
+def _stage(
+    name: str, folder: Path, *, force: bool, progress: bool | None, as_json: bool, recipe: Recipe | None = None
+) -> int:
     from relief_export import stages
     from relief_export.cli import results
     from relief_export.progress import bars
 
     with bars(wanted=progress) as callback:
-        done = stages.run_stage(name, folder, force=force, progress=callback)
+        done = stages.run_stage(name, folder, recipe=recipe, force=force, progress=callback)
     if stages.is_main_process():
         echo(done.to_dict(), as_json=as_json, lines=results.stage_lines(done))
     return 0 if done.ok else 1

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from relief_export.cli.common import table
-from relief_export.records import read_record
+from relief_export.records import RECORDS, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,16 +22,7 @@ Table = dict[str, Any]
 
 def summarize(folder: Path) -> Table:
     """Collect the closing figures of a run from its records; accuracies are fractions of the test set."""
-    records = {
-        stage: read_record(folder / path, stage)
-        for stage, path in (
-            ("train", "dense/record.json"),
-            ("relieve", "relieved/record.json"),
-            ("export", "artifacts/record.json"),
-            ("validate", "validation.json"),
-            ("audit", "audit.json"),
-        )
-    }
+    records = {stage: read_record(folder / path, stage) for stage, path in RECORDS.items()}
     train, relieve, export, validate, audit = (record.outcome for record in records.values())
     dense, kept = relieve["connections"]["dense"], relieve["connections"]["kept"]
     files = [
@@ -82,7 +73,7 @@ def summary_lines(result: Table) -> list[str]:
         smaller = f"{original / file['bytes']:.1f}"
         sizes.append((file["name"], f"{file['bytes']:,}", smaller, _percent(file["accuracy"])))
     lines += ["", *table(("file", "bytes", "times smaller", "test accuracy"), sizes), ""]
-    lines += [f"FAILED: {failure}" for failure in result["failures"]]
+    lines += [f"FAILED: {failure['message']}" for failure in result["failures"]]
     return [*lines, f"report  {result['report']}", f"model   {result['model']}"]
 
 
@@ -95,7 +86,7 @@ def stage_lines(done: Done) -> list[str]:
     state = "up to date" if done.skipped else f"{done.seconds:.1f} s"
     return [
         f"{done.stage}: {_STAGE_LINES[done.stage](done.outcome)} ({state})",
-        *(f"FAILED: {failure}" for failure in done.outcome.get("failures", ())),
+        *(f"FAILED: {failure['message']}" for failure in done.outcome.get("failures", ())),
     ]
 
 
@@ -192,7 +183,8 @@ def shrunk_lines(done: Shrunk) -> list[str]:
     lines = table(("", "before", "after", "non-zero"), rows)
     lines += [f"{row.layer}: {row.count} zero {row.side} channels stay: {row.reason}" for row in done.result.kept]
     unknown = done.result.unknown.items()
-    return [*lines, *(f"no rule for {op} ({count}): what it touches stays" for op, count in unknown)]
+    lines += [f"no rule for {op} ({count}): what it touches stays" for op, count in unknown]
+    return [*lines, *done.artifact.notes]
 
 
 def comparison_lines(done: Comparison) -> list[str]:
@@ -207,4 +199,4 @@ def comparison_lines(done: Comparison) -> list[str]:
         for name, found in done.outputs.items()
     ]
     lines = table(("output", "relative error", "same prediction", "accuracy of B"), rows)
-    return [*lines, *(f"FAILED: {check.message}" for check in done.checks if not check.ok)]
+    return [*lines, *(f"FAILED: {failure.message}" for failure in done.failures)]

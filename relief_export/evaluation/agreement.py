@@ -16,17 +16,23 @@ The worst sample is the one with the largest absolute error.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from relief_export.errors import InputError
+from relief_export.errors import Failure, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from relief_export.formats import Tolerance
 
 Array: TypeAlias = np.ndarray[Any, Any]
+
+_ROUNDING = 1e-12
+"""A loss of exactly what is allowed passes, whatever the last bit of the difference says."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Check:
 
     Attributes:
         artifact: Whose promise. optimised: In which session; None where it is about the file.
-        quantity: What was measured: "sha256", "loads", "finite", "relative error", "predictions" or "accuracy".
+        quantity: What was measured: "sha256", "loads", "finite", "relative_error", "predictions" or "accuracy".
         value: The number. tolerance: What was allowed.
         worst_sample: The sample to look at first. message: One sentence.
     """
@@ -76,6 +82,28 @@ class Check:
     tolerance: float | None
     worst_sample: int | None
     message: str
+
+    @property
+    def failure(self) -> Failure:
+        """The check as a gate reports it."""
+        unit = {"relative_error": "ratio", "predictions": "fraction", "accuracy": "fraction"}.get(self.quantity, "")
+        return Failure(self.quantity, self.artifact, self.value, self.tolerance, unit, self.message)
+
+
+def failures(checks: Iterable[Check]) -> tuple[Failure, ...]:
+    """Return one failure for each file and quantity: the worst, where both optimisation levels fail alike."""
+    found: dict[tuple[str, str], Check] = {}
+    for check in checks:
+        key = (check.artifact, check.quantity)
+        if not check.ok and (key not in found or _badness(check) > _badness(found[key])):
+            found[key] = check
+    return tuple(check.failure for check in found.values())
+
+
+def _badness(check: Check) -> float:
+    if check.value is None:
+        return math.inf
+    return -check.value if check.quantity == "accuracy" else check.value  # the one that is worse the lower it is
 
 
 def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreement:
@@ -137,7 +165,7 @@ def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: b
     if tolerance.relative_error is not None and found.relative_error is not None:
         error, limit = found.relative_error, tolerance.relative_error
         message = f"relative error {error:.3g}, {limit:g} allowed, worst at sample {worst}"
-        checks.append(check("relative error", error, limit, message, ok=error <= limit, sample=worst))
+        checks.append(check("relative_error", error, limit, message, ok=error <= limit, sample=worst))
     exact, first = tolerance.accuracy_drop == 0, found.first_disagreement
     if found.agreement is None:
         if not checks:
@@ -150,9 +178,11 @@ def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: b
         message += "" if first is None else f", the first at sample {first}"
         checks.append(check("predictions", share, limit, message, ok=share <= limit, sample=first))
     if found.accuracy_difference is not None:
-        drop, limit = 0.0 - found.accuracy_difference, tolerance.accuracy_drop
-        message = f"accuracy {found.accuracy:.4%} is {drop:.4%} lower, {limit:.4%} allowed, worst at sample {worst}"
-        checks.append(
-            check("accuracy", drop, limit, message, ok=drop == 0 if exact else drop <= limit + 1e-12, sample=worst)
+        change, limit = found.accuracy_difference, tolerance.accuracy_drop
+        moved = (
+            f"{abs(change):.4%} {'lower than' if change < 0 else 'above'} the reference's" if change else "unchanged"
         )
+        message = f"accuracy {found.accuracy:.4%} is {moved}, a loss of {limit:.4%} is allowed, worst at sample {worst}"
+        # A gain is never a failure; a format that promises the same predictions answers for them above.
+        checks.append(check("accuracy", change, -limit, message, ok=change >= -limit - _ROUNDING, sample=worst))
     return checks

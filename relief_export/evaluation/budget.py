@@ -12,7 +12,7 @@ import numpy as np
 
 from relief_export import formats
 from relief_export.device.targets import TARGETS, Target
-from relief_export.errors import InputError, UnsupportedModelError
+from relief_export.errors import Failure, InputError, UnsupportedModelError
 from relief_export.evaluation.validation import artifacts_folder, require_files
 from relief_export.formats import container
 from relief_export.formats.ledger import entropy_bound
@@ -106,7 +106,7 @@ class Audit:
     bound_bytes: int
     arena: ArenaPlan | None
     arena_unknown: str | None
-    failures: tuple[str, ...]
+    failures: tuple[Failure, ...]
 
     @property
     def ok(self) -> bool:
@@ -119,7 +119,7 @@ class Audit:
         arena = plan and {key: value for key, value in plan.items() if key != "tensors"}
         return {
             "ok": self.ok,
-            "failures": self.failures,
+            "failures": [asdict(each) for each in self.failures],
             "subject": self.subject,
             "budget": asdict(self.budget),
             "flash": [asdict(row) for row in self.flash],
@@ -154,9 +154,12 @@ def audit(subject: Path, budget: Budget) -> Audit:
     )
     failures = []
     if limit is not None and smallest > limit:
-        failures.append(f"flash: {chosen}, the smallest file, has {smallest:,} bytes; the budget is {limit:,}")
+        message = f"flash: {chosen}, the smallest file, has {smallest:,} bytes; the budget is {limit:,}"
+        failures.append(Failure("flash", chosen, smallest, limit, "bytes", message))
     if budget.ram is not None and arena is not None and arena.bytes > budget.ram:
-        failures.append(_too_much_ram(arena, budget.ram))
+        failures.append(
+            Failure("ram", model_path.name, arena.bytes, budget.ram, "bytes", _too_much_ram(arena, budget.ram))
+        )
     squeezed, bound = _compressed(model)
     return Audit(str(subject), budget, rows, chosen, squeezed, bound, arena, why, tuple(failures))
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from relief_export.errors import InputError
-from relief_export.evaluation.agreement import Agreement, Check, classes, judge, measure
+from relief_export.errors import Failure, InputError
+from relief_export.evaluation.agreement import Agreement, Check, classes, failures, judge, measure
 from relief_export.evaluation.arrays import check_labels
 from relief_export.evaluation.sessions import open_session
 from relief_export.formats import Tolerance
@@ -42,10 +42,14 @@ class Comparison:
         """Whether every output is within the tolerance."""
         return all(check.ok for check in self.checks)
 
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """What is beyond the tolerance, one line an output and quantity."""
+        return failures(self.checks)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, ``ok`` first."""
-        failures = [check.message for check in self.checks if not check.ok]
-        return {"ok": self.ok, "failures": failures, **asdict(self)}
+        return {"ok": self.ok, "failures": [asdict(each) for each in self.failures], **asdict(self)}
 
 
 def compare(

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from relief_export import formats
-from relief_export.errors import InputError, IntegrityError
-from relief_export.evaluation.agreement import Agreement, Array, Check, classes, judge, measure
+from relief_export.errors import Failure, InputError, IntegrityError
+from relief_export.evaluation.agreement import Agreement, Array, Check, classes, failures, judge, measure
 from relief_export.evaluation.arrays import check_labels
 from relief_export.evaluation.sessions import open_session
 
@@ -56,13 +56,13 @@ class Validation:
         return all(check.ok for check in self.checks)
 
     @property
-    def failures(self) -> tuple[Check, ...]:
-        """The promises that are not kept."""
-        return tuple(check for check in self.checks if not check.ok)
+    def failures(self) -> tuple[Failure, ...]:
+        """The tolerances that are not kept, one line a file and quantity."""
+        return failures(self.checks)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, ``ok`` first."""
-        return {"ok": self.ok, "failures": [check.message for check in self.failures], **asdict(self)}
+        return {"ok": self.ok, "failures": [asdict(each) for each in self.failures], **asdict(self)}
 
 
 def validate(

@@ -8,6 +8,7 @@ data is resolved, and nothing is left that does not compute: no doc strings, met
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ MAX_ELEMENTS = 2**31
 _FREE_BYTES, _BYTES_PER_BYTE = 1 << 28, 1024
 _TYPE = "relief_export.type"
 """Key in ``ir.Value.meta`` of a type that onnx_ir has no word for, as a serialised ``TypeProto``."""
+_UNKNOWN_OPERATOR = re.compile(r"(\w\S*?)(?:\(-?\d+\))? is not a registered function/op|implementation for (\S+)")
 _SIGN_BITS = {np.dtype(np.float16): np.uint16, np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 
 
@@ -424,5 +426,11 @@ def open_session(path: Path, *, optimise: bool = True, name: Path | None = None)
     try:
         return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no other base
+        unknown = _UNKNOWN_OPERATOR.search(str(error))
+        if unknown:
+            operator = next(filter(None, unknown.groups()))
+            raise UnsupportedModelError(
+                f"ONNX Runtime cannot load {name or path}: it does not know its operator {operator}"
+            ) from None
         reason = " ".join(str(error).replace(str(path), str(name or path)).split())[:300]
         raise UnsupportedModelError(f"ONNX Runtime cannot load {name or path} ({reason})") from None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 from onnxruntime import quantization
 
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
@@ -33,13 +34,10 @@ _BATCH = 32
 
 
 class _Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-    """Feeds the calibration samples in batches."""
+    """Feeds the calibration samples to the quantiser."""
 
-    def __init__(self, feeds: dict[str, Array], batch: int) -> None:
-        count = len(next(iter(feeds.values())))
-        self._batches: Iterator[dict[str, Array]] = (
-            {name: array[start : start + batch] for name, array in feeds.items()} for start in range(0, count, batch)
-        )
+    def __init__(self, batches: list[dict[str, Array]]) -> None:
+        self._batches = iter(batches)
 
     def get_next(self) -> dict[str, Array] | None:
         return next(self._batches, None)
@@ -81,9 +79,7 @@ def quantise(model: ir.Model, options: Options) -> tuple[ir.Model, tuple[str, ..
     prepared = canonical(model)
     if prepared.opset_imports.get("", 13) < 13:
         raise UnsupportedModelError("int8 needs opset 13 for a scale a channel: convert it with onnx.version_converter")
-    feeds = _feeds(prepared, options.calibration)
-    batch = prepared.graph.inputs[0].shape
-    size = batch[0] if batch is not None and isinstance(batch[0], int) else _BATCH
+    batches = _batches(prepared, options.calibration)
     originals = {
         v.name: v.const_value.numpy() for v in prepared.graph.initializers.values() if v.const_value is not None
     }
@@ -96,7 +92,7 @@ def quantise(model: ir.Model, options: Options) -> tuple[ir.Model, tuple[str, ..
                 quantization.quantize_static(
                     before,
                     after,
-                    _Reader(feeds, size),
+                    _Reader(batches),
                     per_channel=True,
                     extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
                 )
@@ -105,6 +101,8 @@ def quantise(model: ir.Model, options: Options) -> tuple[ir.Model, tuple[str, ..
             raise UnsupportedModelError(f"ONNX Runtime cannot quantise this model ({reason})") from None
         proto = load_proto(after)
         share = _keep_support(proto, originals)
+        if share is None:
+            return to_ir(proto, after), ("no weight was quantised: no operator that ONNX Runtime quantises has one",)
         return to_ir(proto, after), (f"share of zeros in quantised weights: {share:.6f} before and after",)
 
 
@@ -113,16 +111,61 @@ def _silent() -> Iterator[None]:
     """Keep what the quantiser logs and warns of off stderr, where an error is one sentence."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    ort.set_default_logger_severity(4)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        ort.set_default_logger_severity(2)  # its own default; there is no way to ask
         logging.disable(level)
 
 
-def _feeds(model: ir.Model, source: Array | Path | None) -> dict[str, Array]:
-    names = [value.name for value in model.graph.inputs if value.name and value.name not in model.graph.initializers]
+def _batches(model: ir.Model, source: Array | Path | None) -> list[dict[str, Array]]:
+    """Cut the samples into what the model takes at a time: its fixed first axis, or a batch.
+
+    An input that is a single number gets the same one each time, or one after the other from a vector of them.
+
+    Raises:
+        InputError: There are no calibration samples, or too few for an input.
+    """
+    inputs = {str(v.name): v for v in model.graph.inputs if v.name not in model.graph.initializers}
+    arrays = _samples(list(inputs), source)
+    fixed: dict[str, int] = {}
+    """Samples that an input takes at a time, where that is not free."""
+    for name, value in inputs.items():
+        array, rank = arrays[name], None if value.shape is None else value.shape.rank()
+        if array.dtype.kind == "f" and value.dtype is not None and value.dtype.is_floating_point():
+            arrays[name] = array.astype(value.dtype.numpy(), copy=False)
+        if not array.ndim and rank != 0:
+            raise InputError(f"calibration samples of input {name!r} are a single number: give samples along an axis")
+        first = 1 if rank == 0 else value.shape[0] if value.shape is not None else None
+        if array.ndim and isinstance(first, int):
+            fixed[name] = first
+            if len(array) < first:
+                raise InputError(f"input {name!r} takes {first} calibration samples at a time, there are {len(array)}")
+    most = min((len(array) for array in arrays.values() if array.ndim), default=1)
+    steps = min((len(arrays[name]) // size for name, size in fixed.items()), default=-(-most // _BATCH))
+    steps = min(steps, most)
+    parts = {name: _cut(array, steps, fixed.get(name), inputs[name].shape) for name, array in arrays.items()}
+    return [{name: part[step] for name, part in parts.items()} for step in range(steps)]
+
+
+def _cut(array: Array, steps: int, size: int | None, shape: ir.Shape | None) -> list[Array]:
+    if not array.ndim:
+        return [array] * steps
+    if shape is not None and shape.rank() == 0:
+        return [np.asarray(number) for number in array[:steps]]
+    return np.array_split(array if size is None else array[: steps * size], steps)
+
+
+def _samples(names: list[str], source: Array | Path | None) -> dict[str, Array]:
+    """Return the calibration samples of each input.
+
+    Raises:
+        InputError: There are none, none of an input, or such that are not finite.
+        IntegrityError: The file is damaged.
+    """
     if source is None:
         raise InputError("int8 needs calibration samples: give an .npz file with an array x of the model's inputs")
     if isinstance(source, np.ndarray):
@@ -140,18 +183,19 @@ def _feeds(model: ir.Model, source: Array | Path | None) -> dict[str, Array]:
     if len(names) == 1 and names[0] not in arrays:
         only = arrays.get("x", next(iter(arrays.values())) if len(arrays) == 1 else None)
         arrays = {names[0]: only} if only is not None else {}
-    if not names or any(name not in arrays or not np.shape(arrays[name])[:1] > (0,) for name in names):
+    missing = [name for name in names if name not in arrays or not arrays[name].size]
+    if missing or not names:
         raise InputError(
-            f"calibration samples lack an array for input {names}: name the arrays as the inputs, or one x"
+            f"calibration samples lack an array for input {missing}: name the arrays as the inputs, or one x"
         )
     for name in names:
-        if np.asarray(arrays[name]).dtype.kind == "f" and not np.isfinite(arrays[name]).all():
+        if arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all():
             raise InputError(f"calibration samples of input {name!r} hold NaN or infinity: give finite numbers")
     return {name: arrays[name] for name in names}
 
 
-def _keep_support(proto: onnx.ModelProto, originals: dict[str | None, Array]) -> float:
-    """Move kept weights that were rounded to zero to ±1 step; return the share of zeros, equal before and after.
+def _keep_support(proto: onnx.ModelProto, originals: dict[str | None, Array]) -> float | None:
+    """Move kept weights that were rounded to zero to ±1 step; return the share of zeros, None without a weight.
 
     Raises:
         UnsupportedModelError: A zero did not stay zero.
@@ -173,4 +217,4 @@ def _keep_support(proto: onnx.ModelProto, originals: dict[str | None, Array]) ->
         tensor.CopyFrom(onnx.numpy_helper.from_array(fixed, tensor.name))
         zeros += int((fixed == 0).sum())
         total += fixed.size
-    return zeros / max(total, 1)
+    return zeros / total if total else None

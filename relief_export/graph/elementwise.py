@@ -39,14 +39,15 @@ class Elementwise(Rule):
         function: Value at constants, called with the node's site and one float64 array an input.
         partial: The function is not finite everywhere (logarithm, quotient): a channel that stays must keep its value,
             because a kept channel with garbage in it could spread NaN through a zero weight.
+        annihilates: The result may be known although an operand is not; the function then deals with NaN for such.
     """
 
-    annihilates = False
-    """The result may be known although an operand is not."""
-
-    def __init__(self, function: Callable[[Site, Sequence[Array]], Array], *, partial: bool = False) -> None:
+    def __init__(
+        self, function: Callable[[Site, Sequence[Array]], Array], *, partial: bool = False, annihilates: bool = False
+    ) -> None:
         self.function = function
         self.partial = partial
+        self.annihilates = annihilates
 
     def forward(self, site: Site) -> list[Flow]:
         """Broadcast units, constants and ties over the operands."""
@@ -157,10 +158,8 @@ class Elementwise(Rule):
 class Product(Elementwise):
     """Mul: an operand is not needed where the other one is always zero."""
 
-    annihilates = True
-
     def __init__(self) -> None:
-        super().__init__(lambda _, x: np.where((x[0] == 0) | (x[1] == 0), 0.0, x[0] * x[1]))
+        super().__init__(lambda _, x: np.where((x[0] == 0) | (x[1] == 0), 0.0, x[0] * x[1]), annihilates=True)
 
     def forward(self, site: Site) -> list[Flow]:
         """Treat as elementwise, unless zero times a constant is NaN."""
@@ -220,17 +219,25 @@ class Pool(Rule):
     Args:
         keeps_constant: Given the site, whether a non-zero constant map stays that constant; zero always stays zero.
         mixes: Given the site, the axes it works over, all but the first two where None.
+        keeps_zero: A map of zeros stays one.
+        aligned: Constant operands broadcast with the first, as a scale does; a grid or a list of regions does not.
+        twins: Further outputs hold the same channels as the first, their numbers not being known.
     """
 
     def __init__(
         self,
         keeps_constant: Callable[[Site], bool] = lambda _: True,
         mixes: Callable[[Site], Sequence[int]] | None = None,
+        *,
         keeps_zero: bool = True,
+        aligned: bool = True,
+        twins: bool = False,
     ) -> None:
         self.keeps_constant = keeps_constant
         self.keeps_zero = keeps_zero
         self.mixes = mixes
+        self.aligned = aligned
+        self.twins = twins
 
     def forward(self, site: Site) -> list[Flow]:
         """Pass units on; pin those along the axes that are mixed."""
@@ -238,24 +245,32 @@ class Pool(Rule):
         if flow is None:
             return super().forward(site)
         axes = range(2, flow.rank) if self.mixes is None else [a % max(flow.rank, 1) for a in self.mixes(site)]
-        if set(varying(flow.ids)) & set(axes) or any(is_read(v) for v in site.node.outputs[1:]):
+        if set(varying(flow.ids)) & set(axes):
             return super().forward(site)
-        if any(_counts(site.array(k), flow) for k in range(1, len(site.node.inputs))):
+        if not self.twins and any(is_read(v) for v in site.node.outputs[1:]):
+            return super().forward(site)
+        if self.aligned and any(_counts(site.array(k), flow) for k in range(1, len(site.node.inputs))):
             return super().forward(site)
         site.pin_parameters()
         const = flow.const if self.keeps_constant(site) else np.where(flow.const == 0, 0.0, np.nan)
         const = const if self.keeps_zero else np.full(const.shape, np.nan)
         first = Flow(site.out_shape(), flow.ids, const)
+        if self.twins:
+            unknown = np.full(const.shape, np.nan)
+            return [first, *(Flow(site.out_shape(k), flow.ids, unknown) for k in range(1, len(site.node.outputs)))]
         return [first, *(site.trace.unknown_flow(v) for v in site.node.outputs[1:])]
 
     def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
-        """A channel is needed where its output is."""
-        return [live[0], *super().backward(site, live)[1:]]
+        """A channel is needed where an output of it is."""
+        flags = np.logical_or.reduce(live) if self.twins else live[0]
+        return [flags, *super().backward(site, live)[1:]]
 
 
 def _broadcasts(flow: Flow, main: NDArray[np.int64]) -> bool:
     """Tell whether an operand of one unit has length 1, and not one unit for many elements, where units vary."""
-    if len(flow.shape) != flow.rank or not flow.rank:
+    if not flow.rank:  # a number: tensors of unknown rank have been refused
+        return True
+    if len(flow.shape) != flow.rank:
         return False
     offset = main.ndim - flow.rank
     return all(axis < offset or flow.shape[axis - offset] == 1 for axis in varying(main))

@@ -41,6 +41,10 @@ _LOG = logging.getLogger(__name__)
 # Linear operator -> axis of its weight (second input) that counts output channels.
 _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
 
+_DISGUISES = {("", "GroupNormalization"): "InstanceNormalization", ("ai.onnx.ml", "ZipMap"): "Unknown"}
+"""Operators that shape inference sees as others: it knows no GroupNormalization, whose output has the shape of its
+input as here, and gives ZipMap's output a type, a map, that onnx_ir cannot hold."""
+
 
 def simplify(model: ir.Model) -> ir.Model:
     """Return a copy with inlined functions, folded constants, lifted weights, known shapes and plain Reshape targets.
@@ -214,16 +218,15 @@ def _restated(computed: ir.Shape | None, stated: ir.Shape | None) -> ir.Shape | 
 
 def infer_shapes(model: ir.Model) -> None:
     """Fill in the shapes of intermediate values as far as they follow from the inputs and constants, in place."""
-    # onnx has no shape inference for GroupNormalization, whose output has the shape of its input as here.
-    grouped = [n for graph in model.graphs() for n in graph if (n.domain, n.op_type) == ("", "GroupNormalization")]
-    for node in grouped:
-        node.op_type = "InstanceNormalization"
+    disguised = [(n, n.op_type) for graph in model.graphs() for n in graph if (n.domain, n.op_type) in _DISGUISES]
+    for node, _ in disguised:
+        node.op_type = _DISGUISES[node.domain, node.op_type]
     try:
         with _library_logs():
             common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     finally:
-        for node in grouped:
-            node.op_type = "GroupNormalization"
+        for node, op in disguised:
+            node.op_type = op
 
 
 def _may_fold(node: ir.Node, *, paying: frozenset[ir.Node]) -> bool | None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _UNKNOWN = Rule()
 _UNKNOWN.reason = "pinned by unknown operator"
 _DOMAINS = ("", "ai.onnx")
+_IRREGULAR = "no regular shape would be left at "
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Liveness:
                 yield self.trace.flows[value].ids.reshape(-1)[:1], f"the last input of {site.label}"
         for value in site.node.outputs:
             if not cut.gone(value) and cut.product(value) is None and value not in cut.shuffles(site):
-                yield self.trace.flows[value].ids.reshape(-1), f"no regular shape is left at {site.label}"
+                yield _enclosing_block(self.trace.flows[value].ids, cut.stays(value)), _IRREGULAR + site.label
 
     def settle(self) -> Cut:
         """Repeat sweep and decision until no representative and no regret is added.
@@ -241,6 +242,13 @@ def _components(trace: Trace) -> NDArray[np.int64]:
     graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(trace.count, trace.count))
     labels: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
     return labels
+
+
+def _enclosing_block(ids: NDArray[np.int64], stays: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the units of the smallest block of positions that holds all that stays, as a tensor must be one."""
+    for axis in range(ids.ndim):
+        ids = np.compress(stays.any(axis=tuple(k for k in range(ids.ndim) if k != axis)), ids, axis)
+    return ids.reshape(-1)
 
 
 def _add_seed(seeds: dict[ir.Value, NDArray[np.bool_]], value: ir.Value | None, mask: NDArray[np.bool_]) -> None:

@@ -114,12 +114,10 @@ class ChannelNorm(Rule):
         site.tie(rows, np.broadcast_to(rows[:, :1], rows.shape))
         # A flat channel is its own mean, but not to the last bit: only zero is sure to come out as the bias.
         along = [-1 if k == 1 else 1 for k in range(flow.rank)]
-        zero = (
-            (flow.const == 0).all(axis=tuple(k for k in range(flow.rank) if k != 1))
-            if not self.grouped
-            else np.zeros(channels, np.bool_)
-        )
-        const = np.where((zero | (scale == 0)).reshape(along), bias.astype(np.float64).reshape(along), np.nan)
+        zero = (flow.const == 0).all(axis=tuple(k for k in range(flow.rank) if k != 1))
+        zero = np.repeat(zero.reshape(groups, -1).all(axis=1), channels // groups)
+        known = (zero | (scale == 0)) & (site.node.attributes.get_float("epsilon", 1e-5) > 0)  # else 0 / 0
+        const = np.where(known.reshape(along), bias.astype(np.float64).reshape(along), np.nan)
         for index in (1, 2):
             site.use_axis(index, 0, ids.reshape(-1) if ids.size == channels else np.zeros(channels, np.int64))
         return [Flow(site.out_shape(), ids, np.broadcast_to(const, ids.shape))]

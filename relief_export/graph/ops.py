@@ -27,7 +27,20 @@ from relief_export.graph.linear import Linear
 from relief_export.graph.matrix import conv, conv_transpose, gemm, matmul
 from relief_export.graph.norms import BatchNorm, ChannelNorm, Quantize, dequantize, quantize
 from relief_export.graph.slicing import Concat, Gather, Pad, Slice, Split
-from relief_export.graph.views import Expand, Flatten, Reshape, Resize, View, squeeze, transpose, unsqueeze
+from relief_export.graph.views import (
+    DepthToSpace,
+    Expand,
+    Flatten,
+    Lengths,
+    Reshape,
+    Resize,
+    SpaceToDepth,
+    View,
+    squeeze,
+    tile,
+    transpose,
+    unsqueeze,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,6 +105,19 @@ def _from_axis(default: int) -> Pool:
         return range(site.integer("axis", default) % rank, rank)
 
     return Pool(lambda _: False, axes, keeps_zero=False)
+
+
+def _choose(_: Site, x: Sequence[Array]) -> Array:
+    """Where-16: known where the condition is, or where both sides are the same number."""
+    condition, first, second = np.broadcast_arrays(*x)
+    either = np.where(first == second, first, np.nan)
+    return np.where(np.isnan(condition), either, np.where(condition != 0, first, second))
+
+
+def _running_axis(site: Site) -> Sequence[int]:
+    """CumSum-14: along one axis that is an input, along any where it is not constant."""
+    axis = site.array(1)
+    return range(len(site.out_shape())) if axis is None else [int(axis.reshape(-1)[0])]
 
 
 def _reduced_axes(site: Site, rank: int) -> list[int]:
@@ -172,6 +198,8 @@ RULES: dict[str, Rule] = {
     "HardSigmoid": with_attributes(lambda x, a, b: np.clip(a * x + b, 0, 1), alpha=0.2, beta=0.5),
     "HardSwish": unary(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
     "Identity": IDENTITY,
+    "IsInf": unary(np.zeros_like),  # what is known is finite
+    "IsNaN": unary(np.zeros_like),
     "LeakyRelu": with_attributes(lambda x, a: np.where(x < 0, a * x, x), alpha=0.01),
     "Log": unary(np.log, partial=True),
     "Mish": unary(lambda x: x * np.tanh(_softplus(x))),
@@ -206,7 +234,7 @@ RULES: dict[str, Rule] = {
     "Pow": Elementwise(lambda _, x: np.power(x[0], x[1]), partial=True),
     "Sub": nary(np.subtract),
     "Sum": Elementwise(lambda _, x: np.sum(np.broadcast_arrays(*x), axis=0)),
-    "Where": Elementwise(lambda _, x: x[1] + x[2] + np.nan),
+    "Where": Elementwise(_choose, annihilates=True),
     "And": nary(np.logical_and),
     "Equal": nary(np.equal),
     "Greater": nary(np.greater),
@@ -237,14 +265,17 @@ RULES: dict[str, Rule] = {
     "Upsample": Resize(),
     # views
     "Concat": Concat(),
+    "DepthToSpace": DepthToSpace(),
     "Expand": Expand(),
     "Flatten": Flatten(),
     "Gather": Gather(),
     "Pad": Pad(),
     "Reshape": Reshape(),
     "Slice": Slice(),
+    "SpaceToDepth": SpaceToDepth(),
     "Split": Split(),
     "Squeeze": View(squeeze, permutes=True),
+    "Tile": View(tile),
     "Transpose": View(transpose, permutes=True),
     "Unsqueeze": View(unsqueeze, permutes=True),
     # one axis is mixed, the others pass
@@ -253,31 +284,33 @@ RULES: dict[str, Rule] = {
     "Hardmax": _one_axis(-1),
     "LogSoftmax": _one_axis(-1),
     "Softmax": _one_axis(-1),
+    "CumSum": Pool(lambda _: False, _running_axis),
+    "GridSample": Pool(lambda _: False, aligned=False),
+    "RoiAlign": Pool(lambda _: False, lambda s: [0, *range(2, len(s.out_shape()))], aligned=False),
+    "TopK": Pool(lambda _: True, lambda s: [s.integer("axis", -1)], aligned=False, twins=True),
+    "Trilu": Pool(lambda _: False, lambda _: [-2, -1]),
+    # only lengths are read
+    "Shape": Lengths(),
+    "Size": Lengths(),
     # opaque: they read or mix all channels, or run other graphs
     "Attention": OPAQUE,
-    "CumSum": OPAQUE,
+    "ConstantOfShape": OPAQUE,
     "ConvInteger": OPAQUE,
-    "DepthToSpace": OPAQUE,
     "Einsum": OPAQUE,
     "GRU": OPAQUE,
     "GatherElements": OPAQUE,
     "GatherND": OPAQUE,
-    "GridSample": OPAQUE,
     "If": OPAQUE,
     "LSTM": OPAQUE,
     "Loop": OPAQUE,
     "MatMulInteger": OPAQUE,
     "NonMaxSuppression": OPAQUE,
+    "OneHot": OPAQUE,
     "QLinearConv": OPAQUE,
     "QLinearMatMul": OPAQUE,
     "RNN": OPAQUE,
-    "RoiAlign": OPAQUE,
     "Scan": OPAQUE,
+    "Range": OPAQUE,
     "ScatterElements": OPAQUE,
     "ScatterND": OPAQUE,
-    "Shape": OPAQUE,
-    "Size": OPAQUE,
-    "SpaceToDepth": OPAQUE,
-    "Tile": OPAQUE,
-    "TopK": OPAQUE,
 }

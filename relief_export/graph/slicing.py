@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from relief_export.graph.flow import PINNED, Flow, Rule, Site
-from relief_export.graph.layout import LayoutError, varying
+from relief_export.graph.flow import PINNED, Flow, Rule, Site, Use
+from relief_export.graph.layout import LayoutError, fit, spread, varying
 from relief_export.graph.views import View, by_units
 
 if TYPE_CHECKING:
@@ -20,39 +20,97 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Concat(View):
-    """Concat along one axis."""
+    """Concat along the channels, whose units are laid one behind the other, or along another axis, which ties them.
+
+    Joined in space, a channel is a piece of each operand: it is constant where all pieces are the same number, and its
+    pieces go together. So are circular padding (two slices and the map itself) and a class token (a constant operand).
+    """
 
     drops_operands = True
 
     def forward(self, site: Site) -> list[Flow]:
-        """Lay the units of the operands one behind the other."""
-        rank = max((f.rank for f in site.flows()), default=0)
+        """Describe the joined tensor; refuse operands of unknown rank, or of unknown length along the channels."""
         shape = site.out_shape()
-        if rank == 0 or len(shape) != rank:
+        rank = len(shape)
+        if rank == 0 or any(f.rank != rank for f in site.flows()):
             return Rule.forward(self, site)
         axis = site.integer("axis", 1) % rank
-        parts_ids, parts_const = [], []
-        for index, value in enumerate(site.node.inputs):
-            flow, array = site.flow(index), site.array(index)
-            length = flow.shape[axis] if flow is not None and len(flow.shape) == rank else None
-            if flow is not None and length is not None and set(varying(flow.ids)) <= {axis}:
-                full = [length if k == axis else 1 for k in range(rank)]
-                parts_ids.append(np.broadcast_to(flow.ids, full))
-                parts_const.append(np.broadcast_to(flow.const, full))
-            elif array is not None and value is not None and array.ndim == rank:
-                full = [array.shape[axis] if k == axis else 1 for k in range(rank)]
-                parts_ids.append(np.full(full, PINNED))
-                parts_const.append(np.full(full, np.nan))
-            else:
+        along = any(f.ids.shape[axis] > 1 for f in site.flows())
+        others = tuple(max(f.ids.shape[k] for f in site.flows()) if k != axis else 1 for k in range(rank))
+        if not site.flows() or (along and any(n > 1 for n in others)):
+            return Rule.forward(self, site)
+        site.cache["channels"] = along or len(varying(np.empty(others))) == 0
+        parts = []
+        for index in range(len(site.node.inputs)):
+            part = self._part(site, index, axis, others)
+            if part is None:
                 return Rule.forward(self, site)
-        return [Flow(shape, np.concatenate(parts_ids, axis), np.concatenate(parts_const, axis))]
+            parts.append(part)
+        ids, const = zip(*parts, strict=True)
+        if site.cache["channels"]:
+            return [Flow(shape, np.concatenate(ids, axis), np.concatenate(const, axis))]
+        main = max((f.ids for f in site.flows()), key=lambda array: array.size)
+        if main.shape != others:
+            return site.give_up(f"operands vary along different axes at {site.label}")
+        for other in ids:
+            site.tie(other, main)
+        same = np.logical_and.reduce([c == const[0] for c in const])
+        return [Flow(shape, main, np.where(same, const[0], np.nan))]
+
+    def _part(
+        self, site: Site, index: int, axis: int, others: tuple[int, ...]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
+        """Return units and constants of one operand, of a length along ``axis`` only where that counts channels."""
+        flow, array = site.flow(index), site.array(index)
+        if not site.cache["channels"]:
+            if flow is not None:
+                return flow.ids, np.broadcast_to(flow.const, np.broadcast_shapes(flow.const.shape, others))
+            if array is None or array.ndim != len(others):
+                return None
+            return self._constant(site, index, array, others)
+        full = list(others)
+        if flow is not None and (length := flow.shape[axis]) is not None:
+            full[axis] = length
+            return np.broadcast_to(flow.ids, full), np.broadcast_to(flow.const, full)
+        if array is None or array.ndim != len(others):
+            return None
+        full[axis] = array.shape[axis]
+        return np.full(full, PINNED), np.full(full, np.nan)
+
+    @staticmethod
+    def _constant(
+        site: Site, index: int, array: Array, others: tuple[int, ...]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Give each channel of a constant operand, as a class token, a unit of its own."""
+        ids = site.trace.fresh(others)
+        for k, length in enumerate(others):
+            if length > 1:
+                varied = len(varying(ids)) > 1
+                site.use_axis(index, k, np.zeros(length, np.int64) if varied else ids)
+        numbers = array.astype(np.float64) if array.dtype.kind not in "cOSU" else np.full(array.shape, np.nan)
+        return ids, fit(numbers, others)
 
     def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
-        """An element of any operand is needed where any output element of its unit is."""
-        return by_units(site, live)
+        """An element of any operand is needed where any output element of its unit is, a piece where its channel is."""
+        if site.cache["channels"]:
+            return by_units(site, live)
+        flows = [site.flow(index) for index in range(len(site.node.inputs))]
+        return [None if f is None else spread(live[0], f.ids.shape) for f in flows]
+
+    def use(self, site: Site, live: list[NDArray[np.bool_]]) -> dict[int, Use]:
+        """A constant operand's channel is dead where the joined one is."""
+        if site.cache["channels"]:
+            return {}
+        arrays = {k: a for k in range(len(site.node.inputs)) if (a := site.array(k)) is not None}
+        return {k: Use(np.broadcast_to(~live[0], a.shape), np.zeros(a.shape, np.bool_)) for k, a in arrays.items()}
 
     def rewrite(self, site: Site, cut: Cut) -> None:
-        """Leave out operands of which nothing is left."""
+        """Cut constant operands and leave out those of which nothing is left."""
+        if not site.cache["channels"]:
+            for index in range(len(site.node.inputs)):
+                if site.array(index) is not None:
+                    cut.constant(site.node, index, cut.kept(site.result))
+            return
         kept = [v for v in site.node.inputs if v is None or v not in site.trace.flows or not cut.gone(v)]
         if len(kept) < len(site.node.inputs):
             node = ir.node("Concat", kept, attributes=dict(site.node.attributes), name=site.node.name)

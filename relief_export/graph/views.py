@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relief_export.graph.flow import Flow, Rule, Site
+from relief_export.graph.fold import constant_array
 from relief_export.graph.layout import LayoutError, constant_axes, drop_axes, reshape, varying
 
 if TYPE_CHECKING:
@@ -144,6 +145,97 @@ class Resize(View):
         cut.replace(site.node, 3, target)
 
 
+class DepthToSpace(View):
+    """DepthToSpace-13: a block of channels becomes one channel of a larger picture; the block lives and dies whole."""
+
+    def forward(self, site: Site) -> list[Flow]:
+        """Tie the channels of each block."""
+        flow, block = site.flow(0), site.integer("blocksize", 1) ** 2
+        if flow is None or set(varying(flow.ids)) - {1} or (flow.ids.size > 1 and flow.ids.size % block):
+            return super(View, self).forward(site)
+        if flow.ids.size == 1:
+            return [Flow(site.out_shape(), flow.ids, flow.const)]
+        ids, const = self._blocks(site, flow.ids), self._blocks(site, flow.const)
+        site.tie(ids, np.broadcast_to(ids[:1], ids.shape))
+        shape = (1, ids.shape[1], *(1 for _ in range(flow.rank - 2)))
+        same = np.where((const == const[:1]).all(axis=0), const[0], np.nan)
+        return [Flow(site.out_shape(), ids[0].reshape(shape), same.reshape(shape))]
+
+    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+        """A block is needed where its channel is."""
+        flow = site.trace.flows[site.source]
+        if flow.ids.size == 1:
+            return [live[0]]
+        need = np.empty(flow.ids.size, np.bool_)
+        self._blocks(site, need)[:] = live[0].reshape(1, -1)
+        return [need.reshape(flow.ids.shape)]
+
+    @staticmethod
+    def _blocks(site: Site, array: Array) -> Array:
+        """View an array of the input's channels as (place in the block, channel)."""
+        block = site.integer("blocksize", 1) ** 2
+        if site.node.attributes.get_string("mode", "DCR") == "CRD":
+            return array.reshape(-1, block).T
+        return array.reshape(block, -1)
+
+
+class SpaceToDepth(View):
+    """SpaceToDepth-13: each place of a block of pixels becomes a run of channels."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda site, flow, array: [_space_to_depth(site, flow, array)])
+
+
+class Lengths(Rule):
+    """Shape and Size: the numbers of the input are not read, only how many there are.
+
+    Channels can go along an axis whose length nobody asks for, though the length itself is computed.
+    """
+
+    def forward(self, site: Site) -> list[Flow]:
+        """Keep whole the axes whose length is read."""
+        flow = site.flow(0)
+        if flow is None or flow.rank == 0:
+            return super().forward(site)
+        if set(varying(flow.ids)) & _lengths_read(site, flow.rank):
+            site.pin(flow.ids, f"its length is read by {site.label}")
+        return [site.trace.unknown_flow(value) for value in site.node.outputs]
+
+    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+        """No number is needed."""
+        del live
+        return [np.zeros(site.trace.flows[site.source].ids.shape, np.bool_)]
+
+
+def _lengths_read(site: Site, rank: int) -> set[int]:
+    """Return the axes whose length some node behind a Shape or Size reads."""
+    axes = list(range(rank))
+    if site.node.op_type == "Size" or site.result.is_graph_output():
+        return set(axes)
+    axes = axes[slice(site.integer("start", 0), site.node.attributes.get_int("end", rank))]
+    read: set[int] = set()
+    for use in site.result.uses():
+        operands = [constant_array(v) for v in use.node.inputs[1:]]
+        if use.node.op_type == "Gather" and use.idx == 0 and operands[0] is not None:
+            read |= {axes[int(k)] for k in operands[0].reshape(-1)}
+        elif use.node.op_type == "Slice" and use.idx == 0 and all(a is not None for a in operands[:2]):
+            start, end = (int(a.reshape(-1)[0]) for a in operands[:2] if a is not None)
+            step = operands[3] if len(operands) > 3 else np.ones(1)
+            read |= set(axes if step is None or step.reshape(-1)[0] != 1 else axes[start:end])
+        else:
+            read |= set(axes)
+    return read
+
+
+def tile(site: Site, _: Flow, array: Array) -> list[Array]:
+    """Tile-13: copies of a channel are the same unit."""
+    repeats = site.array(1)
+    if repeats is None or (repeats == 0).any():
+        raise LayoutError("the repeats are not constant")
+    along = [int(n) if array.shape[k] > 1 else 1 for k, n in enumerate(repeats)]
+    return [np.tile(array, along)]
+
+
 def transpose(site: Site, flow: Flow, array: Array) -> list[Array]:
     """Transpose-13."""
     return [array.transpose(list(site.node.attributes.get_ints("perm", range(flow.rank)[::-1])))]
@@ -163,6 +255,14 @@ def unsqueeze(site: Site, flow: Flow, array: Array) -> list[Array]:
         raise LayoutError("the axes are not constant")
     rank = flow.rank + axes.size
     return [np.expand_dims(array, tuple(int(a) % rank for a in axes.reshape(-1)))]
+
+
+def _space_to_depth(site: Site, flow: Flow, array: Array) -> Array:
+    if set(varying(flow.ids)) - {1}:
+        raise LayoutError("channels vary in space")
+    if array.shape[1] == 1:
+        return array
+    return np.tile(array, [site.integer("blocksize", 1) ** 2 if k == 1 else 1 for k in range(array.ndim)])
 
 
 def _reshape(site: Site, flow: Flow, array: Array) -> Array:

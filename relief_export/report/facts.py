@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from relief_export.errors import InputError, IntegrityError
-from relief_export.records import Record, read_record, sha256
+from relief_export.records import RECORDS, Record, read_record, sha256
 from relief_export.report.inputs import InputUse, input_use
 
 if TYPE_CHECKING:
@@ -16,14 +16,6 @@ if TYPE_CHECKING:
 
 Table = dict[str, Any]
 
-RECORDS = {
-    "train": "dense/record.json",
-    "relieve": "relieved/record.json",
-    "export": "artifacts/record.json",
-    "validate": "validation.json",
-    "audit": "audit.json",
-}
-"""Stage -> the record it leaves, in the order in which they run."""
 OPTIONAL = frozenset({"audit"})
 NOT_LOADED = frozenset({"csr"})
 """Formats that no runtime loads as they are."""

@@ -90,7 +90,7 @@ def verdict(run: Run) -> tuple[str, str]:
     exact, smallest = run.smallest(exact=True), run.smallest(exact=False)
     if not run.ok:
         wrong = [file.name for file in run.files if file.ok is False]
-        first = next(iter(validation["failures"]), "a check failed")
+        first = validation["failures"][0]["message"]
         return "Not the same network.", f"Validation failed for {', '.join(wrong) or 'an artifact'} ({on}): {first}."
     reason = f"Every artifact ({len(run.files)}) kept its promise to the relieved network ({on})."
     if exact is None or exact.bytes >= original:

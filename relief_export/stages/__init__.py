@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from relief_export.errors import InputError
+from relief_export.records import locked
 from relief_export.stages import learning, shipping
 from relief_export.stages.engine import Done, Job, Stage, is_main_process, perform, read_recipe, write_recipe
 
@@ -27,7 +29,6 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage(
             "train",
-            "dense/record.json",
             keys=_LEARNING,
             inputs=(),
             outputs=("dense/weights.safetensors", "dense/init.safetensors"),
@@ -36,7 +37,6 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "relieve",
-            "relieved/record.json",
             keys=(*_LEARNING, "relief"),
             inputs=("dense/weights.safetensors", "dense/init.safetensors"),
             outputs=("relieved/weights.safetensors", "relieved/masks.safetensors"),
@@ -45,17 +45,15 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "export",
-            "artifacts/record.json",
             keys=("seed", "data", "model", "export"),
             inputs=("dense/weights.safetensors", "relieved/weights.safetensors", "relieved/masks.safetensors"),
             outputs=("artifacts/manifest.json", "artifacts/model.onnx", "artifacts/reference.npz"),
             work=shipping.export,
             whole=True,
-            after=("relieve", "relieved/record.json"),
+            after="relieve",
         ),
         Stage(
             "validate",
-            "validation.json",
             keys=("seed", "data", "model"),
             inputs=("relieved/weights.safetensors", "relieved/masks.safetensors", "artifacts/**/*"),
             outputs=(),
@@ -63,7 +61,6 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "audit",
-            "audit.json",
             keys=("audit",),
             inputs=("artifacts/manifest.json",),
             outputs=(),
@@ -80,15 +77,17 @@ def run(recipe: Recipe, folder: Path, *, force: bool = False, progress: Progress
     Returns:
         Whether validation passed and every budget holds. The report is made in either case.
     """
+    check_settings(recipe)
     job = Job(folder, recipe, progress)
-    with _processes():
-        if is_main_process():
-            write_recipe(recipe, folder)
-        done = [perform(stage, job, force=force) for stage in STAGES.values() if stage.everyone]
-    if not is_main_process():
-        return all(stage.ok for stage in done)
-    # Alone from here on: no other process is left to wait at a barrier.
-    done += [perform(stage, job, force=force) for stage in STAGES.values() if not stage.everyone]
+    with _alone_in(folder):
+        with _processes():
+            if is_main_process():
+                write_recipe(recipe, folder)
+            done = [perform(stage, job, force=force) for stage in STAGES.values() if stage.everyone]
+        if not is_main_process():
+            return all(stage.ok for stage in done)
+        # Alone from here on: no other process is left to wait at a barrier.
+        done += [perform(stage, job, force=force) for stage in STAGES.values() if not stage.everyone]
     if all(stage.skipped for stage in done) and (folder / "report.html").is_file():
         (folder / "report.html").touch()  # for Make, as with the records
     else:
@@ -99,15 +98,46 @@ def run(recipe: Recipe, folder: Path, *, force: bool = False, progress: Progress
 
 
 def run_stage(
-    name: str, folder: Path, *, force: bool = False, progress: Progress | None = None, data: Path | None = None
+    name: str,
+    folder: Path,
+    *,
+    recipe: Recipe | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    data: Path | None = None,
 ) -> Done:
     """Run one stage on a build folder; one that is up to date is skipped unless ``force``.
 
+    Args:
+        name: A key of ``STAGES``.
+        folder: The build folder.
+        recipe: Left in the folder first; by default the folder's own.
+        force: Start afresh.
+        progress: Called as ``progress(task, done, total, note)``.
+        data: Samples for validation, instead of the recipe's test set.
+
     Raises:
-        InputError: ``folder`` is no build folder, or an earlier stage has not been run.
+        InputError: ``folder`` is no build folder, another process works in it, an earlier stage has not been run, or
+            a later stage would refuse the recipe.
     """
-    with _processes():
-        return perform(STAGES[name], Job(folder, read_recipe(folder), progress, data), force=force)
+    resolved = recipe or read_recipe(folder)
+    check_settings(resolved)
+    with _alone_in(folder), _processes():
+        if recipe is not None and is_main_process():
+            write_recipe(recipe, folder)
+        return perform(STAGES[name], Job(folder, resolved, progress, data), force=force)
+
+
+def check_settings(recipe: Recipe) -> None:
+    """Check what a late stage reads of a recipe, so that no training is lost to a slip of the pen.
+
+    Raises:
+        InputError: A key of [audit] cannot be used.
+    """
+    try:
+        shipping.budget(recipe.audit)
+    except InputError as error:
+        raise InputError(f"[audit] of the recipe {recipe.name!r}: {error}") from None
 
 
 def validate(folder: Path, *, data: Path | None = None, progress: Progress | None = None) -> Done:
@@ -134,9 +164,20 @@ def audit(subject: Path, *, flash: str | None = None, ram: str | None = None, ta
     if (subject / "recipe.toml").is_file():
         recipe = read_recipe(subject)
         recipe = replace(recipe, audit=replace(recipe.audit, **given))
-        return perform(STAGES["audit"], Job(subject, recipe), force=True)
+        with _alone_in(subject):
+            return perform(STAGES["audit"], Job(subject, recipe), force=True)
     outcome = evaluation.audit(subject, shipping.budget(AuditConfig(**given))).to_dict()
     return Done("audit", skipped=False, seconds=0.0, outcome=outcome)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the build folder's lock, once for all processes of a distributed run."""
+    if not is_main_process():
+        yield
+        return
+    with locked(folder):
+        yield
 
 
 @contextmanager

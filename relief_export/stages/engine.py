@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from relief_export.errors import InputError, ReliefError
 from relief_export.formats import manifest
 from relief_export.recipe import load_recipe
-from relief_export.records import Record, read_record, sha256, write_bytes
+from relief_export.records import RECORDS, Record, read_record, sha256, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,11 +52,10 @@ class Stage:
 
     Attributes:
         name: What the command line calls it.
-        record: Path of its record in the build folder, written last.
         keys: The recipe's keys that it depends on.
         inputs: Globs in the build folder of the files it reads.
         outputs: Files in the build folder it leaves beside the record.
-        after: Name and record of the stage that it goes on from, which must be readable.
+        after: Name of the stage that it goes on from, whose record must be readable.
         work: Does it and returns the record's outcome; ``ok`` in it is False where the answer is no, and
             ``provisional`` True where the stage has to be run again before its record counts.
         everyone: Whether every process of a distributed run takes part.
@@ -64,14 +63,18 @@ class Stage:
     """
 
     name: str
-    record: str
     keys: tuple[str, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     work: Callable[[Job], Outcome]
     everyone: bool = False
     whole: bool = False
-    after: tuple[str, str] | None = None
+    after: str | None = None
+
+    @property
+    def record(self) -> str:
+        """Path of its record in the build folder, written last."""
+        return RECORDS[self.name]
 
     def dependencies(self, job: Job) -> dict[str, Any]:
         """Return the parts of the recipe and the hashes of the inputs that decide the outcome.
@@ -83,8 +86,7 @@ class Stage:
         resolved = json.loads(json.dumps(job.recipe.to_dict()))
         inputs = self._hashes(job.folder)
         if self.after is not None:
-            stage, path = self.after
-            read_record(job.folder / path, stage)
+            read_record(job.folder / RECORDS[self.after], self.after)
         return {"recipe": {key: resolved[key] for key in self.keys}, "inputs": inputs}
 
     def _hashes(self, folder: Path) -> dict[str, str]:

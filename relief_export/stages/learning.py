@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from relief_export.errors import InputError
+from relief_export.errors import InputError, ReliefError, UnsupportedModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+    from types import TracebackType
 
     import numpy as np
     from torch import nn
@@ -18,8 +22,16 @@ if TYPE_CHECKING:
     from relief_export.training.data import DataSet
 
 
+_REHEARSAL = 8
+"""Samples that show, before hours of training, that the later steps take the network and its settings."""
+
+
 def train(job: Job) -> Outcome:
-    """Train the dense network; leaves its initial and its best weights."""
+    """Train the dense network; leaves its initial and its best weights.
+
+    Raises:
+        InputError: The network cannot take the recipe's pictures, or a later step would refuse the recipe.
+    """
     from relief_export.relief.masks import Masks
     from relief_export.stages.engine import is_main_process
     from relief_export.training.checkpoints import save_weights
@@ -27,10 +39,12 @@ def train(job: Job) -> Outcome:
 
     folder, recipe = job.folder / "dense", job.recipe
     data, model = load_task(recipe)
+    _rehearse(recipe, data, model)
     if is_main_process():
         save_weights(model, folder / "init.safetensors")
     checkpoint = folder / "checkpoint.pt"
-    result = fit(model, data, recipe.train, seed=recipe.seed, checkpoint=checkpoint, progress=job.progress)
+    with blaming_the_network(recipe, data.input_shape):
+        result = fit(model, data, recipe.train, seed=recipe.seed, checkpoint=checkpoint, progress=job.progress)
     if is_main_process():
         save_weights(model, folder / "weights.safetensors")
         checkpoint.unlink(missing_ok=True)
@@ -46,6 +60,65 @@ def train(job: Job) -> Outcome:
     }
 
 
+def _rehearse(recipe: Recipe, data: DataSet, model: nn.Module) -> None:
+    """Go through the later steps on a few samples with the untrained network, which stays as it is.
+
+    Raises:
+        InputError: A pattern of relief.skip or relief.alpha matches no layer, or the network does not take the samples.
+        UnsupportedModelError: The network cannot be captured as a graph.
+    """
+    from relief_export.capture import capture
+    from relief_export.relief.activity import measure_activity
+    from relief_export.relief.scores import score
+    from relief_export.relief.selection import Alpha, select
+
+    network = copy.deepcopy(model).eval()
+    sample = data.train.take(_REHEARSAL, seed=recipe.seed)
+    x, y = sample.tensors()
+    relief = recipe.relief
+    alpha = Alpha(relief.alpha_conv, relief.alpha_fc, relief.alpha, relief.skip)
+    with blaming_the_network(recipe, data.input_shape):
+        activity = measure_activity(network, [(x, y)], samples=len(x))
+        scores = score(network, activity, position_norm=relief.position_norm)
+        try:
+            select(scores, alpha)
+        except InputError as error:  # it names the key of its own table
+            raise InputError(f"relief.{error}") from None
+        capture(network.cpu(), x[:2])
+
+
+@contextmanager
+def blaming_the_network(recipe: Recipe, shape: tuple[int, ...]) -> Iterator[None]:
+    """Turn what a network's own code raises, whatever it is, into one sentence that names the network.
+
+    Raises:
+        UnsupportedModelError: An error went through the network's forward, or its gradients.
+    """
+    try:
+        yield
+    except ReliefError:
+        raise
+    except Exception as error:
+        if not _went_through_a_network(error.__traceback__):
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        sample = " x ".join(map(str, shape))
+        advice = "lower train.batch" if "out of memory" in reason.lower() else "set data.size or another model.name"
+        raise UnsupportedModelError(
+            f'the network "{recipe.model.name}" fails on samples of {sample}: {reason.rstrip(".")}: {advice}'
+        ) from error
+
+
+def _went_through_a_network(traceback: TracebackType | None) -> bool:
+    """Return True if one frame is torch's call of a module or its backward pass."""
+    while traceback is not None:
+        path = traceback.tb_frame.f_code.co_filename.replace("\\", "/")
+        if path.endswith(("torch/nn/modules/module.py", "torch/autograd/graph.py")):
+            return True
+        traceback = traceback.tb_next
+    return False
+
+
 def relieve(job: Job) -> Outcome:
     """Find the few connections that matter; leaves the weights, the masks and the history of the loop."""
     from relief_export.relief.loop import relieve as loop
@@ -57,9 +130,10 @@ def relieve(job: Job) -> Outcome:
     data, model = load_task(recipe)
     init = load_weights(model, job.folder / "dense" / "init.safetensors")
     load_weights(model, job.folder / "dense" / "weights.safetensors")
-    done = loop(
-        model, data, recipe.relief, recipe.train, init=init, seed=recipe.seed, folder=folder, progress=job.progress
-    )
+    with blaming_the_network(recipe, data.input_shape):
+        done = loop(
+            model, data, recipe.relief, recipe.train, init=init, seed=recipe.seed, folder=folder, progress=job.progress
+        )
     if is_main_process():
         weights = folder / "weights.safetensors"
         save_weights(model, weights)
@@ -97,12 +171,12 @@ def relieved_logits(folder: Path, recipe: Recipe, x: np.ndarray[Any, Any]) -> np
     """Return the masked network's outputs ``(N, classes)`` for inputs ``x``, ``(N, ...)`` float32."""
     import torch
 
-    from relief_export.records import read_record
+    from relief_export.records import RECORDS, read_record
     from relief_export.training.data import Split
     from relief_export.training.fit import evaluate
     from relief_export.training.models import build_model
 
-    facts = read_record(folder / "dense" / "record.json", "train").outcome
+    facts = read_record(folder / RECORDS["train"], "train").outcome
     shape = tuple(facts["input_shape"])
     if x.shape[1:] != shape or x.dtype.kind != "f":
         raise InputError(f"the samples x are {x.dtype} {x.shape}, the network takes floating-point (N, *{shape})")

@@ -29,8 +29,9 @@ def build(text: str, arrays: Mapping[str, NDArray] | None = None, *, opset: int 
         domain: A further operator domain that the text uses.
     """
     foreign = f', "{domain}" : 1' if domain else ""
-    # Version 21 of the default domain brought version 10 of the format.
-    proto = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : {opset}{foreign}]> {text}')
+    # Version 21 of the default domain brought version 10 of the format, which the oldest runtimes do not read.
+    version = 10 if opset > 20 else 9
+    proto = onnx.parser.parse_model(f'<ir_version: {version}, opset_import: ["" : {opset}{foreign}]> {text}')
     proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), n) for n, a in (arrays or {}).items())
     if not domain:
         onnx.checker.check_model(proto)

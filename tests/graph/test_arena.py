@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from relief_export.errors import UnsupportedModelError
 from relief_export.graph.arena import ALIGNMENT, ArenaTensor, arena_bytes, place, plan_arena
 
-HEADER = '<ir_version: 10, opset_import: ["" : 21, "my.domain" : 1]>\n'
+HEADER = '<ir_version: 9, opset_import: ["" : 20, "my.domain" : 1]>\n'
 
 
 def plan(text, batch=1):

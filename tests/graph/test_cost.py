@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 def model(text, **weights):
     """Parse a graph in ONNX text syntax and give its free names the weights."""
-    header = '<ir_version: 10, opset_import: ["" : 21, "com.microsoft" : 1, "my.domain" : 1]>\n'
+    header = '<ir_version: 9, opset_import: ["" : 20, "com.microsoft" : 1, "my.domain" : 1]>\n'
     parsed = ir.from_onnx_text(header + text)
     for value in list(parsed.graph.inputs):
         if value.name in weights:

@@ -42,7 +42,7 @@ def network(fc1, b1, fc2, b2):
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 10])],
         [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
     )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.checker.check_model(model)
     return ir.serde.deserialize_model(model)
 
@@ -131,6 +131,7 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
             "fit": {"peak_test_accuracy": 0.951},
             "parameters": dense,
             "input_shape": [1, SIDE, SIDE],
+            "classes": 10,
             "samples": {"train": 500, "validation": 100, "test": 64},
         },
         ("relieve", "relieved/record.json"): {

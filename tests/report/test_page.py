@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from relief_export.errors import InputError, IntegrityError
+from relief_export.records import RECORDS
 from relief_export.report import build_report
-from relief_export.report.facts import OPTIONAL, RECORDS, read_run
+from relief_export.report.facts import OPTIONAL, read_run
 from tests.conftest import assert_tables_are_whole
 from tests.report.folders import READ, make_folder
 
@@ -172,18 +173,40 @@ def test_a_damaged_record_is_named(build, tmp_path, stage, damage):
         build_report([folder], tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("stage", "key"),
-    [("train", "test"), ("relieve", "connections"), ("export", "ledger"), ("validate", "checks"), ("audit", "arena")],
-)
-def test_a_record_that_lacks_a_figure_is_named_with_stage_and_key(build, tmp_path, stage, key):
+WRONG = {
+    "train: no test": ("train", ("test",), None),
+    "train: shape is a word": ("train", ("input_shape",), "28x28"),
+    "relieve: no connections": ("relieve", ("connections",), None),
+    "relieve: a list for a table": ("relieve", ("relief", "history", 1, "layers"), []),
+    "relieve: a word for a count": ("relieve", ("relief", "history", 2, "kept"), "many"),
+    "relieve: rounds that are null": ("relieve", ("relief", "history"), {}),
+    "export: no ledger": ("export", ("ledger",), None),
+    "export: a count is a fraction": ("export", ("cost", "shrunk", "macs", "structural"), 1.5),
+    "validate: no checks": ("validate", ("checks",), None),
+    "validate: a check is a number": ("validate", ("checks", 0), 3),
+    "audit: no arena": ("audit", ("arena",), None),
+    "audit: a size is a word": ("audit", ("budget", "flash"), "1k"),
+}
+
+
+@pytest.mark.parametrize(("stage", "path", "value"), WRONG.values(), ids=WRONG)
+def test_a_record_of_wrong_content_is_named_with_stage_and_key(build, tmp_path, stage, path, value):
+    """Valid JSON, wrong content: the sentence names the file that is wrong and the key, not what stumbled over it."""
     folder = shutil.copytree(build, tmp_path / "tiny")
-    path = folder / RECORDS[stage]
-    content = json.loads(path.read_text())
-    del content["outcome"][key]
-    path.write_text(json.dumps(content))
-    with pytest.raises(IntegrityError, match=rf"{RECORDS[stage]}, the record of stage '{stage}', has no '{key}'"):
+    content = json.loads((folder / RECORDS[stage]).read_text())
+    place = content["outcome"]
+    for step in path[:-1]:
+        place = place[step]
+    if value is None:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    (folder / RECORDS[stage]).write_text(json.dumps(content))
+    key = "outcome" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    with pytest.raises(IntegrityError) as caught:
         build_report([folder], tmp_path)
+    assert str(caught.value).startswith(f"{folder / RECORDS[stage]} is not a record of stage '{stage}' ({key} ")
+    assert str(caught.value).endswith(f"remove it and run '{stage}' again")
 
 
 def test_every_byte_of_a_file_has_its_part(build, pages):
