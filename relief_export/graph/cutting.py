@@ -167,7 +167,8 @@ class Cut:
         """Give a linear node another bias: as its third operand, or added behind it where it has none."""
         node = site.node
         name = f"{str(node.inputs[1].name if node.inputs[1] else node.name).removesuffix('.weight')}.bias"
-        value = self.constant_value(name, bias)
+        key = (f"{name} =", ((-1, bias.tobytes()),))  # nodes that share their weight mostly have the same
+        value = self._new[key] = self._new.get(key) or self.constant_value(name, bias)
         if has_bias:
             node.resize_inputs(3)
             node.replace_input_with(2, value)

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from relief_export.graph.flow import PINNED
+from relief_export.graph.flow import PINNED, Site
+from relief_export.graph.linear import Linear
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
     from relief_export.graph.cutting import Cut
-    from relief_export.graph.flow import Site
+    from relief_export.graph.flow import Flow, Rule
     from relief_export.graph.liveness import Liveness
     from relief_export.graph.matrix import Matrix
 
@@ -72,14 +73,27 @@ class _Marks:
     """What stands in the way of units.
 
     Attributes:
-        tied: Component of units -> the node that ties them.
+        tied: Component of units -> what ties them.
+        alive: Component of units -> how many of its units some output depends on.
         pinned: Unit -> why it must stay.
-        carried: Unit -> it carries a non-zero constant that must not go.
+        sites: Node -> what the analysis knows of it.
     """
 
-    tied: dict[int, ir.Node]
+    tied: dict[int, str]
+    alive: NDArray[np.int64]
     pinned: dict[int, str]
-    carried: NDArray[np.bool_]
+    sites: dict[ir.Node, tuple[Site, Rule]]
+
+
+class _Opened(Site):
+    """A node whose constants are seen though a caller may replace them."""
+
+    def array(self, index: int) -> NDArray[np.generic] | None:
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        return None if value is None or value.const_value is None else value.const_value.numpy()
+
+    def flow(self, index: int) -> Flow | None:
+        return super().flow(index) if self.array(index) is None else None
 
 
 def layer_name(site: Site) -> str:
@@ -107,6 +121,7 @@ def explain(liveness: Liveness, cut: Cut) -> tuple[Kept, ...]:
     rows: list[Kept] = []
     for site, _ in liveness.sites:
         if "matrix" not in site.cache:
+            rows += _refused(site)
             continue
         source, value = site.source, site.result
         dead_out = ~liveness.live[value].reshape(-1) | ~np.isnan(site.cache["const_out"])
@@ -117,20 +132,35 @@ def explain(liveness: Liveness, cut: Cut) -> tuple[Kept, ...]:
     return tuple(rows)
 
 
+def _refused(site: Site) -> list[Kept]:
+    """Return the zero rows of a linear layer whose rule gave up."""
+    matrix = site.refused.see(_Opened(site.node, site.trace)) if isinstance(site.refused, Linear) else None
+    if matrix is None:
+        return []
+    weight = site.node.inputs[1]
+    replaceable = weight is not None and weight.is_graph_input()
+    why = (
+        f"{weight.name} is an input of the graph, which a caller may replace" if replaceable and weight else site.reason
+    )
+    count = int((~matrix.nonzero().any(axis=2)).sum())
+    return [Kept(layer_name(site), "output", count, why)] if count else []
+
+
 def _marks(liveness: Liveness) -> _Marks:
-    tied: dict[int, ir.Node] = {}
+    tied: dict[int, str] = {}
     pinned: dict[int, str] = {}
-    for left, right, node in liveness.trace.ties:
+    for left, right, reason in liveness.trace.ties:
         for label in np.unique(liveness.labels[left]):
-            tied.setdefault(int(label), node)
+            tied.setdefault(int(label), reason)
         for unit in (*left[left != PINNED], *right[right != PINNED]):
-            pinned.setdefault(int(unit), f"tied at {node.op_type} {node.name} with channels that must stay")
+            pinned.setdefault(int(unit), f"{reason} with channels that must stay")
     for ids, reason in liveness.trace.pins:
         pinned.update(dict.fromkeys(ids[ids != PINNED].tolist(), reason))
-    carried = np.zeros(liveness.trace.count, np.bool_)
+    live = np.zeros(liveness.trace.count, np.bool_)
     for value, flow in liveness.trace.flows.items():
-        carried[flow.ids[liveness.live[value] & ~np.isnan(flow.const) & (flow.const != 0)]] = True
-    return _Marks(tied, pinned, carried)
+        live[flow.ids[liveness.live[value]]] = True
+    alive = np.bincount(liveness.labels[live], minlength=int(liveness.labels.max()) + 1)
+    return _Marks(tied, alive, pinned, {site.node: (site, rule) for site, rule in liveness.sites})
 
 
 def _reasons(
@@ -157,12 +187,44 @@ def _reasons(
         elif label in cut.reasons:
             reasons[cut.reasons[label]] += 1
         elif label in marks.tied:
-            node = marks.tied[label]
-            out = node.outputs[0]
-            count = len(np.unique(liveness.trace.flows[out].ids[liveness.live[out]]))
-            reasons[f"tied at {node.op_type} {node.name} with {count} live channels"] += 1
-        elif marks.carried[units[index]]:
-            reasons["non-zero constant under zero padding"] += 1
+            reasons[f"{marks.tied[label]} with {_channels(int(marks.alive[label]))}"] += 1
         else:
-            reasons["read by another layer"] += 1
+            reasons[_need(liveness, marks, value, label)] += 1
     return reasons
+
+
+def _channels(count: int) -> str:
+    return "1 live channel" if count == 1 else f"{count} live channels"
+
+
+def _need(liveness: Liveness, marks: _Marks, value: ir.Value, label: int) -> str:
+    """Say which node needs the numbers of a channel: the first that mixes it, or that makes something else of it."""
+    pending, seen = [value], {value}
+    while pending:
+        value = pending.pop()
+        flow = liveness.trace.flows[value]
+        here = liveness.labels[flow.ids] == label
+        known = ~np.isnan(flow.const[here])
+        for use in value.uses():
+            site, rule = marks.sites.get(use.node, (None, None))
+            outputs = [liveness.live[v] for v in use.node.outputs] if site is not None else []
+            if site is None or rule is None or not any(flags.any() for flags in outputs):
+                continue
+            need = rule.backward(site, outputs)[use.idx]
+            waiting = site.deferred if site.deferred is not None and use.idx == 0 else np.zeros(here.shape, np.bool_)
+            if need is None or not (here & (need | waiting)).any():
+                continue
+            if "matrix" in site.cache:
+                border = site.cache["matrix"].border
+                return f"non-zero constant {border}" if known.any() and border else f"read by {site.label}"
+            behind = [v for v in use.node.outputs if (liveness.labels[liveness.trace.flows[v].ids] == label).any()]
+            if not behind:
+                return f"read by {site.label}"
+            for out in behind:
+                after = liveness.trace.flows[out]
+                if known.any() and np.isnan(after.const[liveness.labels[after.ids] == label]).all():
+                    return f"not known to be constant behind {site.label}"
+            news = [v for v in behind if v not in seen]
+            pending += news
+            seen.update(news)
+    return "read by another layer"

@@ -69,16 +69,16 @@ class Trace:
     Attributes:
         flows: What is known of each activation.
         constants: Values computed from initializers alone that are kept as nodes (dequantised weights).
-        ties: Pairs of unit arrays that must be removed together, with the node that ties them.
+        ties: Pairs of unit arrays that must be removed together, with what ties them.
         pins: Unit arrays that must stay, with the reason.
-        axes: Shared initializer and axis -> the units that each use puts there.
+        axes: Shared initializer and axis -> the units that its first use puts there, and which node that is.
     """
 
     flows: dict[ir.Value, Flow] = field(default_factory=dict)
     constants: dict[ir.Value, NDArray[np.generic]] = field(default_factory=dict)
-    ties: list[tuple[NDArray[np.int64], NDArray[np.int64], ir.Node]] = field(default_factory=list)
+    ties: list[tuple[NDArray[np.int64], NDArray[np.int64], str]] = field(default_factory=list)
     pins: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
-    axes: dict[tuple[ir.Value, int], NDArray[np.int64]] = field(default_factory=dict)
+    axes: dict[tuple[ir.Value, int], tuple[NDArray[np.int64], str]] = field(default_factory=dict)
     count: int = 1
 
     def fresh(self, shape: Sequence[int]) -> NDArray[np.int64]:
@@ -113,6 +113,10 @@ class Site:
         self.trace = trace
         self.cache: dict[str, Any] = {}
         self.given_up = False
+        self.reason = ""
+        """Why the rule has given up."""
+        self.refused: Rule | None = None
+        """The rule that has given up."""
         self.captured: list[ir.Value] = []
         """Activations that the node's subgraphs read from outside."""
         self.deferred: NDArray[np.bool_] | None = None
@@ -158,12 +162,12 @@ class Site:
         """Return the inferred shape of an output."""
         return static_shape(self.node.outputs[index])
 
-    def tie(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
+    def tie(self, a: NDArray[np.int64], b: NDArray[np.int64], reason: str = "") -> None:
         """Require that broadcast partners are removed together."""
         left, right = np.broadcast_arrays(a, b)
         different = left != right
         if different.any():
-            self.trace.ties.append((left[different], right[different], self.node))
+            self.trace.ties.append((left[different], right[different], reason or f"tied at {self.label}"))
 
     def pin(self, ids: NDArray[np.int64], reason: str) -> None:
         """Keep the given units."""
@@ -181,9 +185,9 @@ class Site:
             return
         self.cache.setdefault("axes", set()).add((index, axis))
         ids = ids.reshape(-1)
-        known = self.trace.axes.setdefault((value, axis), ids)
+        known, first = self.trace.axes.setdefault((value, axis), (ids, self.label))
         if known.shape == ids.shape:
-            self.tie(known, ids)
+            self.tie(known, ids, f"{self.label} shares {value.name} with {first}")
         else:
             self.pin(ids, f"shares {value.name} with another shape")
             self.pin(known, f"shares {value.name} with another shape")
@@ -201,7 +205,7 @@ class Site:
 
     def give_up(self, reason: str) -> list[Flow]:
         """Keep whole all that the node reads and writes; the engine then treats it as unknown in every respect."""
-        self.given_up = True
+        self.given_up, self.reason = True, reason
         for flow in self.flows():
             self.pin(flow.ids, reason)
         return [self.trace.unknown_flow(value) for value in self.node.outputs]

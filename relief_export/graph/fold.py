@@ -115,6 +115,11 @@ def _current(model: ir.Model) -> ir.Model:
     copy = model.clone()
     if "ai.onnx" in copy.opset_imports:  # the long name of the domain ""
         copy.opset_imports.setdefault("", copy.opset_imports.pop("ai.onnx"))
+    constants = {v for v in copy.graph.inputs if not is_overridable(model, v)}
+    if constants:  # version 4 of the format is the first in which a constant need not be listed as an input
+        copy.ir_version = max(copy.ir_version, 4)
+        for value in constants:
+            copy.graph.inputs.remove(value)
     opset = copy.opset_imports.get("")
     if opset is None or opset >= _OPSET:
         return copy
@@ -130,6 +135,14 @@ def _current(model: ir.Model) -> ir.Model:
             "export it again with a newer opset"
         )
     return copy
+
+
+def is_overridable(model: ir.Model, value: ir.Value) -> bool:
+    """Return True if a caller feeds this graph input, or may feed it in the place of its initializer.
+
+    Before version 4 of the format every initializer had to be listed as an input, and runtimes take it for a constant.
+    """
+    return model.ir_version >= 4 or value.name not in model.graph.initializers
 
 
 def _hold_weights(model: ir.Model) -> None:
@@ -187,7 +200,8 @@ def restore_interface(model: ir.Model, original: ir.Model) -> None:
     make it larger. Where a stated shape is not what follows from the inputs, the latter is written.
     """
     values = (*model.graph.inputs, *model.graph.outputs)
-    for value, stated in zip(values, (*original.graph.inputs, *original.graph.outputs), strict=True):
+    inputs = [v for v in original.graph.inputs if is_overridable(original, v)]
+    for value, stated in zip(values, (*inputs, *original.graph.outputs), strict=True):
         value.shape = None if stated.shape is None else stated.shape.copy()
     known = {value.name: value for value in _inner_values(original)}
     for value in _inner_values(model):

@@ -1,15 +1,18 @@
-"""Rules of the operators that mix channels with constant weights: Conv, ConvTranspose, Gemm, MatMul.
+"""Rules of the operators that mix channels with constant weights: Conv, ConvTranspose, Gemm, MatMul, linear Einsum.
 
 All are seen as ``y[o] = b[o] + Σ_c Σ_k W[o, c, k] x[c, …]`` in groups. Write ``nz[o, c]`` where any ``W[o, c, k] ≠ 0``.
 
 - A constant input channel of value ``v_c`` is *absorbed*: ``b[o] += v_c Σ_k W[o, c, k]``. Under zero padding (and in a
-  transposed convolution, whose windows overlap unevenly) the border sees fewer taps, so only ``v_c = 0`` may be.
+  transposed convolution, whose windows overlap unevenly) the border sees fewer taps, so only ``v_c = 0`` may be; so too
+  where a stack of weights gives each place its own sum.
 - Such an output channel is constant itself where every ``c`` with ``nz[o, c]`` is absorbed.
 - An input channel is live where ``nz[o, c]`` for a live, not constant ``o``, and it is not absorbed.
 - Constants that padding forbids to absorb are *merged*: ``W[o, r, k] += W[o, m, k] v_m / v_r`` for one representative
   ``r`` of the tensor, which is exact because both channels are flat and see the same border.
 
-Source: ONNX operators Conv-11, ConvTranspose-11, Gemm-13, MatMul-13.
+A weight that several nodes use is cut for all or for none. Each of them absorbs into a bias of its own.
+
+Source: ONNX operators Conv-11, ConvTranspose-11, Gemm-13, MatMul-13, Einsum-12.
 """
 
 from __future__ import annotations
@@ -58,12 +61,12 @@ class Linear(Rule):
             return super().forward(site)
         nonzero = matrix.nonzero()
         groups, outs, ins = nonzero.shape
-        rank = max(flow.rank, matrix.weight.ndim if axis == 1 else flow.rank)
-        shape = [groups * outs if k == axis else 1 for k in range(rank)]
+        rank = matrix.rank or max(flow.rank, matrix.weight.ndim if axis == 1 else flow.rank)
+        shape = [groups * outs if k == matrix.output_axis else 1 for k in range(rank)]
         const_in = np.broadcast_to(flow.const.reshape(-1), groups * ins)
         absorbed = ~np.isnan(const_in) & ((const_in == 0) | (not matrix.border))
-        if not (site.exclusive(1) and site.exclusive(2)):
-            absorbed &= const_in == 0
+        if any(value in site.trace.constants for value in site.node.inputs[1:]):
+            absorbed &= const_in == 0  # what is stored quantised cannot take other numbers
         site.cache.update(matrix=matrix, nonzero=nonzero, absorbed=absorbed, const_in=const_in)
         ids = site.trace.fresh(shape)
         const = self._const(site, nonzero, absorbed).reshape(shape)
@@ -72,7 +75,7 @@ class Linear(Rule):
         return [Flow(site.out_shape(), ids, const)]
 
     def _blocked(self, site: Site, matrix: Matrix) -> bool:
-        channels = matrix.weight.shape[0] if matrix.in_axis == 0 else matrix.weight.shape[1] * matrix.groups
+        channels = matrix.weight.shape[matrix.in_axis] * (matrix.groups if matrix.in_axis else 1)
         flow = site.flow(0)
         length = 1 if flow is None or flow.rank == 0 else flow.ids.shape[matrix.data_axis]
         return length not in (1, channels)
@@ -192,14 +195,20 @@ class Linear(Rule):
         return result
 
     def regret(self, site: Site, cut: Cut) -> NDArray[np.bool_] | None:
-        """A new bias pays only where a column goes for it."""
-        flow = site.trace.flows[site.source]
-        if self.has_bias and site.array(2) is not None:
-            return None
+        """A new bias pays only where columns go for it, and a column that stays in a shared weight must be right."""
         taken = self._taken(site, cut)
-        if not taken.any() or cut.gone(site.result) or not cut.stays(site.source).all():
+        if not taken.any() or cut.gone(site.result):
             return None
-        return _narrow(taken, flow)
+        flow, stays = site.trace.flows[site.source], cut.mask(site.source, len(taken))
+        weight = site.node.inputs[1]
+        uses = 1 if weight is None else len(weight.uses())
+        if uses > 1 and (taken & stays).any():
+            return _narrow(taken & stays, flow)
+        bias = site.array(2) if self.has_bias else None
+        if bias is not None and site.exclusive(2):
+            return None
+        new = uses - (uses > 1 and bias is not None)  # biases, beside the one that all of them did without
+        return _narrow(taken, flow) if int((~stays).sum()) < new else None
 
     def _absorb(self, site: Site, cut: Cut, keep_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Add the absorbed constants to the bias; return the columns that were: (in,) bool."""
@@ -219,8 +228,8 @@ class Linear(Rule):
         dead_out = ~np.broadcast_to(live[0].reshape(-1), groups * outs)
         zero_in = site.cache["const_in"] == 0
         dead = dead_out.reshape(groups, outs, 1) | zero_in.reshape(groups, 1, ins)
-        blocks = ungroup(list(dead), matrix).reshape(*matrix.weight.shape[:2], *(1 for _ in matrix.weight.shape[2:]))
-        shape = matrix.weight.shape
+        taps = [1] * (matrix.weight.ndim - 2)
+        blocks, shape = ungroup([d.reshape(*d.shape, *taps) for d in dead], matrix), matrix.weight.shape
         uses = {1: Use(np.broadcast_to(blocks, shape), np.zeros(shape, np.bool_))}
         bias = site.array(2) if self.has_bias else None
         if bias is not None and bias.size == len(dead_out):

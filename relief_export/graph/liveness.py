@@ -167,6 +167,7 @@ def analyse(model: ir.Model, *, only_zero: bool = False) -> Liveness:
             flows = [replace(flow, const=np.where(flow.const == 0, 0.0, np.nan)) for flow in flows]
         trace.flows.update(zip(node.outputs, flows, strict=True))
         site.pin_shared()
+        site.refused = rule if site.given_up else None
         sites.append((site, _UNKNOWN if site.given_up else rule))
     outputs = [v for v in model.graph.outputs if v in trace.flows]
     for value in outputs:
@@ -231,7 +232,8 @@ def _pin_captured(site: Site) -> None:
                 if array is None:
                     continue
                 for axis in range(array.ndim):
-                    site.trace.axes.setdefault((value, axis), np.zeros(array.shape[axis], np.int64))
+                    pinned = np.zeros(array.shape[axis], np.int64)
+                    site.trace.axes.setdefault((value, axis), (pinned, f"the inside of {site.label}"))
 
 
 def _components(trace: Trace) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """Linear operators with constant weights, all seen alike: a matrix of kernels, in groups.
 
-Source: ONNX operators Conv-11, ConvTranspose-11, Gemm-13, MatMul-13.
+Source: ONNX operators Conv-11, ConvTranspose-11, Gemm-13, MatMul-13, Einsum-12.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _BLOCK = 1 << 22  # weights that are converted to float64 at a time
 
 
+PADDED = "under zero padding"
+TRANSPOSED = "in a transposed convolution, whose windows overlap unevenly"
+STACKED = "with weights that differ from place to place"
+
+
 @dataclass(frozen=True)
 class Matrix:
     """A linear operator's weight, seen in groups.
@@ -29,8 +34,10 @@ class Matrix:
         out_axis: Axis of ``weight`` that counts output channels; for a transposed convolution those of one group.
         in_axis: Axis of ``weight`` that counts input channels; for a convolution those of one group.
         groups: Number of groups.
-        data_axis: Axis of the activations, input and output, that counts channels.
-        border: A flat input does not give a flat output.
+        data_axis: Axis of the input that counts channels.
+        border: Why a flat input does not give a flat output, empty where it does.
+        result_axis: Axis of the output that counts channels, where it is another one than that of the input.
+        rank: Number of the output's axes, where it is not that of the input.
     """
 
     weight: Array
@@ -38,10 +45,19 @@ class Matrix:
     in_axis: int
     groups: int
     data_axis: int
-    border: bool
+    border: str
+    result_axis: int | None = None
+    rank: int | None = None
+
+    @property
+    def output_axis(self) -> int:
+        """Axis of the output that counts channels."""
+        return self.data_axis if self.result_axis is None else self.result_axis
 
     def grouped(self, array: Array) -> Array:
-        """View an array of the weight's shape (trailing axes kept) as (groups, out/groups, in/groups, …)."""
+        """View an array of the weight's shape as (groups, out/groups, in/groups, …), other axes behind."""
+        if self.groups == 1:
+            return np.moveaxis(array, (self.out_axis, self.in_axis), (0, 1))[None]
         if self.out_axis == 0:  # (out, in/groups, …)
             return array.reshape(self.groups, -1, *array.shape[1:])
         moved = array.reshape(self.groups, -1, *array.shape[1:])  # (in, out/groups, …)
@@ -49,8 +65,8 @@ class Matrix:
 
     def nonzero(self) -> NDArray[np.bool_]:
         """Return nz: (groups, out/groups, in/groups) bool."""
-        taps = tuple(range(2, self.weight.ndim))
-        return self.grouped((self.weight != 0).any(axis=taps) if taps else self.weight != 0)
+        nonzero = self.grouped(self.weight != 0)
+        return np.asarray(nonzero.any(axis=tuple(range(3, nonzero.ndim))))
 
     def contribution(self, values: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return what constant inputs add to some outputs: (rows,) float64, in blocks that bound the memory.
@@ -82,7 +98,7 @@ def conv(site: Site) -> Matrix | None:
         return None
     pads = site.node.attributes.get_ints("pads", ())
     padded = any(pads) or site.node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    return Matrix(weight, 0, 1, site.integer("group", 1), 1, padded)
+    return Matrix(weight, 0, 1, site.integer("group", 1), 1, PADDED if padded else "")
 
 
 def conv_transpose(site: Site) -> Matrix | None:
@@ -90,7 +106,7 @@ def conv_transpose(site: Site) -> Matrix | None:
     weight = site.array(1)
     if weight is None or weight.ndim < 3:
         return None
-    return Matrix(weight, 1, 0, site.integer("group", 1), 1, border=True)
+    return Matrix(weight, 1, 0, site.integer("group", 1), 1, border=TRANSPOSED)
 
 
 def gemm(site: Site) -> Matrix | None:
@@ -104,19 +120,43 @@ def gemm(site: Site) -> Matrix | None:
     bias, out_axis = site.array(2), 0 if site.integer("transB", 0) else 1
     if bias is not None and bias.size != 1 and not bias.size == bias.shape[-1] == weight.shape[out_axis]:
         return None
-    return Matrix(weight, out_axis, 1 - out_axis, 1, 1, border=False)
+    return Matrix(weight, out_axis, 1 - out_axis, 1, 1, border="")
 
 
 def matmul(site: Site) -> Matrix | None:
-    """See a MatMul with a constant right operand (in, out)."""
+    """See a MatMul with a constant right operand (…, in, out), whose leading axes broadcast with the data's."""
     weight, flow = site.array(1), site.flow(0)
-    if weight is None or weight.ndim != 2 or flow is None or flow.rank < 2:
+    if weight is None or weight.ndim < 2 or flow is None or flow.rank < 2:
         return None
-    return Matrix(weight, 1, 0, 1, flow.rank - 1, border=False)
+    rank, border = max(flow.rank, weight.ndim), STACKED if weight.size > weight.shape[-1] * weight.shape[-2] else ""
+    return Matrix(weight, weight.ndim - 1, weight.ndim - 2, 1, flow.rank - 1, border, rank - 1, rank)
+
+
+def einsum(site: Site) -> Matrix | None:
+    """See an Einsum that sums one axis of the data against a constant and gives it another one: ``bti,io->bto``."""
+    weight, flow = site.array(1), site.flow(0)
+    operands, arrow, result = site.node.attributes.get_string("equation", "").replace(" ", "").partition("->")
+    if weight is None or flow is None or not arrow or operands.count(",") != 1 or "." in operands + result:
+        return None
+    data, stored = operands.split(",")
+    if any(len(set(names)) < len(names) for names in (data, stored, result)):
+        return None
+    if (len(data), len(stored)) != (flow.rank, weight.ndim):
+        return None
+    summed, made = set(data) - set(result), set(stored) - set(data)
+    if len(summed) != 1 or len(made) != 1 or not summed <= set(stored) or not made <= set(result):
+        return None
+    c, o = summed.pop(), made.pop()
+    # A new bias could only be added along the last axis.
+    flat = len(stored) == 2 and result.endswith(o)
+    places = (stored.index(o), stored.index(c), 1, data.index(c))
+    return Matrix(weight, *places, "" if flat else STACKED, result.index(o), len(result))
 
 
 def ungroup(blocks: list[Array], matrix: Matrix) -> Array:
     """Put (out/groups, in/groups, …) blocks back into the order in which the weight is stored."""
+    if matrix.groups == 1:
+        return np.moveaxis(blocks[0], (0, 1), (matrix.out_axis, matrix.in_axis))
     if matrix.out_axis == 0:
         return np.concatenate(blocks, axis=0)
     return np.concatenate([b.swapaxes(0, 1) for b in blocks], axis=0)

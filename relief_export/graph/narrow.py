@@ -79,17 +79,17 @@ def _narrow_output(graph: ir.Graph, site: Site) -> bool:
     order = np.full(outs, len(kept), np.int64)
     order[kept] = np.arange(len(kept))
     pads = np.zeros(2 * rank, np.int64)
-    pads[rank + matrix.data_axis] = 1
+    pads[rank + matrix.output_axis] = 1
     users = list(out.uses())
     pad = ir.node("Pad", [out, add_initializer(graph, f"{out.name}_pads", pads)], name=f"{out.name}_pad")
-    padded = _describe(pad, free_name(graph, f"{out.name}_padded"), out, matrix.data_axis, len(kept) + 1)
+    padded = _describe(pad, free_name(graph, f"{out.name}_padded"), out, matrix.output_axis, len(kept) + 1)
     indices = add_initializer(graph, f"{out.name}_order", order)
-    gather = ir.node("Gather", [padded, indices], attributes={"axis": matrix.data_axis}, name=f"{out.name}_place")
-    placed = _describe(gather, free_name(graph, f"{out.name}_placed"), out, matrix.data_axis, outs)
+    gather = ir.node("Gather", [padded, indices], attributes={"axis": matrix.output_axis}, name=f"{out.name}_place")
+    placed = _describe(gather, free_name(graph, f"{out.name}_placed"), out, matrix.output_axis, outs)
     for use in users:
         use.node.replace_input_with(use.idx, placed)
     graph.insert_after(site.node, [pad, gather])
-    out.shape = ir.Shape([len(kept) if k == matrix.data_axis else d for k, d in enumerate(out.shape)])
+    out.shape = ir.Shape([len(kept) if k == matrix.output_axis else d for k, d in enumerate(out.shape)])
     _replace(graph, site.node, 1, weight.take(kept, matrix.out_axis))
     if bias is not None:
         _replace(graph, site.node, 2, bias.take(kept, bias.ndim - 1))

@@ -24,7 +24,7 @@ from relief_export.graph.elementwise import (
 from relief_export.graph.flow import Flow, Rule, Site
 from relief_export.graph.layout import LayoutError
 from relief_export.graph.linear import Linear
-from relief_export.graph.matrix import conv, conv_transpose, gemm, matmul
+from relief_export.graph.matrix import conv, conv_transpose, einsum, gemm, matmul
 from relief_export.graph.norms import BatchNorm, ChannelNorm, Quantize, dequantize, quantize
 from relief_export.graph.slicing import Concat, Gather, Pad, Slice, Split
 from relief_export.graph.views import (
@@ -166,6 +166,7 @@ RULES: dict[str, Rule] = {
     "Conv": Linear(conv, has_bias=True),
     "ConvTranspose": Linear(conv_transpose, has_bias=True),
     "Gemm": Linear(gemm, has_bias=True),
+    "Einsum": Linear(einsum, has_bias=False),
     "MatMul": Linear(matmul, has_bias=False),
     # normalisation
     "BatchNormalization": BatchNorm(),
@@ -296,7 +297,6 @@ RULES: dict[str, Rule] = {
     "Attention": OPAQUE,
     "ConstantOfShape": OPAQUE,
     "ConvInteger": OPAQUE,
-    "Einsum": OPAQUE,
     "GRU": OPAQUE,
     "GatherElements": OPAQUE,
     "GatherND": OPAQUE,

@@ -181,21 +181,72 @@ class Slice(View):
 
 
 class Gather(View):
-    """Gather with constant indices along one axis: the indices follow what is left."""
+    """Gather along one axis: by constant indices, which follow what is left, or by computed ones along another axis.
+
+    A constant table of which rows are picked by an input is an embedding: its columns are channels, constant where all
+    rows agree.
+    """
 
     def __init__(self) -> None:
         super().__init__(lambda site, flow, array: [_gather(site, flow, array)])
 
+    def forward(self, site: Site) -> list[Flow]:
+        """Move units and constants; give the columns of a table units of their own."""
+        table, places = site.array(0), site.flow(1)
+        if table is None or places is None or table.ndim < 2 or not table.size:
+            return super().forward(site)
+        axis, rank = site.integer("axis", 0) % table.ndim, len(site.out_shape())
+        if axis == table.ndim - 1 or rank != table.ndim - 1 + places.rank or len(places.shape) != places.rank:
+            return super().forward(site)
+        site.pin(places.ids, f"read as a parameter by {site.label}")
+        columns = table.reshape(-1, table.shape[-1])
+        numbers = (
+            columns[0].astype(np.float64) if table.dtype.kind not in "cOSU" else np.full(columns.shape[1:], np.nan)
+        )
+        const = np.where((columns == columns[:1]).all(axis=0) & np.isfinite(numbers), numbers, np.nan)
+        ids = site.trace.fresh((*(1 for _ in range(rank - 1)), len(const)))
+        site.use_axis(0, table.ndim - 1, ids)
+        site.cache["table"] = table.ndim - 1
+        return [Flow(site.out_shape(), ids, const.reshape(ids.shape))]
+
+    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+        """An element is needed where any output element of its unit is, and every index."""
+        return Rule.backward(self, site, live) if "table" in site.cache else super().backward(site, live)
+
     def rewrite(self, site: Site, cut: Cut) -> None:
-        """Renumber the indices of the elements that are left."""
+        """Renumber the indices of the elements that are left, or cut the columns of a table."""
+        if "table" in site.cache:
+            kept = cut.kept(site.result)
+            for keep in kept.values():
+                cut.constant(site.node, 0, {site.cache["table"]: keep})
+            return
         source = site.source
         axis = site.integer("axis", 0) % site.trace.flows[source].rank
-        indices = np.asarray(site.array(1))
-        if axis not in cut.kept(source) or indices.ndim != 1:
+        indices = site.array(1)
+        if axis not in cut.kept(source) or indices is None:
             return
         length = site.trace.flows[source].shape[axis]
-        kept = cut.kept(site.result).get(axis, np.arange(len(indices)))
-        cut.replace(site.node, 1, cut.places(source, axis, indices[kept] % length).astype(indices.dtype))
+        kept = cut.kept(site.result).get(axis, np.arange(indices.size)) if indices.ndim else np.zeros(1, np.int64)
+        places = cut.places(source, axis, indices.reshape(-1)[kept] % length).astype(indices.dtype)
+        cut.replace(site.node, 1, places.reshape(places.shape if indices.ndim else ()))
+
+    def require(self, site: Site, cut: Cut) -> list[tuple[NDArray[np.int64], str]]:
+        """Keep a place on the axis from which a single element is picked."""
+        indices, flow = site.array(1), site.flow(0)
+        if indices is None or indices.ndim or flow is None or cut.gone(site.source):
+            return []
+        axis = site.integer("axis", 0) % flow.rank
+        if axis not in cut.kept(site.source):
+            return []
+        picked = flow.ids.take([int(indices) % flow.ids.shape[axis]], axis)
+        return [] if cut.kept_ids(picked).any() else [(picked.reshape(-1)[:1], f"picked by {site.label}")]
+
+    def use(self, site: Site, live: list[NDArray[np.bool_]]) -> dict[int, Use]:
+        """A column of a table is dead where its channel is."""
+        table = site.array(0)
+        if table is None or "table" not in site.cache:
+            return {}
+        return {0: Use(np.broadcast_to(~live[0].reshape(-1), table.shape), np.zeros(table.shape, np.bool_))}
 
 
 class Pad(View):
@@ -296,13 +347,15 @@ def _as_range(places: NDArray[np.int64]) -> tuple[int, int, int] | None:
 
 def _gather(site: Site, flow: Flow, array: Array) -> Array:
     indices, axis = site.array(1), site.integer("axis", 0) % flow.rank
-    if indices is None or (array.shape[axis] > 1 and indices.ndim > 1):
+    places = site.flow(1)
+    rank = indices.ndim if indices is not None else len(site.out_shape()) - flow.rank + 1
+    if indices is None and (places is None or rank != places.rank or array.shape[axis] > 1):
         raise LayoutError("the indices are not a constant list")
     if array.shape[axis] == 1:
-        shape = (*array.shape[:axis], *([1] * indices.ndim), *array.shape[axis + 1 :])
+        shape = (*array.shape[:axis], *([1] * rank), *array.shape[axis + 1 :])
         return array.reshape(shape)
-    if indices.ndim == 0:
-        raise LayoutError("a single channel is picked")
+    if indices is None or indices.ndim > 1:
+        raise LayoutError("the indices are not a constant list")
     return np.asarray(array.take(indices % array.shape[axis], axis))
 
 

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from relief_export.graph.cost import cost
+from relief_export.graph.fold import simplify
+from relief_export.graph.liveness import parameter_use
 from relief_export.graph.shrink import shrink
-from tests.graph.helpers import arrays_of, assert_sound, build, parameters, random_feeds
+from tests.graph.helpers import LEVELS, arrays_of, assert_same, assert_sound, build, parameters, random_feeds, run
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -125,3 +127,109 @@ def test_copied_length_of_a_cut_axis():
     result = shrink(model, strict=True)
     assert_sound(model, result.model, random_feeds(model), relative=RELATIVE)
     assert {row.reason for row in result.kept} <= {"its length is read by Shape s"}
+
+
+# Weights of other forms ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.7])
+@pytest.mark.parametrize("act", ["Relu", "Erf"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("second", ["w1", "i"])
+def test_block_applied_twice_with_the_same_weights(bias, act, residual, second):
+    joins = ("p = Add(o, x)", "y = Add(q, p)") if residual else ("p = Identity(o)", "y = Identity(q)")
+    text = f"""g (float[1, 5, 8] x) => (float[1, 5, 8] y) {{ i = Identity(w1) a = MatMul(x, w1) s = Add(a, b1) r = {act}(s) o = MatMul(r, w2) {joins[0]}
+        c = MatMul(p, {second}) t = Add(c, b1) u = {act}(t) q = MatMul(u, w2) {joins[1]} }}"""
+    odd = range(0, 16, 2)
+    arrays = {
+        "w1": dead(normal(8, 16), *odd, axis=1),
+        "b1": dead(normal(1, 16)[0], *odd, value=bias),
+        "w2": normal(16, 8),
+    }
+    found = sound(build(text, arrays))
+    assert parameters(found) == (136 if bias == 0 else 144)  # a new bias, one for both: the constants are the same
+    assert [a.shape for a in arrays_of(found).values()].count((8, 8)) == 2
+
+
+def test_shared_weight_that_absorbs_for_one_use_and_not_for_the_other():
+    """Column 0 is 0.7 in the first use and data in the second: it stays, and is not zeroed in a copy."""
+    text = """g (float[n, 5] x) => (float[n, 3] y) { a = Gemm<transB=1>(x, w, b) r = Relu(a) c = Gemm<transB=1>(x, v, b) s = Tanh(c)
+        p = Gemm<transB=1>(r, k, e) q = Gemm<transB=1>(s, k, e) y = Sub(p, q) }"""
+    arrays = {
+        "w": dead(normal(6, 5), 0, 1),
+        "v": dead(normal(6, 5), 1),
+        "b": dead(normal(1, 6)[0], 0, 1, value=0.7),
+        "k": normal(3, 6),
+        "e": normal(1, 3)[0],
+    }
+    found = arrays_of(sound(build(text, arrays)))
+    assert found["k"].shape == (3, 5)  # 1 is constant in both uses
+
+
+def test_initializers_listed_as_inputs_are_constants_before_version_4():
+    text = "g (float[1, 16] x, float[16, 8] w, float[8, 3] v) => (float[1, 3] y) { z = MatMul(x, w) q = Relu(z) y = MatMul(q, v) }"
+    model = build(text, {"w": dead(normal(16, 8), 0, 2, 4, axis=1), "v": normal(8, 3)})
+    kept = shrink(model)
+    assert not kept.modified
+    assert any("w is an input of the graph" in row.reason and row.count == 3 for row in kept.kept)
+    model.ir_version = 3
+    found = shrink(model)
+    assert [v.name for v in found.model.graph.inputs] == ["x"]
+    assert arrays_of(found.model)["w"].shape == (16, 5)
+    x = {"x": normal(1, 16)}
+    for level in LEVELS:
+        assert run(found.model, x, level)[0] == pytest.approx(run(model, x, level)[0], rel=RELATIVE)
+
+
+def test_columns_of_an_embedding():
+    text = "g (int64[n, 5] i) => (float[n, 5, 3] y) { q = Gather(e, i) p = Add(q, place) r = Relu(p) y = MatMul(r, v) }"
+    table = dead(dead(normal(50, 8), 0, 1, axis=1), 2, axis=1, value=0.5)
+    arrays = {"e": table, "place": dead(normal(5, 8), 0, 1, 2, axis=1), "v": dead(normal(8, 3), 7)}
+    model = build(text, arrays)
+    result = shrink(model, strict=True)
+    found = arrays_of(result.model)
+    assert found["e"].shape == (50, 4)
+    assert found["place"].shape == (5, 4)
+    feeds = {"i": np.random.default_rng(0).integers(0, 50, (2, 5))}
+    assert_same(model, result.model, feeds, relative=RELATIVE)
+    assert not shrink(result.model).modified
+    use = parameter_use(simplify(build(text, arrays)))["e"]
+    assert use.dead[:, [0, 1, 7]].all()
+    assert not use.dead[:, 2:7].any()
+
+
+def test_positions_picked_by_an_input():
+    text = """g (float[n, 9, 4] x, int64[3] i) => (float[n, 3, 2] y) { a = MatMul(x, w) r = Relu(a) d = Gather<axis=1>(r, i) y = MatMul(d, v) }"""
+    model = build(text, {"w": dead(normal(4, 6), 0, 1, axis=1), "v": normal(6, 2)})
+    result = shrink(model, strict=True).model
+    assert arrays_of(result)["w"].shape == (4, 4)
+    assert_same(model, result, random_feeds(model) | {"i": i64(8, 0, -3)}, relative=RELATIVE)
+
+
+def test_stacked_weights_of_experts():
+    text = "g (float[2, 4, 6] x) => (float[2, 4, 3] y) { z = MatMul(x, w) s = Add(z, b) q = Relu(s) y = MatMul(q, v) }"
+    w = dead(normal(2, 6, 8), 0, 1, 2, axis=2)
+    w[1, :, 3] = 0  # dead in one expert only
+    arrays = {"w": w, "b": dead(normal(1, 8)[0], 0, value=0.0), "v": dead(normal(2, 8, 3), 7, axis=1)}
+    arrays["b"][1:3] = 0.5, 0.3
+    found = arrays_of(sound(build(text, arrays)))
+    assert found["w"].shape == (2, 6, 5)  # 0 and 7 go, one of the constants 1 and 2 stands for both
+    assert found["v"].shape == (2, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("equation", "weight", "axis"),
+    [("bi,io->bo", (6, 8), 1), ("bi,oi->bo", (8, 6), 0), ("b i , i o -> o b", (6, 8), 1), ("ib,io->bo", (6, 8), 1)],
+)
+def test_einsum_of_a_linear_layer(equation, weight, axis):
+    given, turn = ("[6, 5]", False) if equation.startswith("ib") else ("[5, 6]", "-> o b" in equation)
+    text = f"""g (float{given} x) => (float[5, 3] y) {{ z = Einsum<equation = "{equation}">(x, w) {"t = Transpose(z)" if turn else "t = Identity(z)"}
+        s = Add(t, b) q = Relu(s) y = Einsum<equation = "bi,oi->bo">(q, v) }}"""
+    arrays = {
+        "w": dead(normal(*weight), 0, 2, 4, axis=axis),
+        "b": dead(normal(1, 8)[0], 0, 2, value=0.0),
+        "v": dead(normal(3, 8), 7, axis=1),
+    }
+    found = arrays_of(sound(build(text, arrays)))
+    assert found["v"].shape == (3, 4)
+    assert found["w"].shape[axis] == 4
