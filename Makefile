@@ -16,7 +16,7 @@ JOBS ?= 2
 
 include pipelines/rules.mk
 
-.PHONY: help venv demo test check test-floors fuzz bench bench-scoring bench-formats results evidence evidence-status
+.PHONY: help venv demo test check test-floors wheel fuzz bench bench-scoring bench-formats results evidence evidence-status
 
 help: ## Show the targets
 	@grep -hE '^[a-z][a-zA-Z%-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -48,6 +48,17 @@ $(FLOORS)/.installed: pyproject.toml pipelines/floors.txt
 
 test-floors: $(FLOORS)/.installed ## Test the rooms that need no torch with the oldest versions of what they stand on
 	$(FLOORS)/bin/python -m pytest -n $(JOBS) -o filterwarnings=default tests/graph tests/formats tests/evaluation tests/report tests/test_cli.py
+
+RELEASE ?= build/release
+wheel: ## Build sdist and wheel into dist/, check them, and try the wheel where there is no torch
+	rm -rf dist $(RELEASE)
+	$(PYTHON) -m venv $(RELEASE)/tools
+	$(RELEASE)/tools/bin/python -m pip install --disable-pip-version-check -q build twine
+	$(RELEASE)/tools/bin/python -m build --outdir dist .
+	$(RELEASE)/tools/bin/python -m twine check --strict dist/*
+	$(PYTHON) -m venv $(RELEASE)/clean
+	$(RELEASE)/clean/bin/python -m pip install --disable-pip-version-check -q -c pipelines/constraints.txt dist/*.whl
+	cp tests/wheel_smoke.py $(RELEASE)/ && cd $(RELEASE) && clean/bin/python wheel_smoke.py
 
 fuzz: | $(STAMP) ## Shrink N random networks against ONNX Runtime (make fuzz N=20000)
 	RELIEF_FUZZ=$(N) $(BIN)/python -m pytest -n $(JOBS) tests/graph/test_fuzz.py
