@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +13,19 @@ from relief_export.formats import Manifest, Values, read_manifest
 from relief_export.formats import read as read_model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import onnx
     import onnx_ir as ir
     from torch import Tensor, nn
 
+    from relief_export.calling import Forward, Output
     from relief_export.evaluation import Validation
     from relief_export.graph.cost import Cost
     from relief_export.graph.shrink import ShrinkResult
     from relief_export.progress import Progress
     from relief_export.recipe import TrainConfig
-    from relief_export.relief.iterations import Relieved
+    from relief_export.relief.loop import Relieved
     from relief_export.relief.masks import Masks
     from relief_export.training.data import DataSet
 
@@ -34,15 +35,19 @@ if TYPE_CHECKING:
 
 def relieve(
     model: nn.Module,
-    data: DataSet | Mapping[str, Pair] | Iterable[Any],
+    data: DataSet | Mapping[str, Any] | Iterable[Any],
     *,
     iterations: int = 5,
-    train: TrainConfig | None = None,
+    train: TrainConfig | Mapping[str, Any] | None = None,
     retrain: Callable[[nn.Module, Masks], None] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
+    forward: Forward | None = None,
+    output: Output | None = None,
     init: Mapping[str, Tensor] | None = None,
+    relieve_frozen: bool = False,
     seed: int = 0,
     folder: str | Path | None = None,
+    force: bool = False,
     progress: Progress | None = None,
     **settings: Any,  # noqa: ANN401
 ) -> Relieved:
@@ -54,74 +59,109 @@ def relieve(
 
     Args:
         model: A trained network of any architecture; its linear and convolution layers are relieved, and what other
-            layers hold, such as recurrent ones or the projections inside an attention, is left as it is.
-        data: See above.
+            layers hold, such as recurrent ones or the projections inside an attention, is left as it is and named in
+            the result's ``left_whole``. So are frozen layers. Weights that are computed from others (weight norm,
+            spectral norm, parametrisations) become plain parameters of the same value.
+        data: See above. A batch is a tensor, a tuple of inputs and labels, or a dictionary; see `calling`.
         iterations: How often to prune and retrain.
         train: The retraining; 10 epochs of Adam by default.
         retrain: Trains the network in place; must call ``masks.apply_(model)`` after every optimizer step.
         evaluate: Returns the accuracy on held-out samples, a fraction; any number that ``float`` takes.
+        forward: ``forward(model, batch)`` calls the network on a batch of another form.
+        output: What of the network's outputs counts: a key, a position, or a function; by default all of them.
         init: Initial weights, for ``rewind=True``.
+        relieve_frozen: Relieve layers whose weight needs no gradient too.
         seed: Draws the calibration samples and the retraining.
         folder: Where the iterations are kept; an interrupted call with the same arguments, the trained ``model`` among
-            them, goes on from there.
+            them, goes on from there. A folder that is not of a relief is refused.
+        force: Lose the iterations of other settings that the folder holds.
         progress: Called as ``progress(task, done, total, note)``.
         **settings: Other fields of ``recipe.ReliefConfig``: alpha_conv, alpha_fc, samples, tolerance, rewind, skip, ...
 
     Returns:
         ``.masks``, ``.chosen`` and the ``.history`` of iterations; ``model`` holds the chosen weights.
+
+    Raises:
+        InputError: An argument is wrong, the network cannot be captured, or it fails on the data.
     """
     _need_torch("relief_export.relieve")
+    from relief_export.capture import check_ready, make_plain
     from relief_export.recipe import ReliefConfig, TrainConfig
-    from relief_export.relief.iterations import Loop
-    from relief_export.relief.layers import connected_layers
-    from relief_export.relief.loop import relieve as run
+    from relief_export.relief.loop import Loop, recipe_loop
+    from relief_export.schema import build, convert
 
-    if next(connected_layers(model), None) is None:
-        raise InputError(f"{type(model).__name__} has no linear or convolution layer: there is nothing to relieve")
-    config = ReliefConfig(iterations=iterations, **settings)
+    check_ready(model)
+    config = build(ReliefConfig, {"iterations": iterations, **settings}, "")
     where = None if folder is None else Path(folder)
     if (retrain is None) != (evaluate is None):
         raise InputError("retrain and evaluate belong together: give both, or neither and data with labels")
     if retrain is None or evaluate is None:
-        train = train or TrainConfig(epochs=10)
-        task = _data_set(data)
-        return run(model, task, config, train, init=init, seed=seed, folder=where, progress=progress)
-    batches: Any = data
-    if isinstance(data, Iterator):
-        raise InputError("data can be gone through only once: give a list of batches or a DataLoader")
+        settled = TrainConfig(epochs=10) if train is None else convert(train, TrainConfig, "train")
+        task = _data_set(data, model)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise InputError(
+                "no parameter of the network needs a gradient, so there is nothing to retrain: unfreeze it with "
+                "requires_grad_(True), or give retrain and evaluate"
+            )
+        loop = recipe_loop(model, task, config, settled, seed=seed, progress=progress, frozen=relieve_frozen)
+    else:
+        if isinstance(data, Iterator):
+            raise InputError("data can be gone through only once: give a list of batches or a DataLoader")
 
-    def run_theirs(network: nn.Module, masks: Masks, *_: object) -> None:
-        retrain(network, masks)
+        def run_theirs(network: nn.Module, masks: Masks, *_: object) -> None:
+            retrain(network, masks)
 
-    mine = Loop(
-        calibration=batches,
-        retrain=run_theirs,
-        evaluate=lambda network: float(evaluate(network)),
-        key={"seed": seed},
-    )
-    return mine.run(model, config, init=init, folder=where, progress=progress)
+        loop = Loop(
+            calibration=data,
+            retrain=run_theirs,
+            evaluate=evaluate,
+            key={"seed": seed},
+            forward=forward,
+            output=output,
+            frozen=relieve_frozen,
+        )
+    make_plain(model)
+    return loop.run(model, config, init=init, folder=where, force=force, progress=progress)
 
 
-def _data_set(data: object) -> DataSet:
+def _data_set(data: object, model: nn.Module) -> DataSet:
+    """Return the splits of a mapping of pairs of inputs and labels.
+
+    Raises:
+        InputError: A split is missing, unknown, or of another form, or its labels are no classes.
+    """
     import torch
 
+    from relief_export.schema import did_you_mean
     from relief_export.training.data import DataSet, Split
 
     if isinstance(data, DataSet):
         return data
-    if not isinstance(data, dict) or not {"train", "validation"} <= set(data):
+    if not isinstance(data, Mapping):
         raise InputError('data must be {"train": (x, y), "validation": (x, y)}, or give retrain and evaluate')
-    tensors = {name: (torch.as_tensor(x), torch.as_tensor(y)) for name, (x, y) in data.items()}
-    for name, (_, y) in tensors.items():
+    if unknown := next((name for name in data if name not in _SPLITS), None):
+        raise InputError(f"data has no split {unknown!r}{did_you_mean(str(unknown), _SPLITS)}")
+    if missing := next((name for name in _SPLITS[:2] if name not in data), None):
+        raise InputError(f"data lacks {missing!r}: give {{'train': (x, y), 'validation': (x, y)}}")
+    kind = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    splits = {}
+    for name, pair in data.items():
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise InputError(f"data[{name!r}] must be a pair (x, y) of inputs and labels, not a {type(pair).__name__}")
+        x, y = map(torch.as_tensor, pair)
         if y.ndim != 1 or not len(y) or bool((y != y.long()).any() or (y < 0).any()):
             raise InputError(
                 f"the labels of {name!r} must be classes, one whole number from 0 on a sample: "
                 "for another task give retrain and evaluate"
             )
-    splits = {name: Split.of(*pair) for name, pair in tensors.items()}
-    x, y = tensors["train"]
+        # NumPy's float64 is no other number than the float32 of the network.
+        splits[name] = Split.of(x.to(kind) if x.is_floating_point() else x, y)
+    x, y = (torch.as_tensor(part) for part in data["train"])
     test = splits.get("test", splits["validation"])
     return DataSet(splits["train"], splits["validation"], test, int(y.max()) + 1, tuple(x.shape[1:]))
+
+
+_SPLITS = ("train", "validation", "test")
 
 
 def export(
@@ -132,7 +172,7 @@ def export(
     masks: Mapping[str, Tensor] | None = None,
     original: nn.Module | None = None,
     formats: Sequence[str] = ("dense", "csr"),
-    samples: Pair | None = None,
+    samples: Pair | Tensor | None = None,
     calibration: Tensor | Array | None = None,
     values: Values = "f32",
     progress: Progress | None = None,
@@ -159,8 +199,8 @@ def export(
     from relief_export.capture import capture, plain_copy
     from relief_export.formats import FORMATS, VALUES, Options
     from relief_export.graph.fold import fold
-    from relief_export.relief.masks import Masks
     from relief_export.stages.shipping import MANIFEST, Samples, ship
+    from relief_export.state import apply_masks
 
     if unknown := sorted(set(formats) - set(FORMATS)):
         raise InputError(f"there is no format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
@@ -175,13 +215,10 @@ def export(
         "original": fold(capture(model if original is None else original, example_input)),
         "masked": fold(capture(model, example_input, masks=masks)),
     }
-    x, y = samples if samples is not None else (example_input, None)
-    masked = plain_copy(model).cpu().eval()
-    Masks(masks or {}).apply_(masked)
-    with torch.no_grad():
-        logits = masked(x.cpu())
-    if not isinstance(logits, torch.Tensor):
-        raise InputError(f"{type(model).__name__} gives a {type(logits).__name__}: wrap it to give the one to ship")
+    x, y = _samples(samples, example_input)
+    masked = plain_copy(model).cpu().float()
+    apply_masks(masked, masks or {})
+    logits = _run_in_batches(masked, x)
     inputs = x.cpu().numpy()
     given = inputs if calibration is None else np.asarray(calibration)
     reference = Samples(inputs, None if y is None else y.cpu().numpy(), logits.numpy(), "reference")
@@ -189,8 +226,41 @@ def export(
     return read_manifest(target)
 
 
+_BATCH = 256
+"""Samples of one forward pass over the reference: all of them at once may need more memory than there is."""
+
+
+def _samples(samples: Pair | Tensor | None, example: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the reference's inputs and, where there are some, labels."""
+    import torch
+
+    if samples is None:
+        return example, None
+    if isinstance(samples, (tuple, list)) and len(samples) == 2:
+        x, y = samples
+        return torch.as_tensor(x), None if y is None else torch.as_tensor(y)
+    if isinstance(samples, (torch.Tensor, np.ndarray)):
+        return torch.as_tensor(samples), None
+    raise InputError(f"samples is a pair (x, y) of inputs and labels, or inputs alone, not a {type(samples).__name__}")
+
+
+def _run_in_batches(network: nn.Module, x: Tensor) -> Tensor:
+    import torch
+
+    from relief_export.calling import run_batch
+
+    with torch.no_grad():
+        parts = [run_batch(network, part) for part in x.split(_BATCH)]
+    if not all(isinstance(part, torch.Tensor) for part in parts):
+        raise InputError(f"{type(network).__name__} gives a {type(parts[0]).__name__}: wrap it to give the one to ship")
+    return torch.cat(parts)
+
+
 def validate(
-    folder: str | Path, x: Array | None = None, y: Array | None = None, logits: Array | None = None
+    folder: str | Path,
+    x: Array | Tensor | None = None,
+    y: Array | Tensor | None = None,
+    logits: Array | Tensor | None = None,
 ) -> Validation:
     """Hold every artifact of an exported folder against the masked network in ONNX Runtime; ``.ok`` is the answer.
 
@@ -207,7 +277,14 @@ def validate(
     if x is None:
         stored = evaluation.load_arrays(folder / "reference.npz")
         x, y, logits = stored.x, stored.y, stored.logits
-    return evaluation.validate(folder, x, y, logits)
+    given = _array(x)
+    assert given is not None  # noqa: S101  loaded where it was not given
+    return evaluation.validate(folder, given, _array(y), _array(logits))
+
+
+def _array(values: Array | Tensor | None) -> Array | None:
+    """Return an array of what may be a tensor, on any device, a list or an array."""
+    return None if values is None else np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
 
 
 def shrink(model: str | Path | ir.Model | onnx.ModelProto, *, strict: bool = False) -> ShrinkResult:

@@ -125,6 +125,8 @@ class ReliefConfig(Checked):
     alpha_fc: Share = 0.95
     samples: Count = 1000
     """Training samples that measure the activity."""
+    measure: Literal["at once", "layerwise"] = "at once"
+    """at once: all layers are measured on the same pass; layerwise: linear ones on the already pruned convolutions."""
     position_norm: Literal["l1", "l2"] = "l2"
     """How a convolution's scores are summed over output positions."""
     rewind: bool = False

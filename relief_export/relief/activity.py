@@ -6,81 +6,112 @@ With X_j the input of channel j, over all samples n (and over all calls, where a
     conv:   A_j = mean_n |X_j|     (in, *spatial)
     join:   the same map of each of its two inputs, times its present mask
 
-Sums are kept in float64 and only their present value, so memory does not grow with the number of samples.
+A layer that is called on maps of several sizes, as a detection head on the levels of its pyramid, has one map for each
+size. Sums are kept in float64 and only their present value, so memory does not grow with the number of samples.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from relief_export.calling import batch_size, call, first_samples, inputs_of, run_batch
 from relief_export.errors import InputError
 from relief_export.relief.layers import CONVS, JOIN_BUFFERS, connected_layers, joins
+from relief_export.state import bare
 from relief_export.training import distributed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
+
+    from relief_export.calling import Forward
 
 _BLOCKS = 25
 """Into about how many blocks of rows a batch is cut for its sum."""
+_SIZES = 32
+"""Of maps of so many sizes a layer keeps the means; photographs each of its own size would fill the memory."""
+
+
+@dataclass(frozen=True)
+class MeanMap:
+    """The mean of |x| over ``rows`` samples: ``mean: (in,)`` or ``(in, *spatial)``, float64, on the model's device."""
+
+    mean: Tensor
+    rows: int
 
 
 @dataclass(frozen=True)
 class Activity:
-    """Mean absolute inputs, float64, on the model's device, in the order in which the network calls its layers.
+    """Mean absolute inputs, in the order in which the network calls its layers.
 
     Attributes:
         samples: How many samples were seen, over all processes.
-        layers: Layer name -> ``(in,)`` for linear, ``(in, *spatial)`` for convolution layers.
+        layers: Layer name -> one mean for each size of its input: one for linear layers.
         joins: Join name -> the maps of residual and shortcut, each ``(channels, *spatial)``.
     """
 
     samples: int
-    layers: dict[str, Tensor]
+    layers: dict[str, tuple[MeanMap, ...]]
     joins: dict[str, tuple[Tensor, Tensor]]
 
 
 class _Mean:
-    """A running sum of |x| over rows ``(rows, *shape)`` and their number."""
+    """Running sums of |x| over rows ``(rows, *shape)`` and their number, one for each shape."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.rows = 0
-        self.sum: Tensor | None = None
+        self.sums: dict[torch.Size, Tensor] = {}
+        self.rows: dict[torch.Size, int] = {}
 
     def add(self, x: Tensor) -> None:
         """Add rows ``x: (rows, *shape)``."""
         total = _sum(x.detach().abs())
-        if self.sum is None:
-            self.sum = total
-        elif self.sum.shape != total.shape:
-            raise InputError(
-                f"the input of layer {self.name!r} changes its shape from {tuple(self.sum.shape)} to "
-                f"{tuple(total.shape)} during calibration: give all samples the same size"
-            )
+        if total.shape in self.sums:
+            self.sums[total.shape] += total
+        elif len(self.sums) < _SIZES:
+            self.sums[total.shape] = total
         else:
-            self.sum += total
-        self.rows += x.shape[0]
+            raise InputError(
+                f"the input of layer {self.name!r} has more than {_SIZES} sizes, the last {tuple(total.shape)}: give "
+                "calibration samples of a few sizes"
+            )
+        self.rows[total.shape] = self.rows.get(total.shape, 0) + x.shape[0]
 
-    def mean(self) -> Tensor:
-        """Return the mean over everything added, by all processes.
+    def means(self) -> tuple[MeanMap, ...]:
+        """Return the means over everything added, by all processes.
 
         Raises:
-            InputError: An activity was NaN or infinite.
+            InputError: An activity was NaN or infinite, or other processes saw other sizes.
         """
-        total = self.sum
-        if total is None:
-            raise InputError(f"layer {self.name!r} was not called during calibration")
-        rows = torch.tensor(self.rows, dtype=torch.float64, device=total.device)
-        distributed.all_reduce(total)
-        distributed.all_reduce(rows)
-        if not bool(torch.isfinite(total).all()):
-            raise InputError(f"the input of layer {self.name!r} is NaN or infinite on the calibration samples")
-        return total / rows
+        shapes = sorted(self.sums)
+        seen = distributed.all_reduce(torch.tensor([len(shapes)]))
+        if int(seen) != len(shapes) * distributed.world():
+            raise InputError(f"the processes saw inputs of other sizes in layer {self.name!r}: give all the same sizes")
+        found = []
+        for shape in shapes:
+            total = self.sums[shape]
+            rows = torch.tensor(self.rows[shape], dtype=torch.float64, device=total.device)
+            distributed.all_reduce(total)
+            distributed.all_reduce(rows)
+            if not bool(torch.isfinite(total).all()):
+                raise InputError(f"the input of layer {self.name!r} is NaN or infinite on the calibration samples")
+            found.append(MeanMap(total / rows, int(rows)))
+        return tuple(found)
+
+    def mean(self) -> Tensor:
+        """Return the one mean of what has one size.
+
+        Raises:
+            InputError: There are several.
+        """
+        if len(self.sums) != 1:
+            raise InputError(f"the inputs of join {self.name!r} change their size: give all samples the same size")
+        return self.means()[0].mean
 
 
 def _sum(x: Tensor) -> Tensor:
@@ -96,7 +127,14 @@ def _sum(x: Tensor) -> Tensor:
     return total.sum(dim=0)
 
 
-def measure_activity(model: nn.Module, batches: Iterable[Any], *, samples: int | None = None) -> Activity:
+def measure_activity(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    samples: int | None = None,
+    skip: Collection[str] = (),
+    forward: Forward | None = None,
+) -> Activity:
     """Run the network over calibration batches and keep the mean absolute input of every layer and join.
 
     The network runs in evaluation mode without gradients; batch-norm statistics, gradients and the training mode of
@@ -104,22 +142,25 @@ def measure_activity(model: nn.Module, batches: Iterable[Any], *, samples: int |
     all get the same means. A layer that the network never calls has no activity.
 
     Args:
-        model: Any network with linear and convolution layers.
-        batches: Tensors, or tuples whose first item is the input; moved to the network's device.
+        model: Any network with linear and convolution layers, or a wrapper of it.
+        batches: Batches of the forms that `calling` lists; moved to the network's device and type.
         samples: Stop after this many samples of this process; None takes all.
+        skip: Names of layers and joins (globs) that are not measured.
+        forward: Calls the network on a batch, where the batches are of another form.
 
     Raises:
-        InputError: No samples, a batch without a tensor, a NaN or infinite activity, or a layer whose input changes
-            its shape.
+        InputError: No samples, a batch of no known form, a network that fails, or a NaN or infinite activity.
     """
+    network = bare(model)
     means: dict[str, list[_Mean]] = {}
     handles = [
         module.register_forward_pre_hook(_hook(name, module, means), with_kwargs=True)
-        for name, module in (*connected_layers(model), *joins(model))
+        for name, module in (*connected_layers(network), *joins(network))
+        if not any(fnmatchcase(name, pattern) for pattern in skip)
     ]
     try:
-        with evaluating(model), torch.no_grad():
-            seen = _run(model, batches, samples)
+        with evaluating(network), torch.no_grad():
+            seen = _run(network, batches, samples, forward)
     finally:
         for handle in handles:
             handle.remove()
@@ -131,25 +172,20 @@ def measure_activity(model: nn.Module, batches: Iterable[Any], *, samples: int |
         raise InputError("no layer was called in calibration: of a compiled network give the one that was compiled")
     return Activity(
         samples=total,
-        layers={name: kept[0].mean() for name, kept in means.items() if len(kept) == 1},
+        layers={name: kept[0].means() for name, kept in means.items() if len(kept) == 1},
         joins={name: (kept[0].mean(), kept[1].mean()) for name, kept in means.items() if len(kept) == 2},
     )
 
 
-def _run(model: nn.Module, batches: Iterable[Any], samples: int | None) -> int:
-    tensor = next((*model.parameters(), *model.buffers()).__iter__(), None)
-    device = tensor.device if tensor is not None else torch.device("cpu")
+def _run(model: nn.Module, batches: Iterable[Any], samples: int | None, forward: Forward | None) -> int:
     seen = 0
     for batch in batches:
-        x = batch[0] if isinstance(batch, (tuple, list)) else batch
-        if not isinstance(x, Tensor):
-            kind = type(batch).__name__
-            raise InputError(f"a calibration batch is a tensor, or a tuple whose first item is the input, not a {kind}")
+        given = batch if forward is not None else inputs_of(model, batch)
         if samples is not None:
-            x = x[: samples - seen]
-        if len(x):
-            model(x.to(device, non_blocking=True))
-            seen += len(x)
+            given = first_samples(given, samples - seen)
+        if size := batch_size(given):
+            run_batch(model, given, forward or call)
+            seen += size
         if samples is not None and seen >= samples:
             break
     return seen
@@ -157,14 +193,14 @@ def _run(model: nn.Module, batches: Iterable[Any], samples: int | None) -> int:
 
 def _hook(name: str, module: nn.Module, means: dict[str, list[_Mean]]) -> Any:  # noqa: ANN401  torch's hook type
     def rows(x: Tensor) -> Tensor:
-        if isinstance(module, nn.Linear):
+        if not isinstance(module, CONVS):
             return x.reshape(-1, x.shape[-1])
         if isinstance(module, CONVS) and x.ndim == module.weight.ndim - 1:
             return x[None]  # an unbatched sample
         return x
 
     def layer(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        x = args[0] if args else kwargs["input"]
+        x = args[0] if args else next(iter(kwargs.values()))
         means.setdefault(name, [_Mean(name)])[0].add(rows(x))
 
     def join(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:

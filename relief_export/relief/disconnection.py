@@ -24,12 +24,15 @@ from relief_export.graph.fold import simplify
 from relief_export.graph.liveness import analyse, parameter_use
 from relief_export.relief.layers import JOIN_BUFFERS, NORMS, joins, tensor_name
 from relief_export.relief.masks import Masks
+from relief_export.state import bare, tensors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
+
+    from relief_export.calling import Forward, Inputs, Output
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,26 @@ class Disconnector:
 
     Args:
         model: The network; only its structure matters here.
-        example_input: One tensor per argument of ``forward``, batch first.
+        example_input: What the network is called with, batch first, as `capture` takes it.
+        forward, output: How the network is called, and what of its outputs counts; see `calling`.
+        whole: Names of parameters that stay as they are, whatever is disconnected.
 
     Raises:
         InputError: The network cannot be captured.
     """
 
-    def __init__(self, model: nn.Module, example_input: Tensor | Sequence[Tensor]) -> None:
-        self._graph = capture(model, example_input)
+    def __init__(
+        self,
+        model: nn.Module,
+        example_input: Inputs,
+        *,
+        forward: Forward | None = None,
+        output: Output | None = None,
+        whole: Collection[str] = (),
+    ) -> None:
+        model = bare(model)
+        self._graph = capture(model, example_input, forward=forward, output=output)
+        self._whole = frozenset(whole)
         self._values = {str(v.name): v for v in self._graph.graph.initializers.values()}
         self._values |= {str(v.name): v for node in self._graph.graph for v in node.outputs}
         self._unknown = dict(analyse(simplify(self._graph)).unknown)
@@ -72,7 +87,7 @@ class Disconnector:
 
     def __call__(self, model: nn.Module, masks: Masks) -> Disconnected:
         """Return ``masks`` and all that is disconnected under them. The network is not changed."""
-        state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+        state = {name: tensor.detach().cpu() for name, tensor in tensors_of(model).items()}
         rounds = 0
         while True:
             rounds += 1
@@ -87,6 +102,7 @@ class Disconnector:
             if name in state:
                 mask = masks.get(self._names.get(name, ""))
                 tensor = state[name] if mask is None else state[name].masked_fill(~mask, 0)
+                tensor = tensor.float() if tensor.is_floating_point() else tensor  # as the graph was captured
                 value.const_value = ir.Tensor(tensor.numpy(), name=name)
 
     def _disconnected(self) -> Masks:
@@ -100,7 +116,7 @@ class Disconnector:
                     flags = step(flags)
                 own = self._names[name]
                 gone[own] = gone[own] & flags if own in gone else flags
-        return Masks({name: torch.from_numpy(~flags) for name, flags in gone.items() if flags.any()})
+        return Masks({n: torch.from_numpy(~flags) for n, flags in gone.items() if n not in self._whole and flags.any()})
 
     def _source(self, name: str) -> tuple[str, list[Callable[[NDArray[np.bool_]], NDArray[np.bool_]]]]:
         """Follow a folded constant back to the parameter that it only shows in another shape, and how to come back."""

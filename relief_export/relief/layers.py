@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import nn
 
 from relief_export.errors import InputError
+from relief_export.schema import did_you_mean
+from relief_export.state import bare
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from torch import Tensor
+
+_GPT2_LINEAR = "transformers.pytorch_utils.Conv1D"
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 JOIN_BUFFERS = ("residual_mask", "shortcut_mask")
@@ -22,9 +27,22 @@ Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 def connected_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
     """Yield the name and module of every linear and convolution layer, in the order of definition."""
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, *CONVS)):
-            yield name, module
+    for name, module in bare(model).named_modules():
+        if isinstance(module, (nn.Linear, *CONVS)) or is_transposed(module):
+            yield name, module  # type: ignore[misc]  # a transposed one has the same two parameters
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Return whether a layer is the linear layer of GPT-2, whose weight is ``(in, out)``.
+
+    It is called ``Conv1D`` and is known by where it is defined: this package does not import transformers.
+    """
+    return any(f"{kind.__module__}.{kind.__name__}" == _GPT2_LINEAR for kind in type(layer).__mro__)
+
+
+def outputs_first(layer: nn.Module, weight: Tensor) -> Tensor:
+    """Return a weight, or its mask, as ``(out, in/groups, *kernel)`` whichever way the layer keeps it, and back."""
+    return weight.T if is_transposed(layer) else weight
 
 
 def own_tensors(name: str, layer: Layer) -> dict[str, nn.Parameter]:
@@ -45,7 +63,7 @@ def own_tensors(name: str, layer: Layer) -> dict[str, nn.Parameter]:
 
 def joins(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the name and module of every residual join."""
-    for name, module in model.named_modules():
+    for name, module in bare(model).named_modules():
         if all(buffer in dict(module.named_buffers(recurse=False)) for buffer in JOIN_BUFFERS):
             yield name, module
 
@@ -64,4 +82,4 @@ def check_globs(patterns: Iterable[str], names: Iterable[str], key: str) -> None
     known = list(names)
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
-            raise InputError(f"{key}: no layer matches {pattern!r}; the layers are {', '.join(known)}")
+            raise InputError(f"{key}: no layer matches {pattern!r}{did_you_mean(pattern, known)}")

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import pickle
+import re
+import struct
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
@@ -18,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from relief_export import records
+from relief_export.capture import plain_copy
 from relief_export.errors import InputError, IntegrityError
-from relief_export.relief.layers import connected_layers, own_tensors
+from relief_export.relief.layers import JOIN_BUFFERS, connected_layers, joins, own_tensors, tensor_name
+from relief_export.state import apply_masks, bare, check_masks, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 FORMAT = "relief-export masks"
 VERSION = 1
@@ -77,20 +83,6 @@ class Masks(Mapping[str, Tensor]):
             for name in {*self, *other}
         )
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse masks that do not fit the network.
-
-        Raises:
-            InputError: A name the network does not have, or another shape.
-        """
-        tensors = model.state_dict()
-        for name, mask in self.items():
-            if name not in tensors:
-                raise InputError(f"the masks name {name!r}, which the network does not have")
-            if tensors[name].shape != mask.shape:
-                shapes = f"{tuple(mask.shape)}, the network's tensor {tuple(tensors[name].shape)}"
-                raise InputError(f"the mask of {name!r} has shape {shapes}")
-
     def apply_(self, model: nn.Module) -> dict[str, int]:
         """Set every masked entry of the network to exactly zero, in place.
 
@@ -100,16 +92,7 @@ class Masks(Mapping[str, Tensor]):
         Raises:
             InputError: The masks do not fit the network.
         """
-        self.check(model)
-        tensors = model.state_dict()
-        changed: dict[str, int] = {}
-        for name, mask in self.items():
-            tensor, masked = tensors[name], ~mask.to(tensors[name].device)
-            if disagreeing := int((tensor[masked] != 0).sum()):
-                changed[name] = disagreeing
-            # Filled, not multiplied: NaN times zero is NaN.
-            tensor.masked_fill_(masked, 0)
-        return changed
+        return apply_masks(model, self)
 
     def count(self, model: nn.Module) -> Count:
         """Count the connections of the network, and those that these masks keep."""
@@ -124,7 +107,7 @@ class Masks(Mapping[str, Tensor]):
         """
         counts: dict[str, Count] = {}
         seen: set[int] = set()
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        names = {id(parameter): name for name, parameter in bare(model).named_parameters()}
         for name, layer in connected_layers(model):
             own = [t for t in own_tensors(name, layer).values() if id(t) not in seen]
             seen.update(id(t) for t in own)
@@ -132,23 +115,23 @@ class Masks(Mapping[str, Tensor]):
             counts[name] = Count(sum(t.numel() for t in own), kept)
         return counts
 
-    def save(self, path: Path, weights: Path | None = None) -> None:
+    def save(self, path: str | Path, weights: str | Path | None = None) -> None:
         """Write the masks to ``path``, atomically; the same masks give the same bytes.
 
         Args:
             path: The file to write.
             weights: The weights file that the masks belong to.
         """
-        belongs = records.sha256(weights) if weights else None
+        belongs = records.sha256(Path(weights)) if weights else None
         about = {"format": FORMAT, "version": VERSION, "weights_sha256": belongs, "masks_sha256": _digest(self)}
         # One metadata entry only: safetensors writes several in an order that changes from run to run.
         data = safetensors.torch.save(
             {name: self[name].contiguous() for name in sorted(self)}, {"relief_export": json.dumps(about)}
         )
-        records.write_bytes(path, data)
+        records.write_bytes(Path(path), data)
 
     @classmethod
-    def load(cls, path: Path, weights: Path | None = None) -> Masks:
+    def load(cls, path: str | Path, weights: str | Path | None = None) -> Masks:
         """Read masks written by `save`.
 
         Args:
@@ -159,10 +142,11 @@ class Masks(Mapping[str, Tensor]):
             InputError: There is no such file.
             IntegrityError: The file is damaged, foreign, of another version, or belongs to other weights.
         """
+        path = Path(path)
         about = _read_about(path)
         if about.get("format") != FORMAT or about.get("version") != VERSION:
             raise IntegrityError(f"{path} is not a file of masks of version {VERSION}: write it with this program")
-        if weights is not None and about.get("weights_sha256") != records.sha256(weights):
+        if weights is not None and about.get("weights_sha256") != records.sha256(Path(weights)):
             raise IntegrityError(
                 f"{path} belongs to other weights than {weights}: use the pair that was written together"
             )
@@ -192,3 +176,234 @@ def _read_about(path: Path) -> dict[str, Any]:
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise IntegrityError(f"{path} is not a whole safetensors file ({error})") from None
     return about if isinstance(about, dict) else {}
+
+
+# Masks that other tools left behind.
+
+_AUTHORS_RESNET = re.compile(r"conv1\.mask|layer\d+\.\d+\.(conv\d+|shortcut)\.mask|linear\.(weight|bias)\.mask")
+"""Names in the mask files of the NNrelief authors' ResNets."""
+_AUTHORS_LISTS = (("feature_extractor_masks", "features_masks"), ("classifier_masks",))
+"""Attributes in which their LeNets and VGGs hold positional lists of masks, of convolutions and of linear layers."""
+_WRAPPED = ("_orig_mod.", "module.")
+"""What torch.compile and DataParallel put before the names of a network."""
+_NNI_OUTPUT = "_output_"
+"""Entry of NNI's files for the mask of a layer's output; what it masks, the weight's and the bias's masks say too."""
+
+
+@dataclass(frozen=True)
+class ReadMasks:
+    """Masks, and where they disagree with the weights they were read for.
+
+    Attributes:
+        masks: What to keep.
+        disagreements: Parameter name -> number of masked entries whose weight is not zero.
+        notes: What was left out and why, one sentence each.
+        form: What the source was recognised as.
+    """
+
+    masks: Masks
+    disagreements: dict[str, int]
+    notes: tuple[str, ...] = ()
+    form: str = ""
+
+
+def read_masks(
+    source: str | Path | nn.Module | Mapping[str, Any] | Sequence[Any],
+    model: nn.Module,
+    *,
+    authors_conv1: bool = False,
+) -> ReadMasks:
+    """Read masks in any of the known forms and check them against a network.
+
+    Nothing is unpickled with code execution allowed. A mask that disagrees with its weight (masked, but the weight is
+    not zero) is reported by the number of such entries, and the mask wins: the weight counts as zero from then on.
+
+    Args:
+        source: A file (safetensors of this package, or what ``torch.save`` wrote of the following forms), a module
+            pruned by ``torch.nn.utils.prune`` or its ``state_dict``, a dict of NNI's form ``{layer: {"weight": mask,
+            "bias": mask}}``, the NNrelief authors' list ``[w0, b0, w1, b1, ...]``, ``[features, classifier]`` of two
+            such lists, their network itself or their ResNet's file, or a dict of tensor names.
+        model: The network that the masks are for.
+        authors_conv1: Apply ``conv1.mask`` of the authors' ResNets. Their own code never does (its test of the name
+            cannot match), so the network that they trained and measured is the one without it.
+
+    Raises:
+        InputError: The form is not known, or names or shapes do not fit the network.
+        IntegrityError: The file is damaged, or holds more than tensors.
+    """
+    content = _load(Path(source)) if isinstance(source, (str, Path)) else source
+    plain = plain_copy(model)  # a pruned network's weight is the masked one
+    form, masks, notes = _convert(content, plain, authors_conv1=authors_conv1)
+    masks = _unwrapped(masks, plain)
+    check_masks(masks, plain)
+    return ReadMasks(masks, disagreements(masks, plain), notes, form)
+
+
+def disagreements(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, int]:
+    """Count the masked entries whose weight is not zero, by tensor; tensors without any are left out.
+
+    The masks that a join holds as buffers are no weights: they are ones wherever nothing was masked yet.
+    """
+    tensors = tensors_of(model)
+    counts = {
+        name: int((tensors[name].cpu()[~mask] != 0).sum())
+        for name, mask in masks.items()
+        if name.rpartition(".")[2] not in JOIN_BUFFERS
+    }
+    return {name: count for name, count in counts.items() if count}
+
+
+def zeros(model: nn.Module) -> Masks:
+    """Return the masks that a network's exact zeros amount to, over the weights and biases of its layers."""
+    plain = plain_copy(model)
+    tensors = tensors_of(plain)
+    return Masks({name: tensors[name] != 0 for name in _layer_tensors(plain)})
+
+
+def _load(path: Path) -> Any:  # noqa: ANN401  a torch file holds any of the forms
+    if path.suffix == ".safetensors":
+        return Masks.load(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol, of a file that is refused below
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise IntegrityError(f"{path} is damaged or holds more than tensors ({reason}): it is not loaded") from None
+
+
+def _convert(  # noqa: PLR0911  one return a form
+    content: Any,  # noqa: ANN401  any of the forms
+    model: nn.Module,
+    *,
+    authors_conv1: bool,
+) -> tuple[str, Masks, tuple[str, ...]]:
+    """Return the name of the form, the masks, and notes."""
+    if isinstance(content, Masks):
+        return "relief", content, ()
+    if isinstance(content, nn.Module):
+        if (authors := _authors_network(content)) is not None:
+            return _convert(authors, model, authors_conv1=authors_conv1)
+        return "prune", _from_prune(content), ()
+    if isinstance(content, Mapping) and content:
+        if any(str(name).endswith("_orig") for name in content):
+            return "prune", _from_prune_state(content), ()
+        if all(isinstance(value, Mapping) for value in content.values()):
+            return "nni", _from_nni(content), ()
+        if any(_AUTHORS_RESNET.fullmatch(str(name)) for name in content):
+            return "authors", *_from_authors_resnet(content, model, conv1=authors_conv1)
+        return "names", Masks({str(name): _mask(str(name), value) for name, value in content.items()}), ()
+    if isinstance(content, Sequence) and not isinstance(content, str) and content:
+        if all(isinstance(part, Sequence) and not isinstance(part, str) for part in content):
+            content = [mask for part in content for mask in part]
+        return "authors", _from_authors_list(content, model), ()
+    raise InputError(f"a {type(content).__name__} is no known form of masks, or it is empty")
+
+
+def _unwrapped(masks: Masks, model: nn.Module) -> Masks:
+    """Take the prefixes of a wrapper from the names, where the network has them without."""
+    tensors = tensors_of(model)
+
+    def own(name: str) -> str:
+        for prefix in _WRAPPED:
+            if name not in tensors and name.startswith(prefix):
+                name = name.removeprefix(prefix)
+        return name
+
+    return Masks({own(name): mask for name, mask in masks.items()})
+
+
+def _from_prune(module: nn.Module) -> Masks:
+    try:
+        return _from_prune_state(tensors_of(module))
+    except InputError:
+        raise InputError(f"{type(module).__name__} has nothing pruned by torch.nn.utils.prune") from None
+
+
+def _from_prune_state(state: Mapping[str, Any]) -> Masks:
+    """Find ``NAME_mask`` beside ``NAME_orig``, as torch.nn.utils.prune leaves them."""
+    names = [str(name).removesuffix("_orig") for name in state if str(name).endswith("_orig")]
+    found = {name: _mask(name, state[f"{name}_mask"]) for name in names if f"{name}_mask" in state}
+    if not found:
+        raise InputError("the state_dict has no tensor NAME_mask beside NAME_orig: nothing in it is pruned")
+    return Masks(found)
+
+
+def _from_nni(content: Mapping[str, Mapping[str, Any]]) -> Masks:
+    return Masks(
+        {
+            tensor_name(layer, tensor): _mask(tensor_name(layer, tensor), mask)
+            for layer, masks in content.items()
+            for tensor, mask in masks.items()
+            if mask is not None and not str(tensor).startswith(_NNI_OUTPUT)
+        }
+    )
+
+
+def _authors_network(module: nn.Module) -> Any | None:  # noqa: ANN401  one of the authors' forms
+    """Return the masks that a network of the NNrelief authors holds as attributes, or None for any other network."""
+    lists = [next((getattr(module, name) for name in names if hasattr(module, name)), []) for names in _AUTHORS_LISTS]
+    if lists[-1]:
+        return [masks for masks in lists if masks]
+    if not hasattr(module, "layers_masks") or not hasattr(module, "linear_masks"):
+        return None
+    found = {"conv1.mask": module.conv1_masks}
+    for layer, blocks in enumerate(module.layers_masks, 1):
+        for block, masks in enumerate(blocks):
+            names = (*(f"conv{i}" for i in range(1, len(masks))), "shortcut")
+            found |= {f"layer{layer}.{block}.{name}.mask": mask for name, mask in zip(names, masks, strict=True)}
+    weight, bias = module.linear_masks
+    return found | {"linear.weight.mask": weight, "linear.bias.mask": bias}
+
+
+def _from_authors_list(content: Sequence[Any], model: nn.Module) -> Masks:
+    """Pair the positional list with the weights and biases of the network's layers, in their order of definition."""
+    names = _layer_tensors(model)
+    if len(names) != len(content):
+        raise InputError(f"the list has {len(content)} masks, the network {len(names)} weights and biases of layers")
+    return Masks({name: _mask(name, mask) for name, mask in zip(names, content, strict=True)})
+
+
+def _from_authors_resnet(content: Mapping[str, Any], model: nn.Module, *, conv1: bool) -> tuple[Masks, tuple[str, ...]]:
+    """Rename the authors' masks; ``shortcut`` multiplies the shortcut's channels at the block's join."""
+    blocks = {name.rpartition(".")[0]: name for name, _ in joins(model)}
+    for block in blocks:
+        if f"{block}.shortcut.mask" not in content:
+            raise InputError(
+                f"the masks lack '{block}.shortcut.mask': without its shortcut masks a residual network is another one "
+                "than was trained, and its weights do not hold them"
+            )
+    masks: dict[str, Tensor] = {}
+    notes: tuple[str, ...] = ()
+    for key, value in content.items():
+        layer, mask = key.removesuffix(".mask"), _mask(key, value)
+        block = layer.removesuffix(".shortcut")
+        if block == layer:
+            masks[layer if layer.startswith("linear.") else f"{layer}.weight"] = mask
+        elif block in blocks:
+            masks[f"{blocks[block]}.shortcut_mask"] = mask.flatten()
+        else:
+            raise InputError(f"the network has no residual join in {block!r} for the mask {key!r}")
+    if not conv1 and (unused := masks.pop("conv1.weight", None)) is not None and not bool(unused.all()):
+        why = "the authors' own code never applies it, and their network was trained without it"
+        masked = int((~unused).sum())
+        notes = (f"conv1.mask, which masks {masked} entries, is left out: {why} (authors_conv1=True applies it)",)
+    return Masks(masks), notes
+
+
+def _layer_tensors(model: nn.Module) -> list[str]:
+    return [
+        tensor_name(name, tensor)
+        for name, layer in connected_layers(model)
+        for tensor in ("weight", "bias")
+        if getattr(layer, tensor) is not None
+    ]
+
+
+def _mask(name: str, value: Any) -> Tensor:  # noqa: ANN401  checked here
+    mask = torch.as_tensor(value) if not isinstance(value, (str, Mapping, type(None))) else None
+    if mask is None or not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(f"the mask of {name!r} holds something else than zeros and ones")
+    return mask.bool()

@@ -9,6 +9,8 @@ With a_j, A_j from ``activity.py``, ⋆ the layer's own correlation (stride, pad
 No convolution is needed. With U_j ``(P, K)`` the windows of A_j (K = kernel volume) and k = |K_ij| flattened,
 |K_ij| ⋆ A_j = U_j k, so that ‖U_j k‖₁ = (1ᵀ U_j) k, as nothing is negative, and ‖U_j k‖₂² = kᵀ (U_jᵀ U_j) k: a Gram
 matrix of K × K for each input channel serves all filters. Nothing cancels, since every term is non-negative.
+
+A layer that was called on inputs of several sizes has a score for each; they are averaged by their numbers of samples.
 (arXiv 2109.10795, section 3)
 """
 
@@ -23,12 +25,21 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from relief_export.errors import InputError
-from relief_export.relief.layers import JOIN_BUFFERS, connected_layers, joins, own_tensors
+from relief_export.relief.layers import (
+    CONVS,
+    JOIN_BUFFERS,
+    connected_layers,
+    is_transposed,
+    joins,
+    outputs_first,
+    own_tensors,
+)
+from relief_export.state import bare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relief_export.relief.activity import Activity
+    from relief_export.relief.activity import Activity, MeanMap
 
 PositionNorm = Literal["l1", "l2"]
 Conv: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -45,7 +56,8 @@ class LayerScore:
         weight: ``(out, in/groups)``: one a weight (linear) or kernel (convolution).
         bias: ``(out,)``, or None.
         weight_name, bias_name: The parameters' names.
-        shape: Shape of the weight.
+        shape: ``(out, in/groups, *kernel)``, of the weight.
+        transposed: Whether the layer keeps its weight as ``(in, out)``.
     """
 
     weight: Tensor
@@ -53,6 +65,7 @@ class LayerScore:
     weight_name: str
     bias_name: str | None
     shape: tuple[int, ...]
+    transposed: bool = False
 
     @property
     def is_conv(self) -> bool:
@@ -81,7 +94,7 @@ def score(model: nn.Module, activity: Activity, *, position_norm: PositionNorm =
     Raises:
         InputError: A weight is NaN or infinite, or computed from other tensors.
     """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {id(parameter): name for name, parameter in bare(model).named_parameters()}
     layers: dict[str, LayerScore] = {}
     owner: dict[int, str] = {}
     for name, layer in connected_layers(model):
@@ -92,16 +105,15 @@ def score(model: nn.Module, activity: Activity, *, position_norm: PositionNorm =
         bias = None if layer.bias is None else layer.bias.detach().double().abs()
         if not all(bool(torch.isfinite(t).all()) for t in (weight, bias) if t is not None):
             raise InputError(f"layer {name!r} has weights that are NaN or infinite")
-        if isinstance(layer, nn.Linear):
-            scored, positions = weight * activity.layers[name], 1.0
-        else:
-            scored, positions = _score_conv(layer, weight, activity.layers[name], position_norm)
+        weight = outputs_first(layer, weight)
+        scored, positions = _score_layer(layer, weight, activity.layers[name], position_norm)
         made = LayerScore(
             scored.cpu(),
             None if bias is None else (bias * positions).cpu(),
             names[id(layer.weight)],
             None if layer.bias is None else names[id(layer.bias)],
-            tuple(layer.weight.shape),
+            tuple(weight.shape),
+            is_transposed(layer),
         )
         first = owner.setdefault(id(layer.weight), name)
         layers[first] = made if first == name else _add(layers[first], made)
@@ -121,6 +133,19 @@ def _score_join(join: nn.Module, maps: tuple[Tensor, Tensor]) -> Tensor:
     masks = (getattr(join, buffer).detach().double() for buffer in JOIN_BUFFERS)
     norms = [A.flatten(1).norm(dim=1) * mask.flatten() for A, mask in zip(maps, masks, strict=True)]
     return torch.stack(norms, dim=1).cpu()
+
+
+def _score_layer(
+    layer: nn.Module, weight: Tensor, means: tuple[MeanMap, ...], norm: PositionNorm
+) -> tuple[Tensor, float]:
+    """Return the scores ``(out, in/groups)`` of a layer and the norm of a map of ones, over all sizes of its input."""
+    total = sum(each.rows for each in means)
+    scored, ones = torch.zeros(weight.shape[:2], dtype=torch.float64, device=weight.device), 0.0
+    for each in means:
+        one = _score_conv(layer, weight, each.mean, norm) if isinstance(layer, CONVS) else (weight * each.mean, 1.0)
+        # One size is the rule, and its share is exactly 1.
+        scored, ones = scored + one[0] * (each.rows / total), ones + one[1] * (each.rows / total)
+    return scored, ones
 
 
 def _score_conv(layer: Conv, weight: Tensor, A: Tensor, norm: PositionNorm) -> tuple[Tensor, float]:

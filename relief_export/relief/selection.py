@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from relief_export.errors import InputError
-from relief_export.relief.layers import JOIN_BUFFERS, check_globs, tensor_name
+from relief_export.relief.layers import JOIN_BUFFERS, tensor_name
 from relief_export.relief.masks import Masks
 
 if TYPE_CHECKING:
@@ -34,23 +34,19 @@ class Alpha:
     Attributes:
         conv, fc: For convolution (and joins) and for linear layers, in (0, 1].
         layers: Layer or join name (glob) -> its own value; the first that matches wins.
-        skip: Layers and joins (globs) that are left whole.
     """
 
     conv: float = 0.95
     fc: float = 0.95
     layers: Mapping[str, float] = field(default_factory=dict)
-    skip: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key, value in {"alpha_conv": self.conv, "alpha_fc": self.fc, **self.layers}.items():
             if not 0 < value <= 1:
                 raise InputError(f"{key}: α must be above 0 and at most 1, not {value}")
 
-    def of(self, name: str, *, is_conv: bool) -> float | None:
-        """Return the α of a layer, or None where it is left whole."""
-        if any(fnmatchcase(name, pattern) for pattern in self.skip):
-            return None
+    def of(self, name: str, *, is_conv: bool) -> float:
+        """Return the α of a layer."""
         own = (value for pattern, value in self.layers.items() if fnmatchcase(name, pattern))
         return next(own, self.conv if is_conv else self.fc)
 
@@ -59,24 +55,14 @@ def select(scores: Scores, alpha: Alpha) -> Masks:
     """Choose the connections that stay. Deterministic; always computed on the CPU.
 
     Returns:
-        Masks of the weights and biases of all scored layers and of the buffers of all joins, except those skipped.
-
-    Raises:
-        InputError: A pattern of ``alpha`` matches no layer.
+        Masks of the weights and biases of all scored layers and of the buffers of all joins.
     """
-    known = (*scores.layers, *scores.joins)
-    check_globs(alpha.layers, known, "alpha")
-    check_globs(alpha.skip, known, "skip")
     masks: dict[str, Tensor] = {}
     for name, layer in scores.layers.items():
-        share = alpha.of(name, is_conv=layer.is_conv)
-        if share is not None:
-            masks.update(_select_layer(layer, share))
+        masks.update(_select_layer(layer, alpha.of(name, is_conv=layer.is_conv)))
     for name, pair in scores.joins.items():
-        share = alpha.of(name, is_conv=True)
-        if share is not None:
-            kept = keep_fewest(pair, share)
-            masks.update({tensor_name(name, buffer): kept[:, i].clone() for i, buffer in enumerate(JOIN_BUFFERS)})
+        kept = keep_fewest(pair, alpha.of(name, is_conv=True))
+        masks.update({tensor_name(name, buffer): kept[:, i].clone() for i, buffer in enumerate(JOIN_BUFFERS)})
     return Masks(masks)
 
 
@@ -97,7 +83,8 @@ def _select_layer(layer: LayerScore, alpha: float) -> dict[str, Tensor]:
     kept = keep_fewest(scores, alpha)
     within = layer.weight.shape[1]
     kernel = kept[:, :within].reshape(*layer.weight.shape, *[1] * (len(layer.shape) - 2))
-    masks = {layer.weight_name: kernel.expand(layer.shape).contiguous()}
+    whole = kernel.expand(layer.shape)
+    masks = {layer.weight_name: (whole.T if layer.transposed else whole).contiguous()}
     if layer.bias_name is not None:
         masks[layer.bias_name] = kept[:, within].clone()
     return masks

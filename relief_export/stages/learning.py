@@ -67,23 +67,17 @@ def _rehearse(recipe: Recipe, data: DataSet, model: nn.Module) -> None:
         InputError: A pattern of relief.skip or relief.alpha matches no layer, or the network does not take the samples.
         UnsupportedModelError: The network cannot be captured as a graph.
     """
+    import torch
+
     from relief_export.capture import capture
-    from relief_export.relief.activity import measure_activity
-    from relief_export.relief.scores import score
-    from relief_export.relief.selection import Alpha, select
+    from relief_export.relief.loop import check_layers
 
     network = copy.deepcopy(model).eval()
-    sample = data.train.take(_REHEARSAL, seed=recipe.seed)
-    x, y = sample.tensors()
-    relief = recipe.relief
-    alpha = Alpha(relief.alpha_conv, relief.alpha_fc, relief.alpha, relief.skip)
+    x, _ = data.train.take(_REHEARSAL, seed=recipe.seed).tensors()
+    check_layers(network, recipe.relief)
     with blaming_the_network(recipe, data.input_shape):
-        activity = measure_activity(network, [(x, y)], samples=len(x))
-        scores = score(network, activity, position_norm=relief.position_norm)
-        try:
-            select(scores, alpha)
-        except InputError as error:  # it names the key of its own table
-            raise InputError(f"relief.{error}") from None
+        with torch.no_grad():
+            network(x)
         capture(network.cpu(), x[:2])
 
 
@@ -121,7 +115,7 @@ def _went_through_a_network(traceback: TracebackType | None) -> bool:
 
 def relieve(job: Job) -> Outcome:
     """Find the few connections that matter; leaves the weights, the masks and the history of the loop."""
-    from relief_export.relief.loop import relieve as loop
+    from relief_export.relief.loop import recipe_loop
     from relief_export.stages.engine import is_main_process
     from relief_export.training.checkpoints import load_weights, save_weights
     from relief_export.training.fit import evaluate
@@ -130,10 +124,10 @@ def relieve(job: Job) -> Outcome:
     data, model = load_task(recipe)
     init = load_weights(model, job.folder / "dense" / "init.safetensors")
     load_weights(model, job.folder / "dense" / "weights.safetensors")
+    loop = recipe_loop(model, data, recipe.relief, recipe.train, seed=recipe.seed, progress=job.progress)
     with blaming_the_network(recipe, data.input_shape):
-        done = loop(
-            model, data, recipe.relief, recipe.train, init=init, seed=recipe.seed, folder=folder, progress=job.progress
-        )
+        # The build folder is the recipe's: a changed recipe makes again what depends on it.
+        done = loop.run(model, recipe.relief, init=init, folder=folder, force=True, progress=job.progress)
     if is_main_process():
         weights = folder / "weights.safetensors"
         save_weights(model, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import pickle
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from relief_export.errors import InputError, IntegrityError
 from relief_export.records import atomic_path
+from relief_export.state import first_line, restore, tensors_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,9 +27,12 @@ _VERSION = 1
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write the parameters and buffers of ``model`` as safetensors, atomically; same weights, same bytes."""
     # Copies, because a file holds no two tensors with the same memory; tied weights are written twice.
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors_of(model).items()}
     with atomic_path(path) as temporary:
-        save_file(state, temporary)
+        try:
+            save_file(state, temporary)
+        except SafetensorError as error:  # it says of a full disk only this
+            raise OSError(errno.EIO, f"the weights cannot be written ({error})", str(path)) from None
 
 
 def load_weights(model: nn.Module, path: Path) -> dict[str, torch.Tensor]:
@@ -43,12 +48,12 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} does not exist: run the stage that writes it first") from None
     except (OSError, SafetensorError) as error:
         raise IntegrityError(f"{path} is not a whole safetensors file ({error}): run its stage again") from None
-    wanted = model.state_dict()
+    wanted = tensors_of(model)
     for name in [*wanted, *found]:
         mine, theirs = (tuple(state[name].shape) if name in state else "absent" for state in (wanted, found))
         if mine != theirs:
             raise IntegrityError(f'{path} is of another network: tensor "{name}" is {theirs} there and {mine} here')
-    model.load_state_dict(found)
+    restore(model, found)
     return found
 
 
@@ -75,16 +80,19 @@ class Checkpoint:
         self.epoch = epoch
         if (accuracy, -loss) > (self.best_accuracy, -self.best_loss):
             self.best_epoch, self.best_accuracy, self.best_loss = epoch, accuracy, loss
-            self.best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+            self.best = {name: tensor.detach().clone() for name, tensor in tensors_of(model).items()}
         if line is not None:
             self.history.append(line)
 
     def save(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write everything to ``path``, atomically."""
-        state = vars(self) | {"version": _VERSION, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        state = vars(self) | {"version": _VERSION, "model": tensors_of(model), "optimizer": optimizer.state_dict()}
         # An open file, because torch refuses some names.
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
+            try:
+                torch.save(state, file)
+            except RuntimeError as error:  # torch's writer says no more of a full disk
+                raise OSError(errno.EIO, f"the checkpoint cannot be written ({first_line(error)})", str(path)) from None
 
     def resume(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Go on from ``path`` if it holds this very training; one of another training is left unused.
@@ -101,7 +109,7 @@ class Checkpoint:
             raise IntegrityError(f"{path} is not a whole checkpoint ({detail}): remove it to start again") from None
         if version != _VERSION or key != self.key:
             return
-        model.load_state_dict(weights)
+        restore(model, weights)
         optimizer.load_state_dict(moments)
         vars(self).update(state)
 
@@ -111,7 +119,7 @@ def fingerprint(
 ) -> str:
     """Hash what determines a training: initial state, masks, settings, seed, and the labels in their order."""
     digest = hashlib.sha256(repr((sorted(config.items()), seed)).encode())
-    tensors = {**model.state_dict(), **{f"mask {name}": mask for name, mask in masks.items()}, "labels": labels}
+    tensors = {**tensors_of(model), **{f"mask {name}": mask for name, mask in masks.items()}, "labels": labels}
     for name, tensor in tensors.items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

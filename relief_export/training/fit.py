@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812  # the field's name for it
 from torch.nn.parallel import DistributedDataParallel
 
 from relief_export.errors import InputError
+from relief_export.state import mask_enforcer, restore
 from relief_export.training import distributed
 from relief_export.training.checkpoints import Checkpoint, fingerprint
 from relief_export.training.models import logits_of
@@ -135,7 +136,7 @@ def fit(
             state.note(epoch + 1, model, line.validation_accuracy, line.validation_loss, asdict(line))
             if checkpoint is not None and distributed.is_main():
                 state.save(checkpoint, model, optimizer)
-    model.load_state_dict(state.best)
+    restore(model, state.best)
     distributed.barrier()
     history = tuple(Epoch(**line) for line in state.history)
     peak = max((line.test_accuracy for line in history if line.test_accuracy is not None), default=None)
@@ -167,30 +168,6 @@ def evaluate(model: nn.Module, split: Split, *, batch: int = 1000, logits: bool 
     if count == 0:
         raise InputError("there are no samples to measure the network on")
     return Evaluation(correct / count, loss_sum / count, int(count), torch.cat(found) if logits else None)
-
-
-def mask_enforcer(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> Callable[[], None]:
-    """Return a function that multiplies the masked parameters and buffers of ``model`` by their masks, fused.
-
-    Raises:
-        InputError: A mask is for no tensor of the model, or has another shape.
-    """
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    masked, factors = [], []
-    for name, mask in masks.items():
-        if name not in tensors:
-            raise InputError(f'the mask "{name}" is for no parameter or buffer of the network')
-        tensor = tensors[name].detach()
-        if mask.shape != tensor.shape:
-            raise InputError(f'the mask "{name}" is {tuple(mask.shape)}, its tensor {tuple(tensor.shape)}')
-        masked.append(tensor)
-        factors.append(torch.empty_like(tensor).copy_(mask))  # same layout and type: one fused kernel
-
-    def enforce() -> None:
-        if masked:
-            torch._foreach_mul_(masked, factors)  # torch's own optimizers are built on it
-
-    return enforce
 
 
 class _Loop:

@@ -1,5 +1,6 @@
 """The relief loop: what it chooses, what it leaves, and that being killed changes nothing."""
 
+import copy
 import itertools
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +17,8 @@ from torch.nn.utils import prune
 
 from relief_export.errors import InputError, IntegrityError
 from relief_export.recipe import ReliefConfig
-from relief_export.relief.iterations import Loop, best_of
-from relief_export.relief.journal import Iteration
+from relief_export.relief.history import History, Iteration
+from relief_export.relief.loop import Loop, _Run, best_of
 from relief_export.relief.masks import Masks
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -166,10 +168,231 @@ def test_another_tolerance_only_chooses_again(tmp_path, tolerance, iteration):
     assert [row.kept for row in again.history] == [row.kept for row in first.history]
 
 
-def test_other_settings_start_afresh(tmp_path):
-    Loop([X], nothing, lambda _: 0.9).run(net(), config(), folder=tmp_path)
-    found = Loop([X], nothing, lambda _: 0.8).run(net(), config(alpha_fc=0.7), folder=tmp_path)
-    assert [row.accuracy for row in found.history] == [0.8] * 4
+def test_other_settings_are_refused_and_lose_what_is_there_only_by_force(tmp_path):
+    Loop([X], nothing, lambda _: 0.9).run(net(), config(iterations=1), folder=tmp_path)
+    (tmp_path / "iterations/thesis.txt").write_text("mine")
+    loop = Loop([X], nothing, lambda _: 0.8)
+    with pytest.raises(
+        InputError, match=r"holds 1 finished iterations of other settings \(alpha_fc was 0.8 and is 0.7"
+    ):
+        loop.run(net(), config(alpha_fc=0.7, iterations=0), folder=tmp_path)
+    other = net()
+    with torch.no_grad():
+        other[0].bias.zero_()
+    with pytest.raises(InputError, match=r"other settings \(the network's weights changed\): .* force=True"):
+        loop.run(other, config(iterations=1), folder=tmp_path)
+    found = loop.run(net(), config(alpha_fc=0.7, iterations=0), folder=tmp_path, force=True)
+    assert [row.accuracy for row in found.history] == [0.8]
+    assert not (tmp_path / "iterations/01").exists()
+    assert (tmp_path / "iterations/thesis.txt").read_text() == "mine"
+
+
+def test_a_setting_younger_than_the_folder_is_what_is_now_its_default(tmp_path):
+    Loop([X], nothing, lambda _: 0.9).run(net(), config(iterations=0), folder=tmp_path)
+    key = json.loads((tmp_path / "relief.json").read_text())
+    del key["config"]["measure"]
+    (tmp_path / "relief.json").write_text(json.dumps(key))
+    found = Loop([X], None, scripted([])).run(net(), config(iterations=0), folder=tmp_path)
+    assert found.history[0].accuracy == 0.9
+
+
+@pytest.mark.parametrize("name", ["iterations/thesis.txt", "history.jsonl", "relief.json"])
+def test_a_folder_of_somebody_else_is_refused(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"mine": 1}')
+    for force in (False, True):
+        with pytest.raises(InputError, match=r"not of a relief.* name another folder"):
+            Loop([X], nothing, lambda _: 0.9).run(net(), config(), folder=tmp_path, force=force)
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == [name]
+    assert (tmp_path / name).read_text() == '{"mine": 1}'
+
+
+def test_a_shorter_loop_chooses_among_its_own_iterations(tmp_path):
+    script = [0.9, *(0, 0.9), *(0, 0.5), *(0, 0.9)]
+    whole = Loop([X], nothing, scripted(script)).run(net(), config(), folder=tmp_path)
+    assert whole.iteration == 3
+    for changes, iteration, rows in (({"iterations": 1}, 1, 2), ({"iterations": 0}, 0, 1), ({"patience": 1}, 1, 3)):
+        model = net()
+        found = Loop([X], None, scripted([])).run(model, config(**changes), folder=tmp_path)
+        assert (found.iteration, found.history) == (iteration, whole.history[:rows])
+        assert found.masks.count(model).kept == found.chosen.kept
+        assert found.masks.apply_(model) == {}
+    # What the longer loop did is still there.
+    assert Loop([X], None, scripted([])).run(net(), config(), folder=tmp_path).history == whole.history
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, "evaluate returned a NoneType: it must return the accuracy"),
+        ("high", "evaluate returned a str"),
+        (float("nan"), "evaluate returned NaN"),
+        (94.2, "evaluate returned 94.2: it must return a fraction, at most 1, not a percentage"),
+    ],
+)
+def test_what_is_no_accuracy_is_refused(value, message):
+    with pytest.raises(InputError, match=message):
+        Loop([X], nothing, lambda _: value).run(net(), config(iterations=0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"skip": ("hed",)}, "relief.skip: no layer matches 'hed'; known: 0, 2"),
+        ({"alpha": {"9": 0.5}}, "relief.alpha: no layer matches '9'"),
+        ({"skip": ("*",)}, r"every layer of Sequential is left whole \('0' is Linear, which relief.skip names\)"),
+    ],
+)
+def test_settings_that_fit_no_layer_are_refused_before_anything_is_done(changes, message):
+    with pytest.raises(InputError, match=message):
+        Loop([X], nothing, scripted([])).run(net(), config(**changes))
+
+
+def test_a_network_that_cannot_be_captured_is_refused_before_it_is_measured():
+    class Branch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.layer(x) if x.sum() > 0 else self.layer(-x)
+
+    with pytest.raises(InputError, match="Branch cannot be exported to ONNX: Could not guard on data-dependent"):
+        Loop([X], nothing, scripted([])).run(Branch(), config())
+
+
+class Odd(nn.Linear):
+    """Keeps a dictionary in its state, and asks for its version when it is loaded, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def get_extra_state(self):
+        return {"calls": 1}
+
+    def set_extra_state(self, state):
+        assert state == {"calls": 1}
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        assert local_metadata["version"] == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def test_networks_with_versions_and_extra_state_are_put_back(tmp_path):
+    def odd():
+        torch.manual_seed(0)
+        return nn.Sequential(Odd(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    model, init = odd(), odd().state_dict()
+    found = Loop([X], nothing, lambda _: 0.9).run(model, config(iterations=1, rewind=True), init=init, folder=tmp_path)
+    again = odd()
+    Loop([X], None, scripted([])).run(again, config(iterations=1, rewind=True), init=init, folder=tmp_path)
+    assert found.iteration == 1
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert found.masks.apply_(again) == {}
+
+
+class Levels(nn.Module):
+    """A head on two levels of a pyramid, a skipped stem, a frozen layer, a recurrent one, and one never called."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.head = nn.Conv2d(6, 4, 3, padding=1)
+        self.frozen = nn.Linear(4, 4).requires_grad_(False)
+        self.rnn = nn.LSTM(4, 5, batch_first=True)
+        self.last, self.never = nn.Linear(5, 3), nn.Linear(2, 2)
+
+    def forward(self, x):
+        low = torch.relu(self.stem(x))
+        high = nn.functional.max_pool2d(low, 2)
+        tokens = torch.stack([self.head(low).mean((2, 3)), self.head(high).mean((2, 3))], 1)
+        return self.last(self.rnn(self.frozen(tokens))[0][:, -1])
+
+
+def test_shared_heads_are_relieved_and_what_is_left_whole_is_named_and_whole():
+    model, x = Levels(), torch.rand(16, 1, 8, 8)
+    stem = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(("stem", "frozen"))}
+    found = Loop([x], nothing, lambda _: 0.9).run(
+        model, config(iterations=1, alpha_conv=0.4, alpha_fc=0.4, skip=("stem",))
+    )
+    assert found.chosen.layers["head"]["kept"] < found.chosen.layers["head"]["dense"]
+    assert found.left_whole == {
+        "stem": "Conv2d, which relief.skip names",
+        "frozen": "Linear that is frozen",
+        "rnn": "LSTM, whose connections are not scored",
+        "never": "Linear that calibration never called",
+    }
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in stem.items())
+    assert not {"stem.weight", "stem.bias", "frozen.weight", "frozen.bias"} & set(found.masks)
+
+
+def test_layerwise_is_the_order_of_the_authors_code():
+    """Their rule, written down again: convolutions on the whole network, then linear layers on the pruned ones.
+
+    For a neuron with importances s, sorted, they look for the first place where the sum reaches α of the total, step
+    one further, and mask all that is no larger than what stands there: the smallest connection always goes, even where
+    all are needed.
+    """
+    torch.manual_seed(1)
+    model = nn.Sequential(
+        nn.Conv2d(1, 5, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(5, 8, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(32, 20), nn.ReLU(), nn.Linear(20, 4),
+    )  # fmt: skip
+    x, alphas = torch.rand(24, 1, 20, 20), (0.9, 0.95)
+    settings = config(measure="layerwise", position_norm="l1", alpha_conv=alphas[0], alpha_fc=alphas[1], samples=24)
+
+    off_by_one = []
+
+    def theirs(importance, alpha):
+        kept = torch.ones_like(importance).bool()
+        for row, flags in zip(importance, kept, strict=True):
+            ordered = row.sort(descending=True).values
+            first = int((ordered.cumsum(0) < alpha * row.sum()).sum())
+            if first == len(row) - 1:
+                off_by_one.append(len(row))  # all are needed, and they mask the smallest all the same
+            else:
+                flags[row <= ordered[first + 1]] = False
+        return kept
+
+    expected, pruned = {}, copy.deepcopy(model)
+    with torch.no_grad():
+        for name in ("0", "3", "7", "9"):
+            index, layer = int(name), model[int(name)]
+            source = model if name in ("0", "3") else pruned
+            # Within one stage every layer is measured on the stage's own network, unpruned layers before it.
+            given = source[:index](x).double().abs()
+            if layer.weight.ndim == 4:
+                windows = nn.functional.unfold(given.mean(0, keepdim=True), 5)[0]  # (in * 25, positions)
+                each = windows.sum(1).view(1, -1, 25)
+                weights = (layer.weight.double().abs().flatten(2) * each).sum(2)
+                biases = layer.bias.double().abs() * windows.shape[1]
+            else:
+                weights, biases = layer.weight.double().abs() * given.mean(0), layer.bias.double().abs()
+            importance = torch.cat([weights, biases[:, None]], 1)
+            kept = theirs(importance, alphas[layer.weight.ndim == 2])
+            expected[name] = kept
+            if layer.weight.ndim == 4:
+                flags = kept[:, :-1].view(*layer.weight.shape[:2], 1, 1)
+                pruned[index].weight.mul_(flags)
+                pruned[index].bias.mul_(kept[:, -1])
+    run = _Run(Loop([x], nothing, lambda _: 0.9), copy.deepcopy(model), settings, None, History(None), progress=None)
+    found = run._select()
+    for name, kept in expected.items():
+        ours = torch.cat(
+            [
+                found[f"{name}.weight"].flatten(2).any(2) if name in "03" else found[f"{name}.weight"],
+                found[f"{name}.bias"][:, None],
+            ],
+            1,
+        )
+        assert torch.equal(ours, kept)
+    assert 0 < len(off_by_one) < 20
+    assert sum(int((~kept).sum()) for kept in expected.values()) > 100
+    at_once = _Run(
+        run.loop, copy.deepcopy(model), replace(settings, measure="at once"), None, History(None), progress=None
+    )
+    assert not at_once._select().same(found)
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -191,7 +414,7 @@ SCRIPT = textwrap.dedent(
     from pathlib import Path
     from torch import nn
     from relief_export.recipe import ReliefConfig, TrainConfig
-    from relief_export.relief.loop import relieve
+    from relief_export.relief.loop import recipe_loop
     from relief_export.training import distributed
     from relief_export.training.data import DataSet, Split
 
@@ -205,12 +428,11 @@ SCRIPT = textwrap.dedent(
     )
     folder = Path(sys.argv[1])
     with distributed.setup():
-        found = relieve(
-            model, DataSet(split, split, split, 3, (1, 8, 8)),
-            ReliefConfig(iterations=4, alpha_conv=0.8, alpha_fc=0.8, tolerance=1.0, samples=64),
-            TrainConfig(epochs=6, batch=32), init=None, seed=0, folder=folder,
-            progress=lambda *what: print(*what[:3], flush=True),
-        )
+        tell = lambda *what: print(*what[:3], flush=True)
+        config = ReliefConfig(iterations=4, alpha_conv=0.8, alpha_fc=0.8, tolerance=1.0, samples=64)
+        data = DataSet(split, split, split, 3, (1, 8, 8))
+        loop = recipe_loop(model, data, config, TrainConfig(epochs=6, batch=32), seed=0, progress=tell)
+        found = loop.run(model, config, folder=folder, progress=tell)
         (folder / f"rank{distributed.rank()}").mkdir()
         found.masks.save(folder / f"rank{distributed.rank()}" / "masks.safetensors")
         torch.save(model.state_dict(), folder / f"rank{distributed.rank()}" / "model.pt")

@@ -7,8 +7,7 @@ from torch.nn.utils import prune
 
 from relief_export.errors import InputError, IntegrityError
 from relief_export.recipe import ModelConfig
-from relief_export.relief.masks import Masks
-from relief_export.relief.readers import read_masks, zeros
+from relief_export.relief.masks import Masks, read_masks, zeros
 from relief_export.training.models import build_model
 
 
@@ -66,15 +65,67 @@ def authors_resnet(blocks=3, widths=(16, 32, 64)):
     return content | {"linear.weight.mask": half(10, 64), "linear.bias.mask": torch.ones(10)}
 
 
-def test_the_authors_resnet_file(tmp_path):
+def test_the_authors_resnet_file_is_read_as_their_own_code_applies_it(tmp_path):
     model, path = build_model(ModelConfig("resnet20"), (3, 32, 32), 10, 0), tmp_path / "net_masks.pt"
     torch.save(authors_resnet(), path)
-    found = read_masks(path, model)
-    assert len(found.masks) == 1 + 9 * 3 + 2
+    found = read_masks(str(path), model)
+    assert found.form == "authors"
+    assert "conv1.weight" not in found.masks
+    assert len(found.masks) == 9 * 3 + 2
     assert torch.equal(found.masks["layer2.1.join.shortcut_mask"], half(32).bool())
-    assert found.disagreements["conv1.weight"] == 216  # never masked by the authors' code
+    # A shortcut's mask is no weight that could disagree.
+    assert found.disagreements == {"linear.weight": 320}
+    (note,) = found.notes
+    assert note.startswith("conv1.mask, which masks 216 entries, is left out: the authors' own code never applies it")
     found.masks.apply_(model)
     assert model.layer2[1].join.shortcut_mask.tolist() == half(32).tolist()
+    stated = read_masks(path, model, authors_conv1=True)
+    assert stated.masks["conv1.weight"].sum() == 216
+    assert stated.notes == ()
+
+
+class AuthorsBlock(nn.Module):
+    """The authors' way to hold masks: as attributes, outside of the state."""
+
+    def __init__(self, masks):
+        super().__init__()
+        self.conv1_masks = masks["conv1.mask"]
+        names = ("conv1.mask", "conv2.mask", "shortcut.mask")
+        self.layers_masks = [
+            [[masks[f"layer{layer}.{block}.{name}"] for name in names] for block in range(3)] for layer in (1, 2, 3)
+        ]
+        self.linear_masks = [masks["linear.weight.mask"], masks["linear.bias.mask"]]
+
+
+def test_the_authors_masks_as_they_have_them_in_memory():
+    model, lists = net(), [[half(2, 1, 3, 3), torch.tensor([1.0, 0.0])], [half(3, 8), torch.ones(3)]]
+    expected = read_masks([mask for part in lists for mask in part], model).masks
+    theirs = net()
+    theirs.feature_extractor_masks, theirs.classifier_masks = lists  # their LeNets
+    like_vgg = net()
+    like_vgg.features_masks, like_vgg.classifier_masks = lists
+    for source in (lists, theirs, like_vgg):
+        found = read_masks(source, model)
+        assert found.form == "authors"
+        assert found.masks.same(expected)
+        assert len(found.masks) == 4
+    resnet = build_model(ModelConfig("resnet20"), (3, 32, 32), 10, 0)
+    found = read_masks(AuthorsBlock(authors_resnet()), resnet)
+    assert found.masks.same(read_masks(authors_resnet(), resnet).masks)
+    assert len(found.notes) == 1
+
+
+def test_the_state_of_a_pruned_network_and_names_of_a_wrapped_one():
+    pruned = net()
+    prune.l1_unstructured(pruned[3], "weight", 0.5)
+    for source in (pruned.state_dict(), nn.DataParallel(pruned).state_dict(), nn.DataParallel(pruned)):
+        found = read_masks(source, net())
+        assert list(found.masks) == ["3.weight"]
+        assert torch.equal(found.masks["3.weight"], pruned[3].weight_mask.bool())
+    named = read_masks({"_orig_mod.module.3.bias": [1, 0, 1]}, net())
+    assert named.masks["3.bias"].tolist() == [True, False, True]
+    layers = {"3": {"weight": half(3, 8), "bias": None, "_output_": torch.ones(1, 3)}}
+    assert list(read_masks(layers, net()).masks) == ["3.weight"]
 
 
 def test_the_authors_resnet_without_its_shortcuts_is_refused():

@@ -75,12 +75,12 @@ def scores_of(model):
     return score(model, measure_activity(model, [torch.randn(6, 3, 4, 4)]))
 
 
-def test_alpha_by_kind_by_glob_and_skipped_layers():
+def test_alpha_by_kind_and_by_glob():
     scores = scores_of(net())
     whole = select(scores, Alpha(conv=1, fc=1))
     assert all(mask.all() for mask in whole.values())
-    masks = select(scores, Alpha(conv=0.5, fc=1, layers={"2": 0.2}, skip=("3",)))
-    assert set(masks) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    masks = select(scores, Alpha(conv=0.5, fc=1, layers={"2": 0.2}))
+    assert masks["3.weight"].all()
     assert not masks["0.weight"].all()
     assert masks["2.weight"].float().mean() < 0.3
     assert select(scores, Alpha(layers={"[23]": 1.0}))["3.weight"].all()
@@ -92,8 +92,6 @@ def test_alpha_by_kind_by_glob_and_skipped_layers():
         (lambda: Alpha(conv=0.0), "alpha_conv: α must be above 0 and at most 1, not 0.0"),
         (lambda: Alpha(fc=1.01), "alpha_fc: α must be above 0 and at most 1, not 1.01"),
         (lambda: Alpha(layers={"conv*": float("nan")}), r"conv\*: α must be above 0 and at most 1, not nan"),
-        (lambda: Alpha(layers={"head": 0.5}), "alpha: no layer matches 'head'; the layers are 0, 2, 3"),
-        (lambda: Alpha(skip=("head",)), "skip: no layer matches 'head'"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(alpha, message):
@@ -107,7 +105,6 @@ def test_a_join_drops_the_branch_or_the_shortcut_whose_share_is_small():
     masks = select(Scores({}, {"block.join": pairs}), Alpha(conv=0.95))
     assert masks["block.join.residual_mask"].tolist() == [True, False, True, True, False, False]
     assert masks["block.join.shortcut_mask"].tolist() == [True, True, False, True, True, False]
-    assert not select(Scores({}, {"block.join": pairs}), Alpha(skip=("block.*",)))
 
 
 def test_selection_is_the_same_every_time():

@@ -2,11 +2,14 @@
 
 ::
 
-    relief.json                                the key: what the iterations depend on; another key starts afresh
+    relief.json                                the key: what the iterations depend on
     history.jsonl                              one line per finished iteration
     iterations/NN/masks.safetensors            before retraining, kept for every iteration
     iterations/NN/retraining.pt                the retraining's own checkpoint, until it is finished
     iterations/NN/weights.safetensors          after retraining, kept too: another tolerance only chooses again
+
+A folder is this loop's own where its relief.json says so. One that has such files without it is somebody else's, and
+is refused; one of other settings is refused too, unless the caller says that what is there may go.
 
 Only the main process touches files; the others receive what it read.
 """
@@ -14,15 +17,16 @@ Only the main process touches files; the others receive what it read.
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import distributed as dist
 
 from relief_export import records
-from relief_export.errors import IntegrityError
+from relief_export.errors import InputError, IntegrityError
+from relief_export.recipe import ReliefConfig
 from relief_export.relief.masks import Masks
+from relief_export.state import restore
 from relief_export.training import distributed
 from relief_export.training.checkpoints import load_weights, save_weights
 
@@ -33,6 +37,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T")
+
+_FILES = ("masks.safetensors", "weights.safetensors", "retraining.pt")
+"""What the folder of one iteration may hold."""
 
 
 @dataclass(frozen=True)
@@ -65,16 +72,25 @@ class Iteration:
     peak_test_accuracy: float | None = None
 
 
-class Journal:
+class History:
     """The files of one relief loop; without a folder it keeps nothing and remembers nothing."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def open(self, key: Mapping[str, Any]) -> list[Iteration]:
-        """Return the finished iterations of a loop with this very key; forget those of another one."""
+    def open(self, key: Mapping[str, Any], *, force: bool = False) -> list[Iteration]:
+        """Return the finished iterations of a loop with this very key.
+
+        Args:
+            key: What the iterations depend on.
+            force: Remove the iterations of another key.
+
+        Raises:
+            InputError: The folder is somebody else's, or holds iterations of another key and ``force`` is not given.
+            IntegrityError: Its files are damaged.
+        """
         folder = self._folder
-        return from_main(lambda: _open(folder, dict(key))) if folder else []
+        return from_main(lambda: _open(folder, dict(key), force=force)) if folder else []
 
     def masks(self, iteration: int) -> Masks | None:
         """Return the masks of an iteration that was begun, or None."""
@@ -112,7 +128,7 @@ class Journal:
             IntegrityError: They are damaged.
         """
         if path := self._path(iteration, "weights.safetensors"):
-            model.load_state_dict(from_main(lambda: load_weights(model, path)))
+            restore(model, from_main(lambda: load_weights(model, path)))
 
     def _path(self, iteration: int, name: str) -> Path | None:
         return self._folder / _name(iteration) / name if self._folder else None
@@ -122,20 +138,64 @@ def _name(iteration: int) -> str:
     return f"iterations/{iteration:02d}"
 
 
-def _open(folder: Path, key: dict[str, Any]) -> list[Iteration]:
+def _open(folder: Path, key: dict[str, Any], *, force: bool) -> list[Iteration]:
     where, history = folder / "relief.json", folder / "history.jsonl"
-    if not where.exists() or records.read_json(where) != key:
-        history.unlink(missing_ok=True)
-        shutil.rmtree(folder / "iterations", ignore_errors=True)
+    if not where.exists():
+        if foreign := next((path for path in (history, folder / "iterations") if path.exists()), None):
+            raise InputError(
+                f"{foreign} is there and no relief.json beside it: it is not of a relief; name another folder"
+            )
         records.write_json(where, key)
-    return _rows(history)
+        return []
+    old = records.read_json(where)
+    if "config" not in old or "start" not in old:
+        raise InputError(f"{where} is not of a relief: name another folder")
+    rows = _rows(history)
+    if not (difference := _difference(old, key)):
+        return rows
+    if rows[1:] and not force:
+        raise InputError(
+            f"{folder} holds {len(rows) - 1} finished iterations of other settings ({difference}): "
+            "name another folder, or give force=True to lose them"
+        )
+    _clear(folder)
+    records.write_json(where, key)
+    return []
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Return the first thing in which two keys differ, in words; nothing where they are the same."""
+    # A setting that is younger than the file was, then, what is now its default.
+    defaults = {item.name: item.default for item in fields(ReliefConfig)}
+    before, now = old["config"], new["config"]
+    for name in sorted({*before, *now}):
+        was, is_now = before.get(name, defaults.get(name)), now.get(name, defaults.get(name))
+        if was != is_now:
+            return f"{name} was {was} and is {is_now}"
+    told = {"start": "the network's weights", "masks": "the masks from the start", "init": "the initial weights"}
+    others = sorted({*old, *new} - {"config"})
+    return next((f"{told.get(name, name)} changed" for name in others if old.get(name) != new.get(name)), "")
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a relief wrote, file by file: what else lies there is not ours."""
+    (folder / "history.jsonl").unlink(missing_ok=True)
+    for one in sorted((folder / "iterations").glob("[0-9][0-9]*")):
+        for name in _FILES:
+            (one / name).unlink(missing_ok=True)
+        if one.is_dir() and not any(one.iterdir()):
+            one.rmdir()
 
 
 def _rows(history: Path) -> list[Iteration]:
     try:
-        return [Iteration(**json.loads(line)) for line in history.read_text().splitlines()] if history.exists() else []
+        rows = [Iteration(**json.loads(line)) for line in history.read_text().splitlines()] if history.exists() else []
     except (ValueError, TypeError) as error:
         raise IntegrityError(f"{history} is damaged ({error}): remove it to start relief afresh") from None
+    for number, row in enumerate(rows):
+        if row.iteration != number or not isinstance(row.accuracy, (int, float)) or not isinstance(row.kept, int):
+            raise IntegrityError(f"{history} is damaged (its line {number + 1}): remove it to start relief afresh")
+    return rows
 
 
 def from_main(make: Callable[[], T]) -> T:
