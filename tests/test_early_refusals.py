@@ -69,7 +69,7 @@ def test_what_would_fail_later_is_refused_before_the_training(name, tmp_path, mo
 
 def test_a_network_that_is_whole_is_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(models.ZOO, "faulty", lambda _shape, _classes: Network(""))
-    whole = ("--set", "model.name=faulty", "--set", "relief.skip=['f*']", "--json")
+    whole = ("--set", "model.name=faulty", "--set", "relief.alpha={'f*' = 0.5}", "--json")
     assert run(["train", "digits-lenet5", "--out", str(tmp_path / "b"), *TINY, *whole]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
 
