@@ -26,7 +26,10 @@ $(PIPELINES:%=$(BUILD)/%/dense/record.json): $(BUILD)/%/dense/record.json: pipel
 $(PIPELINES:%=$(BUILD)/%/relieved/record.json): $(BUILD)/%/relieved/record.json: $(BUILD)/%/dense/record.json
 	$(RUN) relieve '$(BUILD)/$*' $(QUIET)
 
-$(PIPELINES:%=$(BUILD)/%/artifacts/record.json): $(BUILD)/%/artifacts/record.json: $(BUILD)/%/relieved/record.json
+$(PIPELINES:%=$(BUILD)/%/quantised/record.json): $(BUILD)/%/quantised/record.json: $(BUILD)/%/relieved/record.json
+	$(RUN) quantise '$(BUILD)/$*' $(QUIET)
+
+$(PIPELINES:%=$(BUILD)/%/artifacts/record.json): $(BUILD)/%/artifacts/record.json: $(BUILD)/%/quantised/record.json
 	$(RUN) export '$(BUILD)/$*' $(QUIET)
 
 $(PIPELINES:%=$(BUILD)/%/validation.json): $(BUILD)/%/validation.json: $(BUILD)/%/artifacts/record.json

@@ -64,6 +64,14 @@ class Relieve(TypedDict):
     connections: Count
 
 
+class Quantise(TypedDict):
+    """The network of few values; ``values`` is None where the recipe asks for none, and then there is no more."""
+
+    values: int | str | None
+    validation: NotRequired[float | None]
+    test: NotRequired[float | None]
+
+
 class Columns(TypedDict):
     """One quantity of a network: as it was dense (None where that is unknown), as stored, and without its zeros."""
 
@@ -322,6 +330,7 @@ class Audit(TypedDict):
 OUTCOMES: dict[str, Any] = {
     "train": Train,
     "relieve": Relieve,
+    "quantise": Quantise,
     "export": Export,
     "validate": Validate,
     "audit": Audit,

@@ -37,6 +37,10 @@ Size = Annotated[
     str, Rule('a size like "256KiB"', lambda value: re.fullmatch(r"(?i)\d+(\.\d+)?\s*([KMG](i?B)?|B)?", value))
 ]
 
+Values = Annotated[
+    int | str, Rule('a number from 2 to 256, or "int8"', lambda v: 2 <= v <= 256 if isinstance(v, int) else v == "int8")
+]
+
 Format = Literal["dense", "sparse", "packed", "csr", "int8", "packed-int8", "packed-codebook16", "ort"]
 
 
@@ -144,6 +148,17 @@ class ReliefConfig(Checked):
 
 
 @dataclass(frozen=True)
+class QuantiseConfig(Checked):
+    """Trained rounding of the relieved network: a training with Adam in one cycle, without weight decay."""
+
+    values: Values
+    """A number: each weight holds at most so many different non-zero values; "int8": steps of its channel's scale."""
+    epochs: CountOrZero = 5
+    """0 rounds to the nearest value and leaves it at that."""
+    lr: Positive = 1e-3
+
+
+@dataclass(frozen=True)
 class ExportConfig(Checked):
     """Which formats are written beside model.onnx, and how."""
 
@@ -176,6 +191,8 @@ class Recipe(Checked):
     reproduces: str = ""
     """The published system and where its settings come from."""
     seed: Seed = 0
+    quantise: QuantiseConfig | None = None
+    """Trained rounding between relief and export; absent exports the relieved network as it is."""
     export: ExportConfig = field(default_factory=ExportConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 RECORDS = {
     "train": "dense/record.json",
     "relieve": "relieved/record.json",
+    "quantise": "quantised/record.json",
     "export": "artifacts/record.json",
     "validate": "validation.json",
     "audit": "audit.json",

@@ -25,7 +25,7 @@ from relief_export.recipe import ModelConfig
 from relief_export.records import read_record
 from relief_export.relief.masks import Masks
 from relief_export.stages.engine import read_recipe
-from relief_export.stages.learning import load_relieved, load_task
+from relief_export.stages.learning import load_network, load_task
 from relief_export.training.models import build_model
 
 DATA = Path(__file__).parent / "data"
@@ -66,7 +66,7 @@ def keep(folder: Path, out: Path) -> Path:
     """Write the relieved network of a build folder as a fixture and return its path."""
     recipe = read_recipe(folder)
     data, model = load_task(recipe)
-    masks = load_relieved(model, folder)
+    masks = load_network(model, folder, "relieved")
     tensors = {"x": data.test.take(PICTURES, seed=0).tensors()[0].numpy()}
     for name, tensor in model.state_dict().items():
         values, mask = tensor.numpy(), masks.get(name)

@@ -41,7 +41,7 @@ def stages_of(printed: str) -> list[tuple[str, str]]:
 
 def test_make_builds_two_recipes_at_once_then_only_what_changed(project):
     planned = stages_of(make(project, "-n", "digits-lenet5").stdout)
-    order = ["train", "relieve", "export", "validate", "audit", "report"]
+    order = ["train", "relieve", "quantise", "export", "validate", "audit", "report"]
     assert [stage for stage, _ in planned] == order
     assert not (project / "build").exists()
 
@@ -60,13 +60,13 @@ def test_make_builds_two_recipes_at_once_then_only_what_changed(project):
     assert make(project, "-q", "digits-lenet300", check=False).returncode == 0
     printed = make(project, "digits-lenet5").stdout
     assert "train: test accuracy" in printed
-    assert printed.count("up to date") == 2  # training and relief
+    assert printed.count("up to date") == 3  # training, relief and rounding
     assert (project / "build/digits-lenet5/dense/record.json").read_bytes() == record
     assert not (project / "build/digits-lenet5/artifacts/model.packed.onnx").exists()
     assert make(project, "-q", "digits-lenet5", check=False).returncode == 0
 
     (project / "build/digits-lenet300/artifacts/record.json").unlink()
-    assert [stage for stage, _ in stages_of(make(project, "-n", "digits-lenet300").stdout)] == order[2:]
+    assert [stage for stage, _ in stages_of(make(project, "-n", "digits-lenet300").stdout)] == order[3:]
 
     make(project, "clean-digits-lenet5")
     assert not (project / "build/digits-lenet5").exists()
@@ -76,7 +76,7 @@ def test_make_builds_two_recipes_at_once_then_only_what_changed(project):
 def test_variant_is_a_target_of_its_own(project):
     planned = stages_of(make(project, "-n", "digits-lenet5@sgd").stdout)
     assert {name for _, name in planned} == {"digits-lenet5@sgd"}
-    assert len(planned) == 6
+    assert len(planned) == 7
 
 
 def test_unknown_recipe_is_refused(project):

@@ -7,6 +7,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -138,6 +139,9 @@ def test_any_text_is_read_back_from_the_resolved_recipe(small, tmp_path, text):
         ("relief.alpha.fc1", "2", r"relief\.alpha\.fc1 must be in \(0, 1\], not 2\.0"),
         ("relief.skip", "[1]", r"relief\.skip\[0\] must be a string, not 1"),
         ("export.formats", '["dnese"]', r'export\.formats\[0\] cannot be "dnese"; did you mean "dense"\?'),
+        ("quantise.values", "1", r'quantise\.values must be a number from 2 to 256, or "int8", not 1'),
+        ("quantise.values", "int4", r'quantise\.values must be a number from 2 to 256, or "int8", not "int4"'),
+        ("quantise.epochs", "1", r"quantise\.values is missing"),
         ("audit.flash", "big", r'audit\.flash must be a size like "256KiB", not "big"'),
         ("name", "a/b", r"name must be letters, digits"),
     ],
@@ -199,8 +203,12 @@ def test_the_documentation_lists_every_key_with_its_default():
 
 def _keys(kind, prefix):
     for field, annotation in zip(dataclasses.fields(kind), fields_of(kind).values(), strict=True):
-        if dataclasses.is_dataclass(annotation):
-            yield from _keys(annotation, f"{prefix}{field.name}.")
+        found = (annotation, *get_args(annotation))
+        if kinds := [kind for kind in found if isinstance(kind, type) and dataclasses.is_dataclass(kind)]:
+            if kinds[0] is TrainConfig and field.name != "train":
+                yield f"{prefix}{field.name}", "absent"  # its keys are those of [train]
+            else:
+                yield from _keys(kinds[0], f"{prefix}{field.name}.")
         else:
             yield f"{prefix}{field.name}", _default(field)
 

@@ -37,6 +37,7 @@ LEFT = {
     "relieved/record.json",
     "relieved/relief.json",
     "relieved/weights.safetensors",
+    "quantised/record.json",
     "relieved/iterations/01/masks.safetensors",
     "relieved/iterations/01/weights.safetensors",
     "artifacts/manifest.json",
@@ -141,6 +142,35 @@ def test_changed_export_trains_nothing_again(built, capsys):
     assert changed == {"recipe.toml", "artifacts", "validation.json", "audit.json", "report.html", "report.md"}
     assert "artifacts/model.packed.onnx" not in after
     assert [file["name"] for file in json.loads(capsys.readouterr().out)["files"]] == ["model.onnx", "csr"]
+
+
+def test_quantised_network_is_what_every_file_holds(built, capsys):
+    relieved = contents(built / "relieved") | contents(built / "dense")
+    settings = SETTINGS | {"quantise.values": "6", "quantise.epochs": "2"}
+    words = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    assert run(["run", "digits-lenet5", "--out", str(built), *words, "--json"]) == 0
+    assert contents(built / "relieved") | contents(built / "dense") == relieved
+    found = read_json(built / "quantised/record.json")["outcome"]
+    assert found["values"] == 6
+    weights = load_file(built / "quantised/weights.safetensors")
+    masks = load_file(built / "relieved/masks.safetensors")
+    for name in ("conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"):
+        kept = weights[name][masks[name]]
+        assert len(np.unique(kept[kept != 0])) == found["rounding"]["values"][name] <= 6
+        assert not weights[name][~masks[name]].any()
+    stored = np.load(built / "artifacts/reference.npz")
+    scale = np.abs(stored["logits"]).max()
+    for file in ("model.onnx", "model.packed.onnx", "model.packed-codebook16.onnx"):
+        session = ort.InferenceSession(built / "artifacts" / file, providers=["CPUExecutionProvider"])
+        (logits,) = session.run(None, {session.get_inputs()[0].name: stored["x"]})
+        assert np.abs(logits - stored["logits"]).max() <= 1e-5 * scale
+    capsys.readouterr()
+    assert run(["quantise", str(built)]) == 0
+    assert "quantise: 6 values a tensor, test accuracy" in capsys.readouterr().out
+    # Without [quantise] the relieved network is exported again, and nothing is trained.
+    assert stages.run(load_recipe("digits-lenet5", SETTINGS), built)
+    assert contents(built / "relieved") | contents(built / "dense") == relieved
+    assert read_json(built / "artifacts/record.json")["inputs"]["relieved/weights.safetensors"]
 
 
 def test_changed_relief_keeps_the_dense_network(built):

@@ -108,6 +108,20 @@ def relieve(folder: Path, force: bool, progress: bool | None, as_json: bool) -> 
 
 @click.command()
 @click.argument("folder", type=PATH)
+@click.option("--force", is_flag=True, help="Start afresh even where everything is up to date.")
+@progress_option
+@json_option
+def quantise(folder: Path, force: bool, progress: bool | None, as_json: bool) -> int:
+    """Round the relieved network of FOLDER to few values by training, if its recipe has [quantise].
+
+    \b
+    relief-export quantise build/digits-lenet5
+    """
+    return _stage("quantise", folder, force=force, progress=progress, as_json=as_json)
+
+
+@click.command()
+@click.argument("folder", type=PATH)
 @click.option("--force", is_flag=True, help="Write everything again even where it is up to date.")
 @progress_option
 @json_option
@@ -180,4 +194,4 @@ def recipes(as_json: bool) -> int:
     return 0
 
 
-COMMANDS = (run, train, relieve, export, validate, report, recipes)
+COMMANDS = (run, train, relieve, quantise, export, validate, report, recipes)

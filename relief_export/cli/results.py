@@ -23,7 +23,8 @@ Table = dict[str, Any]
 def summarize(folder: Path) -> Table:
     """Collect the closing figures of a run from its records; accuracies are fractions of the test set."""
     records = {stage: read_record(folder / path, stage) for stage, path in RECORDS.items()}
-    train, relieve, export, validate, audit = (record.outcome for record in records.values())
+    train, relieve, quantise, export, validate, audit = (record.outcome for record in records.values())
+    rounded = {} if quantise["values"] is None else {"quantised": quantise["test"]}
     dense, kept = relieve["connections"]["dense"], relieve["connections"]["kept"]
     files = [
         {"name": entry["name"], "format": entry["format"], "bytes": sum(file["bytes"] for file in entry["files"])}
@@ -36,6 +37,7 @@ def summarize(folder: Path) -> Table:
         "accuracy": {
             "dense": train["test"],
             "relieved": relieve["test"],
+            **rounded,
             "onnxruntime": _accuracy(validate, "model.onnx"),
         },
         "connections": {"dense": dense, "kept": kept, "share": kept / dense},
@@ -56,11 +58,15 @@ def _accuracy(validate: Table, artifact: str) -> float | None:
     return min((value for value in found if value is not None), default=None)
 
 
+_COLUMNS = {"onnxruntime": "ONNX Runtime"}
+
+
 def summary_lines(result: Table) -> list[str]:
     """Lay out the closing table of a run."""
     accuracy, connections = result["accuracy"], result["connections"]
     original = result["original_bytes"]
-    lines = table(("", "dense", "relieved", "ONNX Runtime"), [("test accuracy", *map(_percent, accuracy.values()))])
+    columns = (_COLUMNS.get(name, name) for name in accuracy)
+    lines = table(("", *columns), [("test accuracy", *map(_percent, accuracy.values()))])
     rows: list[tuple[str, ...]] = [
         ("connections", f"{connections['dense']:,}", "", f"{connections['kept']:,} ({_percent(connections['share'])})")
     ]
@@ -107,9 +113,17 @@ def _audited(outcome: Table) -> str:
     return "within budget" if outcome["ok"] else "over budget"
 
 
+def _quantised(outcome: Table) -> str:
+    if outcome["values"] is None:
+        return "the recipe has no [quantise], nothing to do"
+    kind = "int8 steps" if outcome["values"] == "int8" else f"{outcome['values']} values a tensor"
+    return f"{kind}, test accuracy {_percent(outcome['test'])}"
+
+
 _STAGE_LINES: dict[str, Callable[[Table], str]] = {
     "train": lambda outcome: f"test accuracy {_percent(outcome['test'])}",
     "relieve": _relieved,
+    "quantise": _quantised,
     "export": lambda outcome: ", ".join(entry["name"] for entry in outcome["artifacts"]),
     "validate": _validated,
     "audit": _audited,

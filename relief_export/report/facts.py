@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Table = dict[str, Any]
 
-OPTIONAL = frozenset({"audit"})
+OPTIONAL = frozenset({"quantise", "audit"})
 NOT_LOADED = frozenset({"csr"})
 """Formats that no runtime loads as they are."""
 
@@ -150,9 +150,11 @@ def read_run(folder: Path) -> Run:
         elif stage not in OPTIONAL:
             raise InputError(f"{folder / name} does not exist: run stage {stage!r} first")
     facts: Table = {"folder": folder, "records": found, "audit": None}
-    for stage, read in (("train", _train), ("relieve", _relieve), ("export", _export), ("validate", _validate)):
-        with reading(folder, stage):
-            facts |= read(found[stage].outcome, facts)
+    readers = {"train": _train, "relieve": _relieve, "quantise": _quantise, "export": _export, "validate": _validate}
+    for stage, read in readers.items():
+        if stage in found:
+            with reading(folder, stage):
+                facts |= read(found[stage].outcome, facts)
     if "audit" in found:
         facts["audit"] = found["audit"].outcome
     first = facts["layers"][0].name if facts["layers"] else ""
@@ -189,6 +191,12 @@ def _relieve(outcome: Table, facts: Table) -> Table:
         "chosen": relief["iteration"],
         "floor": relief["history"][0]["accuracy"] - relief["tolerance"],
     }
+
+
+def _quantise(outcome: Table, facts: Table) -> Table:
+    if outcome["values"] is None:
+        return {}
+    return {"accuracy": facts["accuracy"] | {"quantised": (outcome["validation"], outcome["test"])}}
 
 
 def _export(outcome: Table, _: Table) -> Table:

@@ -1,4 +1,4 @@
-"""Train -> relieve -> export -> validate -> audit -> report: files in, files out."""
+"""Train -> relieve -> quantise -> export -> validate -> audit -> report: files in, files out."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["STAGES", "Done", "Job", "Stage", "audit", "is_main_process", "run", "run_stage", "validate", "write_recipe"]
 
 _LEARNING = ("seed", "data", "model", "train")
+_NETWORK = ("{network}/weights.safetensors", "{network}/masks.safetensors")
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
@@ -44,18 +45,27 @@ STAGES: dict[str, Stage] = {
             everyone=True,
         ),
         Stage(
+            "quantise",
+            keys=(*_LEARNING, "quantise"),
+            inputs=("relieved/weights.safetensors", "relieved/masks.safetensors"),
+            outputs=_NETWORK,
+            work=learning.quantise,
+            everyone=True,
+            after="relieve",
+        ),
+        Stage(
             "export",
             keys=("seed", "data", "model", "export"),
-            inputs=("dense/weights.safetensors", "relieved/weights.safetensors", "relieved/masks.safetensors"),
+            inputs=("dense/weights.safetensors", *_NETWORK),
             outputs=("artifacts/manifest.json", "artifacts/model.onnx", "artifacts/reference.npz"),
             work=shipping.export,
             whole=True,
-            after="relieve",
+            after="{maker}",
         ),
         Stage(
             "validate",
             keys=("seed", "data", "model"),
-            inputs=("relieved/weights.safetensors", "relieved/masks.safetensors", "artifacts/**/*"),
+            inputs=(*_NETWORK, "artifacts/**/*"),
             outputs=(),
             work=shipping.validate,
         ),

@@ -45,6 +45,16 @@ class Job:
     progress: Progress | None = None
     data: Path | None = None
 
+    @property
+    def network(self) -> str:
+        """Folder in the build folder of the network that is shipped: the quantised one where the recipe asks for it."""
+        return "relieved" if self.recipe.quantise is None else "quantised"
+
+    @property
+    def maker(self) -> str:
+        """Name of the stage that makes it."""
+        return "relieve" if self.recipe.quantise is None else "quantise"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -53,9 +63,10 @@ class Stage:
     Attributes:
         name: What the command line calls it.
         keys: The recipe's keys that it depends on.
-        inputs: Globs in the build folder of the files it reads.
-        outputs: Files in the build folder it leaves beside the record.
-        after: Name of the stage that it goes on from, whose record must be readable.
+        inputs: Globs in the build folder of the files it reads; ``{network}`` is the folder of the shipped network.
+        outputs: Files in the build folder it leaves beside the record, likewise.
+        after: Name of the stage that it goes on from, whose record must be readable; ``{maker}`` is the one that made
+            the shipped network.
         work: Does it and returns the record's outcome; ``ok`` in it is False where the answer is no, and
             ``provisional`` True where the stage has to be run again before its record counts.
         everyone: Whether every process of a distributed run takes part.
@@ -84,14 +95,16 @@ class Stage:
             IntegrityError: The record of the stage before is damaged.
         """
         resolved = json.loads(json.dumps(job.recipe.to_dict()))
-        inputs = self._hashes(job.folder)
+        inputs = self._hashes(job)
         if self.after is not None:
-            read_record(job.folder / RECORDS[self.after], self.after)
-        return {"recipe": {key: resolved[key] for key in self.keys}, "inputs": inputs}
+            maker = self.after.format(maker=job.maker)
+            read_record(job.folder / RECORDS[maker], maker)
+        return {"recipe": {key: resolved.get(key) for key in self.keys}, "inputs": inputs}
 
-    def _hashes(self, folder: Path) -> dict[str, str]:
+    def _hashes(self, job: Job) -> dict[str, str]:
         found: dict[str, str] = {}
-        for pattern in self.inputs:
+        folder = job.folder
+        for pattern in (given.format(network=job.network) for given in self.inputs):
             # This stage's own record is left out where it lies beside its inputs.
             files = sorted(path for path in folder.glob(pattern) if path.is_file() and path != folder / self.record)
             if not files:
@@ -110,7 +123,11 @@ class Stage:
             return None
         settings = {key: record.recipe.get(key) for key in self.keys}
         same = record.inputs == needs["inputs"] and settings == needs["recipe"]
-        return record if same and all(_sound(job.folder / name) for name in self.outputs) else None
+        return (
+            record
+            if same and all(_sound(job.folder / name.format(network=job.network)) for name in self.outputs)
+            else None
+        )
 
 
 def _sound(path: Path) -> bool:

@@ -64,13 +64,15 @@ def _rehearse(recipe: Recipe, data: DataSet, model: nn.Module) -> None:
     """Go through the later steps on a few samples with the untrained network, which stays as it is.
 
     Raises:
-        InputError: A pattern of relief.skip or relief.alpha matches no layer, or the network does not take the samples.
+        InputError: A pattern of relief.skip or relief.alpha matches no layer, the network does not take the samples, or
+            its batch norm cannot be moved into its weights, which quantise asks for.
         UnsupportedModelError: The network cannot be captured as a graph.
     """
     import torch
 
     from relief_export.capture import capture
     from relief_export.relief.loop import check_layers
+    from relief_export.training.rounding import fold_norms
 
     network = copy.deepcopy(model).eval()
     x, _ = data.train.take(_REHEARSAL, seed=recipe.seed).tensors()
@@ -78,6 +80,8 @@ def _rehearse(recipe: Recipe, data: DataSet, model: nn.Module) -> None:
     with blaming_the_network(recipe, data.input_shape):
         with torch.no_grad():
             network(x)
+        if recipe.quantise is not None:
+            fold_norms(network, x)
         capture(network.cpu(), x[:2])
 
 
@@ -140,29 +144,79 @@ def relieve(job: Job) -> Outcome:
     }
 
 
+def quantise(job: Job) -> Outcome:
+    """Round the relieved network to few values by training; leaves its weights and masks.
+
+    Where the recipe has no [quantise] there is nothing to do, and the record says so.
+    """
+    from relief_export.stages.engine import is_main_process
+    from relief_export.training.checkpoints import save_weights
+    from relief_export.training.fit import evaluate
+    from relief_export.training.rounding import round_weights
+
+    folder, recipe = job.folder / "quantised", job.recipe
+    if recipe.quantise is None:
+        return {"values": None}
+    data, model = load_task(recipe)
+    masks = load_network(model, job.folder, "relieved")
+    checkpoint = folder / "checkpoint.pt"
+    with blaming_the_network(recipe, data.input_shape):
+        done = round_weights(
+            model,
+            data,
+            masks,
+            recipe.quantise,
+            recipe.train,
+            seed=recipe.seed,
+            calibration=data.train.take(recipe.export.calibration_samples, seed=recipe.seed),
+            checkpoint=checkpoint,
+            progress=job.progress,
+        )
+    masks.apply_(model)
+    if is_main_process():
+        weights = folder / "weights.safetensors"
+        save_weights(model, weights)
+        masks.save(folder / "masks.safetensors", weights)
+        checkpoint.unlink(missing_ok=True)
+    return {
+        "values": recipe.quantise.values,
+        "rounding": done.to_dict(),
+        "validation": evaluate(model, data.validation).accuracy,
+        "test": evaluate(model, data.test).accuracy,
+    }
+
+
 def load_task(recipe: Recipe) -> tuple[DataSet, nn.Module]:
-    """Return the data of a recipe and its untrained network."""
+    """Return the data of a recipe and its untrained network.
+
+    Raises:
+        InputError: The data are not there, or the network does not fit them or the rounding that the recipe asks for.
+    """
     from relief_export.training.data import load_data
     from relief_export.training.models import build_model
+    from relief_export.training.rounding import check_values
 
     data = load_data(recipe.data, recipe.seed)
-    return data, build_model(recipe.model, data.input_shape, data.classes, recipe.seed)
+    model = build_model(recipe.model, data.input_shape, data.classes, recipe.seed)
+    if recipe.quantise is not None:
+        check_values(model, recipe.quantise)
+    return data, model
 
 
-def load_relieved(model: nn.Module, folder: Path) -> Masks:
-    """Load the relieved weights of a build folder into ``model``, masks applied, and return the masks."""
+def load_network(model: nn.Module, folder: Path, network: str) -> Masks:
+    """Load the weights of a build folder's ``network``, "relieved" or "quantised", masks applied; return the masks."""
     from relief_export.relief.masks import Masks
     from relief_export.training.checkpoints import load_weights
 
-    weights = folder / "relieved" / "weights.safetensors"
+    weights = folder / network / "weights.safetensors"
     load_weights(model, weights)
-    masks = Masks.load(folder / "relieved" / "masks.safetensors", weights)
+    masks = Masks.load(folder / network / "masks.safetensors", weights)
     masks.apply_(model)
     return masks
 
 
-def relieved_logits(folder: Path, recipe: Recipe, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the masked network's outputs ``(N, classes)`` for inputs ``x``, ``(N, ...)`` float32."""
+def shipped_logits(job: Job, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the shipped network's outputs ``(N, classes)`` for inputs ``x``, ``(N, ...)`` float32."""
     import torch
 
     from relief_export.records import RECORDS, read_record
@@ -170,12 +224,13 @@ def relieved_logits(folder: Path, recipe: Recipe, x: np.ndarray[Any, Any]) -> np
     from relief_export.training.fit import evaluate
     from relief_export.training.models import build_model
 
-    facts = read_record(folder / RECORDS["train"], "train").outcome
+    recipe = job.recipe
+    facts = read_record(job.folder / RECORDS["train"], "train").outcome
     shape = tuple(facts["input_shape"])
     if x.shape[1:] != shape or x.dtype.kind != "f":
         raise InputError(f"the samples x are {x.dtype} {x.shape}, the network takes floating-point (N, *{shape})")
     model = build_model(recipe.model, shape, facts["classes"], recipe.seed)
-    load_relieved(model, folder)
+    load_network(model, job.folder, job.network)
     split = Split.of(torch.from_numpy(x.astype("float32")), torch.zeros(len(x), dtype=torch.int64))
     logits = evaluate(model, split, logits=True).logits
     assert logits is not None  # noqa: S101  asked for

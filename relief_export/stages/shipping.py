@@ -99,7 +99,7 @@ def _capture(job: Job) -> tuple[dict[str, ir.Model], Samples, np.ndarray[Any, An
     """Return the folded baselines, the reference sample, and training inputs for calibration."""
     from relief_export.capture import capture
     from relief_export.graph.fold import fold
-    from relief_export.stages.learning import load_relieved, load_task
+    from relief_export.stages.learning import load_network, load_task
     from relief_export.training.checkpoints import load_weights
     from relief_export.training.fit import evaluate
 
@@ -110,7 +110,7 @@ def _capture(job: Job) -> tuple[dict[str, ir.Model], Samples, np.ndarray[Any, An
     load_weights(model, job.folder / "dense" / "weights.safetensors")
     captured = capture(model, x[:2])
     graphs = {"original": fold(captured)}
-    load_relieved(model, job.folder)
+    load_network(model, job.folder, job.network)
     state = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
     graphs["masked"] = fold(with_values(captured, state))
     logits = evaluate(model, sample, logits=True).logits
@@ -180,14 +180,14 @@ def _samples(job: Job) -> Samples:
     """Return the full test set with the masked network's logits, or what can be had without torch or on given data."""
     if importlib.util.find_spec("torch") is None:
         return stored_samples(job.folder / "artifacts", job.data)
-    from relief_export.stages.learning import load_task, relieved_logits
+    from relief_export.stages.learning import load_task, shipped_logits
 
     if job.data is not None:
         given = stored_samples(job.folder / "artifacts", job.data)
-        return given._replace(logits=relieved_logits(job.folder, job.recipe, given.x))
+        return given._replace(logits=shipped_logits(job, given.x))
     data, _ = load_task(job.recipe)
     x, y = (tensor.numpy() for tensor in data.test.tensors())
-    return Samples(x, y, relieved_logits(job.folder, job.recipe, x), TEST_SET)
+    return Samples(x, y, shipped_logits(job, x), TEST_SET)
 
 
 def stored_samples(folder: Path, data: Path | None) -> Samples:

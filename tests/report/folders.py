@@ -18,6 +18,7 @@ from relief_export.records import Record, sha256, write_bytes
 READ = {
     "train": (),
     "relieve": (),
+    "quantise": (),
     "export": ("relieved/masks.safetensors",),
     "validate": ("artifacts/manifest.json", "artifacts/model.onnx"),
     "audit": ("artifacts/manifest.json",),
@@ -140,6 +141,7 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
             "test": 0.9375,
             "connections": {"dense": dense, "kept": kept},
         },
+        ("quantise", "quantised/record.json"): {"values": None},
         ("export", "artifacts/record.json"): {
             "cost": {"original": original.to_dict()}
             | {key: cost(graphs[key], baseline=original).to_dict() for key in ("masked", "shrunk")},
