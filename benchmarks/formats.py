@@ -20,7 +20,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from benchmarks.common import ROOT, Benchmark, Column, Row, interleave
-from relief_export.formats import FORMATS, VALUES, Options, Values, dense, ledger
+from relief_export.formats import FORMATS, Options, Values, dense, ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -101,23 +101,13 @@ def cpu_seconds(calls: Mapping[str, Callable[[], object]]) -> dict[str, float]:
 
 
 def write_all(model: ir.Model, folder: Path) -> dict[str, tuple[Path, int, str]]:
-    """Write every format; return label -> path, bytes, and the value code its bound is counted with."""
+    """Write every format; return name -> path, bytes, and the value code its bound is counted with."""
     dense.write(model, folder / "model.onnx", Options())
     samples = next(iter(inputs(folder / "model.onnx", 64).values()))
-    jobs: list[tuple[str, Values]] = [
-        ("dense", "f32"),
-        ("sparse", "f32"),
-        ("csr", "f32"),
-        ("int8", "int8"),
-        ("packed-int8", "int8"),
-        ("ort", "f32"),
-    ]
     written: dict[str, tuple[Path, int, str]] = {}
-    for name, values in [*jobs, *(("packed", values) for values in VALUES)]:
-        label = f"packed {values}" if name == "packed" else name
-        path = folder / FORMATS[name].suffix.replace("packed.", f"packed-{values}.")
-        artifact = FORMATS[name].write(model, path, Options(values=values, calibration=samples))
-        written[label] = path, artifact.bytes, values
+    for name, form in FORMATS.items():
+        artifact = form.write(model, folder / form.suffix, Options(calibration=samples))
+        written[name] = folder / form.suffix, artifact.bytes, form.values
     return written
 
 
@@ -199,7 +189,7 @@ def encode_once(values: Values, zeros: float, layers: int, millions: int) -> str
     del model.graph.inputs[1:]
     base, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        artifact = packed.write(model, Path(folder) / "m.onnx", Options(values=values, verify=False))
+        artifact = packed.write(model, Path(folder) / "m.onnx", Options(verify=False), values=values)
     seconds, weights = time.perf_counter() - started, sum(tensor.nbytes for tensor in tensors)
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base)
     return f"{weights} {weights + grown} {seconds} {artifact.bytes}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relief_export.errors import InputError, MissingExtraError
-from relief_export.formats import Manifest, Values, read_manifest
+from relief_export.formats import Manifest, from_proto, read_manifest
 from relief_export.formats import read as read_model
 
 if TYPE_CHECKING:
@@ -174,7 +174,6 @@ def export(
     formats: Sequence[str] = ("dense", "csr"),
     samples: Pair | Tensor | None = None,
     calibration: Tensor | Array | None = None,
-    values: Values = "f32",
     progress: Progress | None = None,
 ) -> Manifest:
     """Write a network as a small exact ONNX model and in other formats, with the manifest that `validate` needs.
@@ -186,26 +185,24 @@ def export(
         folder: Where the files go; an existing folder must be one that an export wrote, and is replaced.
         masks: Parameter name -> True where it is kept; without them the zeros in the weights decide.
         original: The network before relief, the baseline of every saving; by default ``model`` itself.
-        formats: Any of dense, sparse, packed, csr, int8, packed-int8, packed-codebook16, ort;
-            dense is always written.
+        formats: Any names of ``relief_export.formats.FORMATS``; dense is always written.
         samples: Inputs and labels for the stored reference; by default ``example_input``, without labels.
-        calibration: Inputs for int8; by default those of the reference.
-        values: Values of the packed format.
+        calibration: Inputs for int8 and packed-int8; by default those of the reference.
         progress: Called as ``progress(task, done, total, note)``.
     """
     _need_torch("relief_export.export")
     import torch
 
     from relief_export.capture import capture, plain_copy
-    from relief_export.formats import FORMATS, VALUES, Options
+    from relief_export.formats import FORMATS, Options
     from relief_export.graph.fold import fold
     from relief_export.stages.shipping import MANIFEST, Samples, ship
     from relief_export.state import apply_masks
 
     if unknown := sorted(set(formats) - set(FORMATS)):
         raise InputError(f"there is no format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
-    if values not in VALUES:
-        raise InputError(f"there are no values {values!r}: choose from {', '.join(VALUES)}")
+    if calibration is not None and not any(FORMATS[name].calibrated for name in formats):
+        raise InputError("calibration is for int8 and packed-int8: leave it out, or export one of them")
     if not isinstance(example_input, torch.Tensor):
         raise InputError(f"example_input is one batch, a tensor, not a {type(example_input).__name__}")
     target = Path(folder)
@@ -222,7 +219,7 @@ def export(
     inputs = x.cpu().numpy()
     given = inputs if calibration is None else np.asarray(calibration)
     reference = Samples(inputs, None if y is None else y.cpu().numpy(), logits.numpy(), "reference")
-    ship(graphs, reference, target, formats, Options(values=values, calibration=given), progress=progress)
+    ship(graphs, reference, target, formats, Options(calibration=given), progress=progress)
     return read_manifest(target)
 
 
@@ -307,7 +304,7 @@ def _graph(model: str | Path | ir.Model | onnx.ModelProto) -> ir.Model:
     import onnx_ir as ir
 
     if isinstance(model, onnx.ModelProto):
-        return ir.from_proto(model)
+        return from_proto(model)
     return model if isinstance(model, ir.Model) else read_model(Path(model))
 
 

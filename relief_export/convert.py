@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from relief_export import formats
 from relief_export.errors import InputError, UnsupportedModelError
-from relief_export.formats import container, csr
+from relief_export.formats import csr, onnx_file
+from relief_export.formats.runtime import load
 from relief_export.graph.cost import Cost, cost
 from relief_export.graph.fold import fold
 from relief_export.graph.shrink import ShrinkResult, shrink
 
 if TYPE_CHECKING:
-    import onnx_ir as ir
+    from collections.abc import Iterable
 
-_VALUES: dict[str, formats.Values] = {"codebook": "codebook256"}
-"""Short names of the values of packed weights."""
-_NEED_RUNTIME = frozenset({"int8", "packed-int8", "ort"})
-_KINDS = {"onnx": "dense"}
-"""Names of formats on the command line, where they differ from their keys in ``formats.FORMATS``."""
+    import onnx_ir as ir
 
 
 @dataclass(frozen=True)
@@ -60,56 +57,57 @@ def shrink_file(source: Path, target: Path, *, strict: bool = False, verify: boo
 
 
 def convert_file(
-    source: Path,
-    target: Path,
-    kind: str,
-    *,
-    values: str = "f32",
-    calibration: Path | None = None,
-    verify: bool = True,
+    source: Path, target: Path, kind: str, *, calibration: Path | None = None, verify: bool = True
 ) -> formats.Artifact:
     """Write the model at ``source``, in any readable format, to ``target`` as ``kind``.
 
     Args:
         source: A model file or a csr folder.
         target: Where to write.
-        kind: The format.
-        values: Values of packed weights.
-        calibration: Samples for int8.
+        kind: A name of ``formats.FORMATS``.
+        calibration: Samples of the input, for formats that are calibrated.
         verify: Open what was written in ONNX Runtime. A source that the runtime does not load either, because of
             operators of one's own, is converted all the same, and a note says that nothing was opened.
 
     Raises:
-        InputError: ``source`` is absent or no model, or has a file that ``target`` would replace, int8 is asked for
-            without calibration samples, or an option is given that the format has no use for.
+        InputError: ``source`` is absent or no model, or has a file that ``target`` would replace, or the samples that
+            the format needs are missing or those given are of no use to it.
         UnsupportedModelError: The format cannot hold the model.
     """
-    if "int8" in kind and calibration is None:
-        raise InputError(f"{kind} is calibrated on samples of the input: give --calibration X.npz with an array x")
-    if "int8" not in kind and calibration is not None:
-        raise InputError(f"--calibration is for --to int8 and packed-int8: leave it out with --to {kind}")
-    if kind != "packed" and values != "f32":
-        raise InputError(f"--values {values} is for --to packed: leave it out with --to {kind}")
+    check_calibration([kind], given=calibration is not None)
     model = _read(source, target)
-    options = formats.Options(values=_VALUES.get(values, values), calibration=calibration, verify=verify)  # type: ignore[arg-type]
-    return _write(model, source, target, _KINDS.get(kind, kind), options)
+    return _write(model, source, target, kind, formats.Options(calibration=calibration, verify=verify))
+
+
+def check_calibration(kinds: Iterable[str], *, given: bool) -> None:
+    """Check that calibration samples are given exactly where one of the formats ``kinds`` needs them.
+
+    Raises:
+        InputError: They are missing, or would be ignored.
+    """
+    names = [name for name, form in formats.FORMATS.items() if form.calibrated]
+    wanted = [kind for kind in kinds if kind in names]
+    if wanted and not given:
+        raise InputError(f"{wanted[0]} is calibrated on samples of the input: give --calibration X.npz with an array x")
+    if given and not wanted:
+        raise InputError(f"--calibration is for --to {' and '.join(names)}: leave it out")
 
 
 def _write(model: ir.Model, source: Path, target: Path, kind: str, options: formats.Options) -> formats.Artifact:
     """Write ``model``; where ONNX Runtime refuses what was written, find out whether the source is to blame."""
-    write = formats.FORMATS[kind].write
+    form = formats.FORMATS[kind]
     try:
-        return write(model, target, options)
+        return form.write(model, target, options)
     except UnsupportedModelError:
         try:  # the graph of a csr folder is a model of its own, whose inputs are the weights
-            container.open_session(source / csr.GRAPH if source.is_dir() else source)
+            load(source / csr.GRAPH if source.is_dir() else source, name=str(source))
         except UnsupportedModelError as error:
             refusal = str(error)
         else:
             raise
-    if kind in _NEED_RUNTIME:
+    if form.made_by_runtime:
         raise UnsupportedModelError(f"{kind} is made by ONNX Runtime, which has to load the source: {refusal}")
-    written = write(model, target, replace(options, verify=False))
+    written = form.write(model, target, replace(options, verify=False))
     note = f"not opened in ONNX Runtime, which does not load the source either: {refusal}"
     return replace(written, notes=(*written.notes, note))
 
@@ -118,7 +116,7 @@ def _read(source: Path, target: Path) -> ir.Model:
     model = formats.read(source)
     # Weights are mapped from the source while the target, and where it is dense NAME.data, is written or removed.
     for own in _files(source):
-        for written in (target, container.data_path(target)):
+        for written in (target, onnx_file.data_path(target)):
             if written.exists() and written.samefile(own):
                 what = "the input itself" if own == source else "the external data of the input"
                 raise InputError(f"{written} is {what}: write to another file")
@@ -126,7 +124,7 @@ def _read(source: Path, target: Path) -> ir.Model:
 
 
 def _files(path: Path) -> list[Path]:
-    return [path, *filter(Path.is_file, path.rglob("*"))] if path.is_dir() else container.files(path)
+    return [path, *filter(Path.is_file, path.rglob("*"))] if path.is_dir() else onnx_file.files(path)
 
 
 def _bytes(path: Path) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from relief_export.errors import InputError
+from relief_export.format_names import FormatName  # noqa: TC001 - its annotations are read to check a recipe
 from relief_export.schema import Checked, Rule, build, did_you_mean, plain
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ Size = Annotated[
 Values = Annotated[
     int | str, Rule('a number from 2 to 256, or "int8"', lambda v: 2 <= v <= 256 if isinstance(v, int) else v == "int8")
 ]
-
-Format = Literal["dense", "sparse", "packed", "csr", "int8", "packed-int8", "packed-codebook16", "ort"]
 
 
 @dataclass(frozen=True)
@@ -162,9 +161,7 @@ class QuantiseConfig(Checked):
 class ExportConfig(Checked):
     """Which formats are written beside model.onnx, and how."""
 
-    formats: tuple[Format, ...] = ("dense", "csr")
-    values: Literal["f32", "f16", "int8", "codebook16", "codebook256"] = "f32"
-    """Values of the packed format."""
+    formats: tuple[FormatName, ...] = ("dense", "csr")
     reference_samples: Count = 256
     calibration_samples: Count = 256
 

@@ -285,7 +285,7 @@ def test_shrink_counts_the_bytes_of_external_data(capsys: pytest.CaptureFixture[
     assert stated == Path("apart.onnx").stat().st_size + Path("weights.bin").stat().st_size
 
 
-@pytest.mark.parametrize("kind", ["onnx", "sparse"])
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
 @pytest.mark.parametrize("target", ["linked.onnx", "small.onnx.data", "small.onnx"])
 def test_no_file_of_the_input_is_overwritten_or_removed(target: str, kind: str, capsys: pytest.CaptureFixture[str]):
     ir.save(ir.load("good.onnx"), "apart.onnx", external_data="small.onnx.data", size_threshold_bytes=0)
@@ -297,7 +297,7 @@ def test_no_file_of_the_input_is_overwritten_or_removed(target: str, kind: str, 
     assert {path: path.read_bytes() for path in Path().iterdir()} == before
 
 
-@pytest.mark.parametrize("kind", ["onnx", "sparse", "packed", "ort"])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "packed", "ort"])
 def test_a_pipe_or_device_is_never_replaced(kind: str, capsys: pytest.CaptureFixture[str]):
     os.mkfifo("pipe.ort")
     assert run(["convert", "good.onnx", "pipe.ort", "--to", kind]) == 2
@@ -305,7 +305,7 @@ def test_a_pipe_or_device_is_never_replaced(kind: str, capsys: pytest.CaptureFix
     assert Path("pipe.ort").is_fifo()
 
 
-@pytest.mark.parametrize("kind", ["onnx", "csr"])
+@pytest.mark.parametrize("kind", ["dense", "csr"])
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), OSError("9 requested and 3 written")], ids=str
 )
@@ -347,8 +347,8 @@ def test_what_nobody_foresaw_has_its_own_code_and_says_how_to_report_it(
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (["--to", "sparse", "--values", "f16"], "--values f16 is for --to packed"),
-        (["--to", "packed", "--calibration", "data.npz"], "--calibration is for --to int8"),
+        (["--to", "sparse", "--calibration", "data.npz"], "--calibration is for --to packed-int8 and int8"),
+        (["--to", "packed", "--calibration", "data.npz"], "--calibration is for --to packed-int8 and int8"),
     ],
 )
 def test_an_option_without_effect_is_refused(options: list[str], named: str, capsys: pytest.CaptureFixture[str]):

@@ -66,7 +66,7 @@ def test_commands_on_onnx_files_work_without_torch(folder: Path, without_torch):
         ["shrink", "in.onnx", "out.onnx", "--json"],
         ["convert", "in.onnx", "packed.onnx", "--to", "packed", "--json"],
         ["convert", "in.onnx", "csr", "--to", "csr", "--json"],
-        ["convert", "csr", "back.onnx", "--to", "onnx", "--json"],
+        ["convert", "csr", "back.onnx", "--to", "dense", "--json"],
         ["convert", "in.onnx", "int8.onnx", "--to", "int8", "--calibration", "data.npz", "--json"],
         ["compare", "in.onnx", "out.onnx", "--data", "data.npz", "--json"],
         ["compare", "in.onnx", "packed.onnx", "--data", "data.npz", "--json"],

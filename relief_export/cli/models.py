@@ -8,10 +8,7 @@ import click
 
 from relief_export.cli.common import PATH, echo, json_option
 from relief_export.cli.devices import OPTIMISE, fit_lines
-
-KINDS = ("onnx", "sparse", "packed", "int8", "packed-int8", "packed-codebook16", "csr", "ort")
-VALUES = ("f32", "f16", "int8", "codebook", "codebook16", "codebook256")
-
+from relief_export.format_names import FORMAT_NAMES
 
 verify_option = click.option(
     "--verify/--no-verify", default=True, show_default=True, help="Open the result in ONNX Runtime before it is kept."
@@ -44,24 +41,22 @@ def shrink(source: Path, target: Path, strict: bool, verify: bool, as_json: bool
 @click.command()
 @click.argument("source", metavar="IN.onnx", type=PATH)
 @click.argument("target", metavar="OUT", type=PATH)
-@click.option("--to", "kind", type=click.Choice(KINDS), required=True, help="Format to write.")
-@click.option("--values", type=click.Choice(VALUES), default="f32", show_default=True, help="Values of packed weights.")
-@click.option("--calibration", type=PATH, help="An .npz with samples x of the model's input, for int8.")
+@click.option("--to", "kind", type=click.Choice(FORMAT_NAMES), required=True, help="Format to write.")
+@click.option("--calibration", type=PATH, help="An .npz with samples x of the model's input, for int8 and packed-int8.")
 @verify_option
 @json_option
-def convert(
-    source: Path, target: Path, kind: str, values: str, calibration: Path | None, verify: bool, as_json: bool
-) -> int:
+def convert(source: Path, target: Path, kind: str, calibration: Path | None, verify: bool, as_json: bool) -> int:
     """Write IN.onnx (or a csr folder) in another format.
 
     \b
-    relief-export convert model.onnx model.packed.onnx --to packed --values codebook
+    relief-export convert model.onnx model.packed.onnx --to packed
+    relief-export convert model.onnx model.small.onnx --to packed-codebook16
     relief-export convert model.onnx model.int8.onnx --to int8 --calibration train.npz
-    relief-export convert build/digits-lenet5/artifacts/csr model.onnx --to onnx
+    relief-export convert build/digits-lenet5/artifacts/csr model.onnx --to dense
     """
     from relief_export import convert as conversion
 
-    done = conversion.convert_file(source, target, kind, values=values, calibration=calibration, verify=verify)
+    done = conversion.convert_file(source, target, kind, calibration=calibration, verify=verify)
     lines = (f"{target}: {done.format}, {done.bytes:,} bytes", *done.notes)
     echo({"ok": True, "bytes": done.bytes} | done.to_dict(), as_json=as_json, lines=lines)
     return 0

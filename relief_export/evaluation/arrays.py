@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from relief_export.errors import InputError, IntegrityError
-from relief_export.formats.manifest import check_listed
+from relief_export.formats.artifact import check_listed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +13,8 @@ from relief_export import formats
 from relief_export.device.targets import TARGETS, Target
 from relief_export.errors import Failure, InputError, UnsupportedModelError
 from relief_export.evaluation.validation import artifacts_folder, require_files
-from relief_export.formats import container
-from relief_export.formats.ledger import entropy_bound
+from relief_export.formats import onnx_file
+from relief_export.formats.sizes import entropy_bound
 from relief_export.formats.values import encode
 from relief_export.graph.arena import plan_arena
 
@@ -33,7 +32,7 @@ _UNITS = {
     "g": 1024**3, "gib": 1024**3, "gb": 1000**3,
 }  # fmt: skip
 _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-z]*)\s*", re.IGNORECASE)
-_NOT_LOADED = frozenset({"csr"})
+_NOT_LOADED = frozenset(name for name, form in formats.FORMATS.items() if not form.loadable)
 """Formats that no runtime loads as they are: listed, but never what is held against the flash."""
 _LARGEST = 3
 
@@ -176,15 +175,13 @@ def _planned(model: ir.Model, subject: Path, limit: int | None) -> tuple[ArenaPl
 
 def _compressed(model: ir.Model) -> tuple[int, int]:
     """Return the bytes of the dense weights after gzip, and the entropy bound of their float32 values and positions."""
-    squeezer = zlib.compressobj(6, zlib.DEFLATED, 31)
-    squeezed, bound = 0, 0.0
-    for value in model.graph.initializers.values():
-        if value.const_value is None or not value.const_value.dtype.is_floating_point() or not value.const_value.size:
-            continue
-        array = value.const_value.numpy()
-        squeezed += len(squeezer.compress(np.ascontiguousarray(array).tobytes()))
-        bound += entropy_bound(array, encode(array, "f32", 0))
-    return squeezed + len(squeezer.flush()), math.ceil(bound)
+    weights = [
+        value.const_value.numpy()
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.dtype.is_floating_point() and value.const_value.size
+    ]
+    bound = sum(entropy_bound(array, encode(array, "f32", 0)) for array in weights)
+    return formats.gzip_bytes(np.ascontiguousarray(array).tobytes() for array in weights), math.ceil(bound)
 
 
 def _too_much_ram(arena: ArenaPlan, limit: int) -> str:
@@ -198,7 +195,7 @@ def _too_much_ram(arena: ArenaPlan, limit: int) -> str:
 def _files(subject: Path) -> tuple[list[tuple[str, str, int]], Path]:
     """Return (name, format, bytes) of what is held against the flash, and the file whose activations are planned."""
     if subject.is_file():
-        size = sum(file.stat().st_size for file in container.files(subject) if file.is_file())
+        size = sum(file.stat().st_size for file in onnx_file.files(subject) if file.is_file())
         return [(subject.name, subject.suffix.lstrip("."), size)], subject
     if not subject.is_dir():
         raise InputError(f"{subject} does not exist: give a model or a build folder")

@@ -1,4 +1,4 @@
-"""The one place that makes ONNX Runtime sessions: threads, optimisation level, determinism, errors in one sentence."""
+"""Models in ONNX Runtime, fed with samples batch by batch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from relief_export import formats
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
+from relief_export.formats.runtime import load, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    import onnx_ir as ir
+    import onnxruntime as ort
 
     Progress = Callable[[str, int, int, str], None]
 
@@ -29,7 +31,6 @@ _RUNTIME_ERRORS = (
     runtime.Fail, runtime.InvalidArgument, runtime.InvalidGraph, runtime.InvalidProtobuf, runtime.NoSuchFile,
     runtime.NotImplemented, runtime.RuntimeException,
 )  # fmt: skip
-_UNKNOWN_OPERATOR = re.compile(r"(\S+?)(?:\(-?\d+\))? is not a registered function/op|implementation for (\S+)")
 _NUMBERS = re.compile(r"tensor\((bool|float|float16|double|u?int(8|16|32|64))\)")
 """Types of outputs that can be compared: the runtime gives NumPy no others but strings."""
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -108,7 +109,7 @@ class Session:
             results: list[Array] = self.inner.run(None, self.feed(x))
         except _RUNTIME_ERRORS as error:
             raise UnsupportedModelError(
-                f"{self.name} does not run with {len(x)} samples ({_reason(error)}): export it with a batch axis"
+                f"{self.name} does not run with {len(x)} samples ({reason(error)}): export it with a batch axis"
             ) from None
         for output, result in zip(self.outputs, results, strict=True):
             if not isinstance(result, np.ndarray) or result.shape[:1] != (len(x),):
@@ -135,19 +136,7 @@ def open_session(source: Path | ir.Model, *, name: str = "", optimised: bool = T
             that is not of numbers.
     """
     name = name or str(source if isinstance(source, Path) else source.graph.name)
-    options = ort.SessionOptions()
-    options.graph_optimization_level = (
-        ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimised else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.use_deterministic_compute = True
-    # Threads that wait by spinning take the cores from whatever else runs, and then from each other.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4
-    try:
-        inner = ort.InferenceSession(_loadable(source), options, providers=["CPUExecutionProvider"])
-    except _RUNTIME_ERRORS as error:
-        raise _load_error(name, error) from None
+    inner = load(_loadable(source), name=name, optimised=optimised, threads=threads, fault=IntegrityError)
     inputs = inner.get_inputs()
     if len(inputs) != 1:
         names = ", ".join(repr(value.name) for value in inputs)
@@ -160,29 +149,15 @@ def open_session(source: Path | ir.Model, *, name: str = "", optimised: bool = T
     return Session(name, inner, threads, optimised)
 
 
-def _loadable(source: Path | ir.Model) -> str | bytes:
+def _loadable(source: Path | ir.Model) -> Path | bytes:
     if isinstance(source, Path):
         if not source.exists():
             raise InputError(f"{source} does not exist: give an ONNX model")
         if source.is_file():
-            return str(source)
+            return source
         source = formats.read(source)
-    proto: bytes = ir.to_proto(source).SerializeToString()
+    proto: bytes = formats.to_proto(source).SerializeToString()
     return proto
-
-
-def _load_error(name: str, error: Exception) -> InputError:
-    unknown = _UNKNOWN_OPERATOR.search(str(error))
-    if unknown or isinstance(error, runtime.NotImplemented):
-        operator = next(filter(None, unknown.groups()), "") if unknown else _reason(error)
-        return UnsupportedModelError(f"{name} has operator {operator}, which this ONNX Runtime does not know")
-    return IntegrityError(f"ONNX Runtime cannot load {name} ({_reason(error)}): write it again")
-
-
-def _reason(error: Exception) -> str:
-    """Return what the runtime says, without its codes and source paths, in one line."""
-    text = str(error).split("Status Message:")[-1].split(" : ")[-1]
-    return " ".join(re.sub(r"/\S+", "", text).split())[:200].rstrip(". ")
 
 
 def _times(shape: tuple[int, ...]) -> str:

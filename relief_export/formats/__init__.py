@@ -1,16 +1,31 @@
-"""The file formats: one table, the same verbs in each."""
+"""The file formats: one table, the same verbs in each.
+
+A row says everything that the rest of the program asks about a format; nobody else keeps a list of their names.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from relief_export.format_names import FORMAT_NAMES, FormatName
 from relief_export.formats import csr, dense, int8, ort, packed, sparse
-from relief_export.formats.anatomy import Anatomy, anatomy
-from relief_export.formats.artifact import EXACT, VALUES, Artifact, File, Options, Tolerance, Values
-from relief_export.formats.container import load_proto, to_ir
-from relief_export.formats.ledger import Ledger, ledger
-from relief_export.formats.manifest import Manifest, check_listed, read_manifest, write_manifest
+from relief_export.formats.artifact import (
+    EXACT,
+    VALUES,
+    Artifact,
+    File,
+    Manifest,
+    Options,
+    Tolerance,
+    Values,
+    check_listed,
+    read_manifest,
+    write_manifest,
+)
+from relief_export.formats.onnx_file import from_proto, load_proto, to_ir, to_proto
+from relief_export.formats.sizes import Anatomy, Ledger, anatomy, gzip_bytes, ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,20 +36,25 @@ if TYPE_CHECKING:
 __all__ = [
     "EXACT",
     "FORMATS",
+    "FORMAT_NAMES",
     "VALUES",
     "Anatomy",
     "Artifact",
     "File",
     "Format",
+    "FormatName",
     "Ledger",
     "Manifest",
     "Options",
     "Tolerance",
     "Values",
     "anatomy",
+    "from_proto",
+    "gzip_bytes",
     "ledger",
     "read",
     "read_manifest",
+    "to_proto",
     "write_manifest",
 ]
 
@@ -44,31 +64,63 @@ class Format:
     """One row of the table.
 
     Attributes:
-        name: Its key, and what the command line calls it.
-        suffix: What follows ``model`` in an artifacts folder; ``csr`` is a folder of that name.
+        name: Its key: what recipes, the command line and manifests call it.
+        suffix: Name of its file, or folder, in an artifacts folder.
         write: Writes a model, verified in ONNX Runtime where the format is loaded by it.
-        read: Gives the plain dense model back.
+        read: Gives the plain dense model back; None for a format that goes one way.
+        tolerance: How far it may be from the dense file.
+        values: Code in which it stores the weights' values: what its entropy bound is counted with.
+        loadable: Whether ONNX Runtime loads the file as it is.
+        calibrated: Whether it needs samples of the model's input.
+        made_by_runtime: Whether ONNX Runtime itself makes it, and so has to know every operator.
+        unpacked: Whether a runtime holds the weights in RAM at their dense size, since the file has them in another
+            form; otherwise they may stay in flash.
     """
 
-    name: str
+    name: FormatName
     suffix: str
     write: Callable[[ir.Model, Path, Options], Artifact]
-    read: Callable[[Path], ir.Model]
+    read: Callable[[Path], ir.Model] | None
+    tolerance: Tolerance = EXACT
+    values: Values = "f32"
+    loadable: bool = True
+    calibrated: bool = False
+    made_by_runtime: bool = False
+    unpacked: bool = False
+
+    @property
+    def lossy(self) -> bool:
+        """Whether predictions may differ from those of the dense file."""
+        return self.tolerance.accuracy_drop > 0
+
+
+def _packed(name: FormatName, values: Values) -> Format:
+    write = partial(packed.write, values=values, name=name)
+    tolerance = packed.TOLERANCES[values]
+    return Format(name, f"model.{name}.onnx", write, packed.read, tolerance, values, unpacked=True)
 
 
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
         Format("dense", "model.onnx", dense.write, dense.read),
-        Format("sparse", "model.sparse.onnx", sparse.write, sparse.read),
-        Format("packed", "model.packed.onnx", packed.write, packed.read),
-        Format("csr", "csr", csr.write, csr.read),
-        Format("int8", "model.int8.onnx", int8.write, dense.read),
-        Format("packed-int8", "model.packed-int8.onnx", int8.write_packed, packed.read),
-        Format("packed-codebook16", "model.packed-codebook16.onnx", packed.write_codebook, packed.read),
-        Format("ort", "model.ort", ort.write, ort.read),
+        Format("sparse", "model.sparse.onnx", sparse.write, sparse.read, unpacked=True),
+        _packed("packed", "f32"),
+        _packed("packed-f16", "f16"),
+        Format(
+            "packed-int8", "model.packed-int8.onnx", int8.write_packed, packed.read, int8.TOLERANCE, "int8",
+            calibrated=True, made_by_runtime=True, unpacked=True,
+        ),
+        _packed("packed-codebook16", "codebook16"),
+        _packed("packed-codebook256", "codebook256"),
+        Format("csr", "csr", csr.write, csr.read, loadable=False, unpacked=True),
+        Format(
+            "int8", "model.int8.onnx", int8.write, dense.read, int8.TOLERANCE, "int8",
+            calibrated=True, made_by_runtime=True,
+        ),
+        Format("ort", "model.ort", ort.write, None, made_by_runtime=True),
     )
-}
+}  # fmt: skip
 
 
 def read(path: Path) -> ir.Model:
@@ -82,7 +134,7 @@ def read(path: Path) -> ir.Model:
     if path.is_dir():
         return csr.read(path)
     if path.suffix == ".ort":
-        ort.read(path)
+        ort.refuse(path)
     check_listed(path)
     proto = load_proto(path)
     sparse.densify(proto, path)

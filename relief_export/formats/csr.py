@@ -3,11 +3,18 @@
 A weight of shape ``(out, in, kh, kw)`` is the matrix ``(out, in·kh·kw)``. Where whole kernels are gone it is stored in
 blocks of 1 × kh·kw (BSR) if that takes fewer bytes. ``graph.onnx`` is a sound ONNX model whose last inputs are the
 weights.
+
+The arrays are read as data from strangers: a zip's directory and an .npy header may claim anything, so every claim is
+compared with what ``index.json`` lists before anything is decompressed; no pickle is ever loaded.
 """
 
 from __future__ import annotations
 
+import io
 import re
+import tokenize
+import zipfile
+import zlib
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -16,20 +23,21 @@ import onnx_ir as ir
 import scipy.sparse as sp
 
 from relief_export.errors import InputError, IntegrityError
-from relief_export.formats.artifact import EXACT, Artifact, File, Options
-from relief_export.formats.container import canonical, check_claim, load_proto, save_proto, to_ir, to_proto
-from relief_export.formats.manifest import check_file, check_listed, inside
-from relief_export.formats.npz import read_npy, read_sparse
+from relief_export.formats.artifact import EXACT, Artifact, File, Options, check_file, check_listed, inside
+from relief_export.formats.onnx_file import canonical, check_claim, load_proto, save_proto, to_ir, to_proto
 from relief_export.records import atomic_folder, read_json, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 Array: TypeAlias = np.ndarray[Any, Any]
+Sparse: TypeAlias = "sp.csr_array[Any] | sp.bsr_array[Any]"
 
 INDEX, GRAPH, VERSION = "index.json", "graph.onnx", 1
 _DTYPES = {"float32": np.float32, "float64": np.float64, "int8": np.int8, "uint8": np.uint8}
 _LAYOUTS = ("csr", "bsr", "dense")
+_HEADER = 4096
+_MEMBERS = ("indices", "indptr", "format", "shape", "data", "_is_array")
 
 
 @dataclass(frozen=True)
@@ -229,12 +237,111 @@ def _read_tensor(path: Path, entry: Entry) -> Array:
     file, dtype = path / entry.file, np.dtype(_DTYPES[entry.dtype])
     check_claim(int(np.prod(entry.shape, dtype=object)), dtype.itemsize, entry.bytes, f"{path / INDEX}, {entry.name!r}")
     if entry.layout == "dense":
-        return read_npy(file, dtype, entry.shape)
+        return _read_npy(file, dtype, entry.shape)
     if len(entry.shape) < 2:
         raise IntegrityError(f"{path / INDEX}: {entry.name!r} has too few axes for a matrix: export again")
     block = int(np.prod(entry.shape[2:], dtype=np.int64)) if entry.layout == "bsr" else 1
     shape = (entry.shape[0], int(np.prod(entry.shape[1:], dtype=np.int64)))
     if 0 in entry.shape or entry.stored * block > shape[0] * shape[1]:
         raise IntegrityError(f"{path / INDEX}: {entry.name!r} stores more than its shape holds: export again")
-    matrix = read_sparse(file, entry.layout, dtype, shape, stored=entry.stored, block=block)
+    matrix = _read_sparse(file, entry.layout, dtype, shape, stored=entry.stored, block=block)
     return np.asarray(matrix.toarray()).reshape(entry.shape)
+
+
+def _parse(data: bytes, dtype: np.dtype[Any], shape: tuple[int, ...], where: str) -> Array:
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        found, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
+    except (ValueError, SyntaxError, tokenize.TokenError, TypeError, RecursionError) as error:
+        raise IntegrityError(f"{where} is not an .npy array ({' '.join(str(error).split())[:120]})") from None
+    body = memoryview(data)[file.tell() :]
+    if (
+        version != (1, 0)
+        or found_dtype != dtype
+        or found != shape
+        or fortran
+        or len(body) != dtype.itemsize * int(np.prod(shape, dtype=object))
+    ):
+        raise IntegrityError(f"{where} holds {found_dtype} {found}, not {dtype} {shape} as listed: export again")
+    return np.frombuffer(body, dtype).reshape(shape)
+
+
+def _read_npy(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """Read an .npy file that must hold exactly ``dtype`` and ``shape``.
+
+    Raises:
+        IntegrityError: It holds anything else.
+    """
+    limit = dtype.itemsize * int(np.prod(shape, dtype=object)) + _HEADER
+    if path.stat().st_size > limit:
+        raise IntegrityError(f"{path} is larger than {dtype} {shape} can be: export again")
+    return _parse(path.read_bytes(), dtype, shape, str(path))
+
+
+def _members(path: Path, limits: dict[str, int]) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            if len(infos) != len(archive.infolist()) or set(infos) != set(limits):
+                raise IntegrityError(f"{path} is not a SciPy sparse array: it holds {sorted(infos)[:8]}")
+            for name, info in infos.items():
+                if info.file_size > limits[name] + _HEADER:
+                    raise IntegrityError(f"{path}: {name} would unpack to {info.file_size} bytes: do not use this file")
+            return {name: archive.read(info) for name, info in infos.items()}
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        raise IntegrityError(f"{path} is not a sound .npz file ({' '.join(str(error).split())[:120]})") from None
+
+
+def _read_sparse(
+    path: Path, layout: str, dtype: np.dtype[Any], shape: tuple[int, int], *, stored: int, block: int
+) -> Sparse:
+    """Read what ``scipy.sparse.save_npz`` wrote, with every claim checked.
+
+    Args:
+        path: The .npz file.
+        layout: ``csr`` or ``bsr``.
+        dtype: Type of the values.
+        shape: Rows and columns.
+        stored: Number of stored entries (csr) or blocks (bsr).
+        block: Columns of a 1 × block block; 1 for csr.
+
+    Raises:
+        IntegrityError: Anything differs, or an index is out of range or not ascending within its row.
+    """
+    rows, columns = shape
+    index = np.dtype(np.int32)
+    data_shape = (stored,) if layout == "csr" else (stored, 1, block)
+    expected = {
+        "indices": (index, (stored,)),
+        "indptr": (index, (rows + 1,)),
+        "format": (np.dtype("S3"), ()),
+        "shape": (np.dtype(np.int64), (2,)),
+        "data": (dtype, data_shape),
+        "_is_array": (np.dtype(np.bool_), ()),
+    }
+    limits = {name: kind.itemsize * int(np.prod(size, dtype=object)) for name, (kind, size) in expected.items()}
+    members = _members(path, limits)
+    arrays = {name: _parse(members[name], *expected[name], f"{path}, {name}") for name in _MEMBERS}
+    if arrays["format"].item() != layout.encode() or tuple(arrays["shape"].tolist()) != shape:
+        raise IntegrityError(f"{path} is a {arrays['format'].item()!r} of {arrays['shape']}, not {layout} {shape}")
+    _check_indices(arrays["indices"], arrays["indptr"], columns // block, str(path))
+    kind = sp.csr_array if layout == "csr" else sp.bsr_array
+    matrix: Sparse = kind((arrays["data"], arrays["indices"], arrays["indptr"]), shape=shape)
+    try:
+        matrix.check_format(full_check=True)
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not a sound {layout} matrix ({error}): export again") from None
+    return matrix
+
+
+def _check_indices(indices: Array, indptr: Array, columns: int, where: str) -> None:
+    if indptr[0] != 0 or indptr[-1] != indices.size or (np.diff(indptr) < 0).any():
+        raise IntegrityError(f"{where}: indptr does not ascend from 0 to {indices.size}: export again")
+    if indices.size and not (indices.min() >= 0 and indices.max() < columns):
+        raise IntegrityError(f"{where}: an index is out of range 0 to {columns - 1}: export again")
+    steps = np.diff(indices)
+    starts = indptr[1:-1]
+    steps[starts[(starts > 0) & (starts < indices.size)] - 1] = 1  # a new row may begin anywhere
+    if (steps <= 0).any():
+        raise IntegrityError(f"{where}: indices are not ascending within a row: export again")

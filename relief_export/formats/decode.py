@@ -15,7 +15,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from relief_export.errors import IntegrityError
-from relief_export.formats.container import check_claim, check_total, graphs
+from relief_export.formats.onnx_file import check_claim, check_total, graphs
 
 if TYPE_CHECKING:
     from collections.abc import Callable

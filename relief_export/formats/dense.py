@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from relief_export.formats.artifact import EXACT, Artifact, File, Options
-from relief_export.formats.container import canonical, load_proto, save_model, to_ir
-from relief_export.formats.manifest import check_listed
+from relief_export.formats.artifact import EXACT, Artifact, File, Options, check_listed
+from relief_export.formats.onnx_file import canonical, load_proto, save_model, to_ir
 
 if TYPE_CHECKING:
     from pathlib import Path

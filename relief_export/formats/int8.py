@@ -22,7 +22,7 @@ from onnxruntime import quantization
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
 from relief_export.formats import packed
 from relief_export.formats.artifact import Artifact, File, Options, Tolerance
-from relief_export.formats.container import canonical, load_proto, save_model, to_ir
+from relief_export.formats.onnx_file import canonical, load_proto, save_model, to_ir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,8 +64,7 @@ def write_packed(model: ir.Model, path: Path, options: Options) -> Artifact:
         UnsupportedModelError: The opset is below 13 or ONNX Runtime cannot quantise or load the model.
     """
     quantised, notes = quantise(model, options)
-    plain = Options(values="f32", external_bytes=options.external_bytes, verify=options.verify)
-    written = packed.write(quantised, path, plain)
+    written = packed.write(quantised, path, options)
     return Artifact(path.name, "packed-int8", written.files, TOLERANCE, options.to_dict(), notes)
 
 

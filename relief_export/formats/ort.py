@@ -7,21 +7,22 @@ machine's processor are left out.
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import onnx
-import onnxruntime
 
 from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.formats import sparse
 from relief_export.formats.artifact import EXACT, Artifact, File, Options
-from relief_export.formats.container import atomic_files, graphs, open_session
+from relief_export.formats.onnx_file import atomic_files, graphs
+from relief_export.formats.runtime import load
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_PROCESSOR_SPECIFIC = ["NchwcTransformer"]
+_PROCESSOR_SPECIFIC = ("NchwcTransformer",)
 _GROWN = 1.1
 """A file larger than its source by this has weights that are stored narrow and were made wide: they are left narrow."""
 
@@ -41,40 +42,23 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     if path.suffix != ".ort":
         raise InputError(f"{path} must end in .ort: ONNX Runtime knows its own format by that")
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "model.onnx"
+        source, plain = Path(folder) / "model.onnx", Path(folder) / "optimised.onnx"
         sparse.write(model, source, Options(verify=False))
-        settings = _settings()
-        settings.add_session_config_entry("session.save_model_format", "ORT")
-        plain = Path(folder) / "optimised.onnx"
-        _optimise(source, plain, _settings())
         with atomic_files(path, operators_path(path).name) as (temporary, operators):
-            _optimise(source, temporary, settings)
+            convert = partial(
+                load, source, name=str(path), save=temporary, settings={"session.save_model_format": "ORT"}
+            )
+            without = _PROCESSOR_SPECIFIC
+            convert(without=without)
             if temporary.stat().st_size > _GROWN * source.stat().st_size:
-                _optimise(source, temporary, settings, "ConstantFolding")
-                _optimise(source, plain, _settings(), "ConstantFolding")
+                without = (*_PROCESSOR_SPECIFIC, "ConstantFolding")
+                convert(without=without)
+            load(source, name=str(path), save=plain, without=without)
             operators.write_text(required_operators(onnx.load(plain)), encoding="utf-8")
             if options.verify:
-                open_session(temporary, name=path)
+                load(temporary, name=str(path))
     files = tuple(File.of(path.parent, file) for file in (path, operators_path(path)))
     return Artifact(path.name, "ort", files, EXACT, options.to_dict())
-
-
-def _settings() -> onnxruntime.SessionOptions:
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4
-    return settings
-
-
-def _optimise(source: Path, target: Path, settings: onnxruntime.SessionOptions, *without: str) -> None:
-    settings.optimized_model_filepath = str(target)
-    providers = ["CPUExecutionProvider"]
-    try:
-        onnxruntime.InferenceSession(
-            str(source), settings, providers=providers, disabled_optimizers=[*_PROCESSOR_SPECIFIC, *without]
-        )
-    except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no other base
-        reason = " ".join(str(error).split())[:300]
-        raise UnsupportedModelError(f"ONNX Runtime cannot convert this model ({reason})") from None
 
 
 def required_operators(proto: onnx.ModelProto) -> str:
@@ -93,8 +77,8 @@ def required_operators(proto: onnx.ModelProto) -> str:
     return "".join(f"{domain};{since};{','.join(sorted(ops))}\n" for (domain, since), ops in sorted(found.items()))
 
 
-def read(path: Path) -> NoReturn:
-    """Refuse: the format is the runtime's own and goes one way.
+def refuse(path: Path) -> NoReturn:
+    """Refuse to read: the format is the runtime's own and goes one way.
 
     Raises:
         UnsupportedModelError: Always.

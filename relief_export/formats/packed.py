@@ -6,7 +6,6 @@ Which encoding is smaller decides, for every tensor: its unit, its stream, its c
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -14,10 +13,12 @@ import onnx_ir as ir
 from onnx.external_data_helper import load_external_data_for_model
 
 from relief_export.errors import IntegrityError, UnsupportedModelError
-from relief_export.formats import blocks, positions, squeeze, streams, values
-from relief_export.formats.artifact import EXACT, Artifact, File, Options, Tolerance
+from relief_export.formats import blocks, positions, squeeze, streams
+from relief_export.formats import values as value_codes
+from relief_export.formats.artifact import EXACT, Artifact, File, Options, Tolerance, Values, check_listed
 from relief_export.formats.builder import Builder, short_names
-from relief_export.formats.container import (
+from relief_export.formats.decode import decode
+from relief_export.formats.onnx_file import (
     clean_zeros,
     external_files,
     graphs,
@@ -27,8 +28,6 @@ from relief_export.formats.container import (
     to_ir,
     to_proto,
 )
-from relief_export.formats.decode import decode
-from relief_export.formats.manifest import check_listed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,8 +50,15 @@ DTYPES = frozenset(["float16", "float32", "float64", "int8", "uint8", "int16", "
 _CHANNEL_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
 
 
-def write(model: ir.Model, path: Path, options: Options) -> Artifact:
+def write(model: ir.Model, path: Path, options: Options, *, values: Values = "f32", name: str = "packed") -> Artifact:
     """Write ``model`` as packed ONNX that ONNX Runtime has opened at its default settings.
+
+    Args:
+        model: Any model; it is not changed.
+        path: Where to write.
+        options: ``verify`` is all that matters.
+        values: How the values of its weights are stored.
+        name: What the format of the result is called.
 
     Raises:
         UnsupportedModelError: The model's opset is below 13, or ONNX Runtime refuses it.
@@ -63,9 +69,9 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
         raise UnsupportedModelError(f"packed needs opset {OPSET}, the model has {opset}: use onnx.version_converter")
     _drop_zero_biases(prepared)
     lists = _index_lists(prepared)
-    items, notes = _items(prepared, options.values, set(lists))
-    for name in (*lists, *(item.name for item in items)):
-        prepared.graph.initializers.pop(name)
+    items, notes = _items(prepared, values, set(lists))
+    for packed in (*lists, *(item.name for item in items)):
+        prepared.graph.initializers.pop(packed)
     clean_zeros(prepared)  # only what stays dense is copied
     proto = to_proto(prepared)
     taken = squeeze.squeeze(proto)
@@ -87,13 +93,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     proto.graph.name = f"{MARK}{VERSION}"
     save_proto(proto, path, verify=options.verify)
     files = (File.of(path.parent, path),)
-    return Artifact(path.name, "packed", files, TOLERANCES[options.values], options.to_dict(), tuple(notes))
-
-
-def write_codebook(model: ir.Model, path: Path, options: Options) -> Artifact:
-    """Write ``model`` packed with codebooks of 16 values, so that a folder can hold it beside the exact packed file."""
-    written = write(model, path, replace(options, values="codebook16"))
-    return replace(written, format="packed-codebook16")
+    return Artifact(path.name, name, files, TOLERANCES[values], options.to_dict(), tuple(notes))
 
 
 def _build(builder: Builder, lists: dict[str, Array], items: list[streams.Item], density: bool, gaps: bool) -> Builder:
@@ -148,7 +148,7 @@ def _items(model: ir.Model, code: str, done: set[str]) -> tuple[list[streams.Ite
         else:
             found.append((value.name, array))
     axes = {value.name: channel_axis(value) for value in model.graph.initializers.values()}
-    coded = [values.encode(array, code, axes[name]) for name, array in found]
+    coded = [value_codes.encode(array, code, axes[name]) for name, array in found]
     items = []
     for item, (name, array) in zip(streams.make_items(found, coded), found, strict=True):
         if streams.bits(item) + streams.tensor_bits(item) < 8 * array.nbytes:
@@ -161,7 +161,7 @@ def _items(model: ir.Model, code: str, done: set[str]) -> tuple[list[streams.Ite
     return items, notes
 
 
-def _error(array: Array, coded: values.Coded) -> float:
+def _error(array: Array, coded: value_codes.Coded) -> float:
     if coded.code == "raw":
         return 0.0
     largest, worst = float(max(array.max(), -array.min())), 0.0

@@ -14,9 +14,8 @@ import onnx_ir as ir
 from onnx import helper, numpy_helper
 
 from relief_export.errors import IntegrityError
-from relief_export.formats.artifact import EXACT, Artifact, File, Options
-from relief_export.formats.container import canonical, check_claim, graphs, load_proto, save_proto, to_ir, to_proto
-from relief_export.formats.manifest import check_listed
+from relief_export.formats.artifact import EXACT, Artifact, File, Options, check_listed
+from relief_export.formats.onnx_file import canonical, check_claim, graphs, load_proto, save_proto, to_ir, to_proto
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from collections import Counter
 import onnx
 
 from relief_export.formats.builder import short_names
-from relief_export.formats.container import graphs
+from relief_export.formats.onnx_file import graphs
 
 _WINDOWS = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"}
 _WINDOW_DEFAULTS = {"strides": 1, "dilations": 1, "pads": 0}

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from relief_export.formats import blocks, positions, values
-from relief_export.formats.container import positive_zeros
+from relief_export.formats.onnx_file import positive_zeros
 
 if TYPE_CHECKING:
     from relief_export.formats.builder import Builder

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from relief_export.errors import InputError, IntegrityError
+from relief_export.formats import FORMATS
 from relief_export.records import RECORDS, Record, read_record, sha256
 from relief_export.report.inputs import InputUse, input_use
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 Table = dict[str, Any]
 
 OPTIONAL = frozenset({"quantise", "audit"})
-NOT_LOADED = frozenset({"csr"})
+NOT_LOADED = frozenset(name for name, form in FORMATS.items() if not form.loadable)
 """Formats that no runtime loads as they are."""
 
 
@@ -228,7 +229,7 @@ def _file(entry: Table) -> File:
     exact = entry["tolerance"]["accuracy_drop"] == 0
     size = sum(file["bytes"] for file in entry["files"])
     form = entry["format"]
-    code = "int8" if form.endswith("int8") else entry["options"]["values"] if form.startswith("packed") else "f32"
+    code = FORMATS[form].values if form in FORMATS else "f32"  # of an older version
     return File(entry["name"], form, size, exact, form not in NOT_LOADED, code)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from relief_export.errors import InputError, ReliefError
-from relief_export.formats import manifest
+from relief_export.formats import artifact
 from relief_export.recipe import load_recipe
 from relief_export.records import RECORDS, Record, read_record, sha256, write_bytes
 
@@ -132,10 +132,10 @@ class Stage:
 
 def _sound(path: Path) -> bool:
     """Return whether an output is there and, where it is the manifest, can be read."""
-    if path.name != manifest.NAME:
+    if path.name != artifact.NAME:
         return path.exists()
     try:
-        manifest.read_manifest(path.parent)
+        artifact.read_manifest(path.parent)
     except ReliefError:
         return False
     return True

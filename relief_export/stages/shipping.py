@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -11,7 +10,7 @@ import onnx_ir as ir
 
 from relief_export import evaluation
 from relief_export.errors import InputError
-from relief_export.formats import FORMATS, Options, anatomy, container, ledger, write_manifest
+from relief_export.formats import FORMATS, Options, anatomy, gzip_bytes, ledger, onnx_file, write_manifest
 from relief_export.graph.arena import plan_arena
 from relief_export.graph.cost import cost
 from relief_export.graph.shrink import ShrinkResult, shrink
@@ -45,7 +44,7 @@ def export(job: Job) -> Outcome:
     """Capture, fold and shrink the relieved network, and write it in every format of the recipe, all or nothing."""
     graphs, reference, calibration = _capture(job)
     config = job.recipe.export
-    options = Options(values=config.values, calibration=calibration)
+    options = Options(calibration=calibration)
     return ship(graphs, reference, job.folder / "artifacts", config.formats, options, progress=job.progress)
 
 
@@ -88,7 +87,7 @@ def ship(
         outcome["anatomy"] = {name: found.to_dict() for name in names if (found := anatomy(folder / name)) is not None}
         references = [
             folder / "reference.npz",
-            *(file for name in BASELINES for file in container.files(folder / f"{name}.onnx")),
+            *(file for name in BASELINES for file in onnx_file.files(folder / f"{name}.onnx")),
         ]
         extra = {key: outcome[key] for key in ("cost", "shrink", "baselines")}
         write_manifest(folder, artifacts, extra, references=references)
@@ -151,10 +150,8 @@ def _baseline(model: ir.Model, path: Path) -> Outcome:
 
 def _gzip_bytes(path: Path) -> int:
     """Return the size of ``path`` as gzip would leave it, read in blocks."""
-    squeezer = zlib.compressobj(6, zlib.DEFLATED, 31)
     with path.open("rb") as file:
-        total = sum(len(squeezer.compress(block)) for block in iter(lambda: file.read(1 << 20), b""))
-    return total + len(squeezer.flush())
+        return gzip_bytes(iter(lambda: file.read(1 << 20), b""))
 
 
 def validate(job: Job) -> Outcome:

@@ -174,7 +174,7 @@ def test_what_the_runtime_refuses_leaves_every_old_file_alone(tmp_path, make_lin
     proto = onnx.parser.parse_model(UNKNOWN)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=(64, 64)).astype(np.float32), "w"))
     options = Options(external_bytes=1000, calibration=rng.normal(size=(4, 64)).astype(np.float32))
-    with pytest.raises(UnsupportedModelError, match=f"cannot (load .*{path.name}|convert|quantise)"):
+    with pytest.raises(UnsupportedModelError, match=f"({path.name} has operator own:Unknown|cannot quantise)"):
         FORMATS[name].write(ir.from_proto(proto), path, options)
     assert contents(tmp_path) == before
 

@@ -48,7 +48,7 @@ BY_CODE = {
 
 def pack(model, tmp_path, values="f32"):
     dense.write(model, tmp_path / "dense.onnx", Options())
-    artifact = packed.write(model, tmp_path / "packed.onnx", Options(values=values))
+    artifact = packed.write(model, tmp_path / "packed.onnx", Options(), values=values)
     return tmp_path / "dense.onnx", tmp_path / "packed.onnx", artifact
 
 
@@ -162,9 +162,9 @@ def test_every_opset_is_decoded(tmp_path, make_linear, run, optimised_ops, code,
 @pytest.mark.parametrize("values", VALUES)
 def test_weights_of_several_blocks_are_those_of_one(tmp_path, monkeypatch, make_linear, values):
     model = make_linear(geometric(0.2, 64 * 9000))
-    packed.write(model, tmp_path / "one.onnx", Options(values=values))
+    packed.write(model, tmp_path / "one.onnx", Options(), values=values)
     monkeypatch.setattr(blocks, "BLOCK", 1000)
-    packed.write(model, tmp_path / "many.onnx", Options(values=values))
+    packed.write(model, tmp_path / "many.onnx", Options(), values=values)
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "many.onnx").read_bytes()
 
 
@@ -330,8 +330,8 @@ def test_old_opsets_are_refused(tmp_path, make_linear):
 
 def test_same_input_same_bytes(tmp_path, make_lenet):
     for values in VALUES:
-        packed.write(make_lenet(), tmp_path / "a.onnx", Options(values=values))
-        packed.write(make_lenet(), tmp_path / "b.onnx", Options(values=values))
+        packed.write(make_lenet(), tmp_path / "a.onnx", Options(), values=values)
+        packed.write(make_lenet(), tmp_path / "b.onnx", Options(), values=values)
         assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""Bytes of each weight by format, beside the least that any code could take.
+"""Where the bytes are: of each weight by format, beside the least that any code could take, and of a written file.
 
 The entropy bound of a tensor of n units of which k are stored, a unit being one weight, or a whole kernel of a
 convolution where that gives fewer bits, with v = k · (weights a unit) values, is in bits
@@ -19,17 +19,30 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import onnx
+from onnx.external_data_helper import uses_external_data
 from scipy.special import gammaln
 
 from relief_export.formats import csr, packed, positions, sparse, streams, values
 from relief_export.formats.artifact import VALUES
-from relief_export.formats.builder import Builder, short_names
-from relief_export.formats.container import canonical
+from relief_export.formats.builder import Builder, field_bytes, short_names
+from relief_export.formats.onnx_file import canonical, external_files
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
     import onnx_ir as ir
+    from onnx import SparseTensorProto, TensorProto
 
 Array: TypeAlias = np.ndarray[Any, Any]
+
+
+def gzip_bytes(blocks: Iterable[bytes | memoryview]) -> int:
+    """Return how many bytes gzip (RFC 1952, level 6, its default) makes of ``blocks`` one after the other."""
+    squeezer = zlib.compressobj(6, zlib.DEFLATED, 31)
+    total = sum(len(squeezer.compress(block)) for block in blocks)
+    return total + len(squeezer.flush())
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Row:
         nonzeros: Weights that are not zero.
         position_code: How packed stores the positions when the tensor has a stream of its own; ``dense`` for none.
         dense: Bytes of the plain values.
-        gzip: Bytes of the plain values after gzip's compression (deflate, level 9).
+        gzip: Bytes of the plain values after gzip.
         sparse: Bytes of values and INT64 indices, or of the dense values where those are fewer.
         csr: Bytes of SciPy's arrays before compression, or of the dense values where those are fewer.
         packed: Value code -> bytes of a stream of its own with its nodes, or of the dense values where those are fewer.
@@ -110,7 +123,7 @@ def _row(name: str, array: Array, axis: int) -> Row:
         nonzeros=nonzeros,
         position_code=by_code["f32"][2],
         dense=array.nbytes,
-        gzip=len(zlib.compress(content, 9)),
+        gzip=gzip_bytes([content]),
         sparse=min(array.nbytes, nonzeros * (array.itemsize + sparse.INDEX_BYTES)),
         csr=csr.layout_bytes(array),
         packed=packed_bytes,
@@ -155,3 +168,80 @@ def _bits(coded: values.Coded, mask: Array, unit: int) -> float:
         return places + 8 * stored.nbytes
     counts = np.unique(stored, return_counts=True)[1]
     return places + float(-(counts * np.log2(counts / max(stored.size, 1))).sum())
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Bytes of each part.
+
+    Attributes:
+        weights: The data of the constants: values, and the positions of those that are not zero where they are stored.
+        headers: Names, types and shapes of the constants.
+        decoding: Nodes that make weights of other constants, and the shapes stated for them.
+        network: Nodes that depend on an input.
+        container: All else.
+    """
+
+    weights: int
+    headers: int
+    decoding: int
+    network: int
+    container: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts."""
+        return sum(asdict(self).values())
+
+    def to_dict(self) -> dict[str, int]:
+        """Return plain data."""
+        return asdict(self)
+
+
+def anatomy(path: Path) -> Anatomy | None:
+    """Take apart an ONNX file with its external data, or a csr folder; None for what is neither.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    if path.is_dir():
+        sizes = {file: file.stat().st_size for file in path.iterdir()}
+        weights = sum(size for file, size in sizes.items() if file.suffix in {".npy", ".npz"})
+        network = sum(size for file, size in sizes.items() if file.suffix == ".onnx")
+        return Anatomy(weights, 0, 0, network, sum(sizes.values()) - weights - network)
+    if path.suffix != ".onnx":
+        return None
+    proto = onnx.load(path, load_external_data=False)
+    graph = proto.graph
+    known = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
+    known -= {value.name for value in graph.input}
+    decoding = network = 0
+    for node in graph.node:
+        if all(not name or name in known for name in node.input):
+            known.update(node.output)
+            decoding += field_bytes(node)
+        else:
+            network += field_bytes(node)
+    decoding += sum(field_bytes(value) for value in graph.value_info if value.name in known)
+    data = sum(_data(tensor) for tensor in graph.initializer) + sum(_sparse_data(t) for t in graph.sparse_initializer)
+    headers = sum(field_bytes(tensor) for tensor in (*graph.initializer, *graph.sparse_initializer)) - data
+    rest = path.stat().st_size - data - headers - decoding - network
+    beside = sum(file.stat().st_size for file in external_files(proto, path))
+    return Anatomy(data + beside, headers, decoding, network, rest)
+
+
+def _sparse_data(tensor: SparseTensorProto) -> int:
+    return _data(tensor.values) + _data(tensor.indices)
+
+
+def _data(tensor: TensorProto) -> int:
+    """Return the bytes of a tensor's elements in the file, without the tag and length of their field."""
+    if uses_external_data(tensor):
+        return 0
+    if tensor.HasField("raw_data"):
+        return len(tensor.raw_data)
+    bare = type(tensor)()
+    bare.CopyFrom(tensor)
+    for field in ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data"):
+        bare.ClearField(field)
+    return int(tensor.ByteSize() - bare.ByteSize())

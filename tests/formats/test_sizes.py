@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from relief_export.formats import VALUES, Options, ledger, packed
-from relief_export.formats.ledger import entropy_bound
+from relief_export.formats.sizes import entropy_bound
 from relief_export.formats.values import encode
 
 
@@ -51,5 +51,5 @@ def test_no_format_beats_the_bound_or_loses_to_dense(make_lenet, zeros):
 
 def test_the_ledger_agrees_with_the_file(tmp_path, make_lenet):
     for values in VALUES:
-        written = packed.write(make_lenet(), tmp_path / "m.onnx", Options(values=values))
+        written = packed.write(make_lenet(), tmp_path / "m.onnx", Options(), values=values)
         assert written.bytes == pytest.approx(ledger(make_lenet()).total.packed[values], abs=900)

@@ -8,7 +8,6 @@ data is resolved, and nothing is left that does not compute: no doc strings, met
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -18,13 +17,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
-from relief_export.formats.manifest import inside
+from relief_export.formats.artifact import inside
+from relief_export.formats.runtime import load
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +35,6 @@ MAX_ELEMENTS = 2**31
 _FREE_BYTES, _BYTES_PER_BYTE = 1 << 28, 1024
 _TYPE = "relief_export.type"
 """Key in ``ir.Value.meta`` of a type that onnx_ir has no word for, as a serialised ``TypeProto``."""
-_UNKNOWN_OPERATOR = re.compile(r"(\w\S*?)(?:\(-?\d+\))? is not a registered function/op|implementation for (\S+)")
 _SIGN_BITS = {np.dtype(np.float16): np.uint16, np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
 
 
@@ -180,7 +178,7 @@ def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
         if id(tensor) not in initializers and uses_external_data(tensor):
             load_external_data_for_tensor(tensor, str(folder))
     try:
-        model = _from_proto(proto)
+        model = from_proto(proto)
         ir.external_data.set_base_dir(model.graph, folder)
         for value in _initializers(model):
             if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING:
@@ -194,7 +192,7 @@ def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
     return model
 
 
-def _from_proto(proto: onnx.ModelProto) -> ir.Model:
+def from_proto(proto: onnx.ModelProto) -> ir.Model:
     """Turn ``proto`` into onnx_ir, with the types that onnx_ir cannot hold kept aside in their values."""
     aside = {}
     for graph in graphs(proto.graph):
@@ -410,27 +408,4 @@ def _write_proto(proto: onnx.ModelProto, temporary: Path, path: Path, *, verify:
     temporary.write_bytes(proto.SerializeToString(deterministic=True))
     del proto  # before the runtime has all the weights too
     if verify:
-        open_session(temporary, name=path)
-
-
-def open_session(path: Path, *, optimise: bool = True, name: Path | None = None) -> ort.InferenceSession:
-    """Open ``path``, which messages call ``name``, in ONNX Runtime at its default settings on the CPU.
-
-    Raises:
-        UnsupportedModelError: The runtime refuses the model.
-    """
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 4
-    if not optimise:
-        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        return ort.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - the runtime's exceptions share no other base
-        unknown = _UNKNOWN_OPERATOR.search(str(error))
-        if unknown:
-            operator = next(filter(None, unknown.groups()))
-            raise UnsupportedModelError(
-                f"ONNX Runtime cannot load {name or path}: it does not know its operator {operator}"
-            ) from None
-        reason = " ".join(str(error).replace(str(path), str(name or path)).split())[:300]
-        raise UnsupportedModelError(f"ONNX Runtime cannot load {name or path} ({reason})") from None
+        load(temporary, name=str(path))
