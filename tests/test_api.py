@@ -284,8 +284,8 @@ class Pair(nn.Module):
 def test_what_cannot_be_shipped_is_refused_before_anything_is_written(model, digits, tmp_path):
     with pytest.raises(InputError, match="Pair gives a tuple: wrap it"):
         rx.export(Pair(), digits[0][:4], tmp_path / "out")
-    with pytest.raises(InputError, match="no values 'f8': choose from f32"):
-        rx.export(model, digits[0][:4], tmp_path / "out", values="f8")
+    with pytest.raises(InputError, match="calibration is for int8 and packed-int8"):
+        rx.export(model, digits[0][:4], tmp_path / "out", calibration=digits[0][:4])
     with pytest.raises(UnsupportedModelError, match="are all connections masked"):
         rx.export(model, digits[0][:4], tmp_path / "out", masks={"7.weight": torch.zeros(10, 32)})
     assert not (tmp_path / "out").exists()
