@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import relief_export as rx
-from relief_export.relief.readers import read_masks
+from relief_export.relief.masks import read_masks
 
 
 def main(folder: Path) -> None:
