@@ -12,10 +12,11 @@ from relief_export.formats import csr, onnx_file
 from relief_export.formats.runtime import load
 from relief_export.graph.cost import Cost, cost
 from relief_export.graph.fold import fold
+from relief_export.graph.shapes import with_dimensions
 from relief_export.graph.shrink import ShrinkResult, shrink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     import onnx_ir as ir
 
@@ -36,12 +37,19 @@ class Shrunk:
             "ok": True,
             "shrink": self.result.to_dict(),
             "cost": {"before": self.before.to_dict(), "after": self.after.to_dict()},
-            "bytes": {"before": self.bytes_before, "after": self.artifact.bytes},
+            "file_bytes": {"before": self.bytes_before, "after": self.artifact.bytes},
             "notes": list(self.artifact.notes),
         }
 
 
-def shrink_file(source: Path, target: Path, *, strict: bool = False, verify: bool = True) -> Shrunk:
+def shrink_file(
+    source: Path,
+    target: Path,
+    *,
+    strict: bool = False,
+    dimensions: Mapping[str, int] | None = None,
+    verify: bool = True,
+) -> Shrunk:
     """Fold and shrink the model at ``source`` and write it to ``target`` as dense ONNX.
 
     Raises:
@@ -49,6 +57,8 @@ def shrink_file(source: Path, target: Path, *, strict: bool = False, verify: boo
         UnsupportedModelError: The model has something the rewrite must not guess about.
     """
     model = _read(source, target)
+    if dimensions:
+        model = with_dimensions(model, dimensions)
     result = shrink(fold(model), strict=strict)
     before = cost(model)
     after = cost(result.model, baseline=before)

@@ -176,8 +176,8 @@ class Ledger(TypedDict):
 class Baseline(TypedDict):
     """A plain ONNX file that the others are measured against."""
 
-    bytes: int
-    gzip: int
+    file_bytes: int
+    gzip_bytes: int
 
 
 class Baselines(TypedDict):
@@ -288,32 +288,44 @@ class TensorEntry(TypedDict):
     """One activation."""
 
     name: str
-    bytes: int
+    tensor_bytes: int
 
 
 class ArenaEntry(TypedDict):
     """The plan of one network's activations and where it is largest."""
 
-    bytes: int
-    lower_bound: int
+    arena_bytes: int
+    lower_bound_bytes: int
     peak: str
     peak_op: str
     peak_tensors: list[TensorEntry]
     excluded: str
 
 
-class BudgetEntry(TypedDict):
-    """What was there; None where it was not limited."""
-
-    flash: int | None
-    ram: int | None
-
-
-class FlashEntry(TypedDict):
-    """One format's bytes."""
+class TargetEntry(TypedDict):
+    """A board."""
 
     name: str
-    bytes: int
+    title: str
+
+
+class BudgetEntry(TypedDict):
+    """What there was; None where it was not limited."""
+
+    flash_bytes: int | None
+    ram_bytes: int | None
+    target: TargetEntry | None
+
+
+class SizeEntry(TypedDict):
+    """What one file takes."""
+
+    file: str
+    flash_bytes: int
+    ram_bytes: int | None
+    arena_bytes: int | None
+    unpacked_bytes: int
+    ram_unknown: str | None
 
 
 class Audit(TypedDict):
@@ -322,9 +334,10 @@ class Audit(TypedDict):
     ok: bool
     failures: list[FailureEntry]
     budget: BudgetEntry
-    flash: list[FlashEntry]
-    chosen: str
+    checked: str
+    files: list[SizeEntry]
     arena: ArenaEntry | None
+    notes: list[str]
 
 
 OUTCOMES: dict[str, Any] = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from relief_export.errors import InputError
 from relief_export.format_names import FormatName  # noqa: TC001 - its annotations are read to check a recipe
-from relief_export.schema import Checked, Rule, build, did_you_mean, plain
+from relief_export.schema import Checked, Rule, build, did_you_mean, is_size, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -34,9 +34,7 @@ HeldOut = Annotated[
     Rule("a share in (0, 1) or a number of samples", lambda v: v >= 1 if isinstance(v, int) else 0 < v < 1),
 ]
 Name = Annotated[str, Rule("letters, digits and ._@- only", lambda v: re.fullmatch(r"[A-Za-z0-9][\w.@-]*", v))]
-Size = Annotated[
-    str, Rule('a size like "256KiB"', lambda value: re.fullmatch(r"(?i)\d+(\.\d+)?\s*([KMG](i?B)?|B)?", value))
-]
+Size = Annotated[str, Rule('a size like "256KiB"', is_size)]
 
 Values = Annotated[
     int | str, Rule('a number from 2 to 256, or "int8"', lambda v: 2 <= v <= 256 if isinstance(v, int) else v == "int8")
@@ -168,11 +166,18 @@ class ExportConfig(Checked):
 
 @dataclass(frozen=True)
 class AuditConfig(Checked):
-    """Budgets that the audit holds the artifacts against."""
+    """What the audit checks, and against what."""
 
     flash: Size | None = None
+    """Bytes that the file may have, as in "256KiB"."""
     ram: Size | None = None
+    """Bytes that running it may take: activations at batch 1, and weights that are unpacked at load."""
     target: str | None = None
+    """A board whose memories are the budget; docs/audit.md lists them."""
+    file: str | None = None
+    """Name of the file to check; absent chooses the smallest that fits among those that accuracy_drop allows."""
+    accuracy_drop: Tolerance = 0.0
+    """Accuracy (a fraction) that the tolerance of a chosen file may allow to be lost; 0 chooses among exact files."""
 
 
 @dataclass(frozen=True)

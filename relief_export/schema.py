@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import (
@@ -39,6 +40,50 @@ _NAMES: dict[Any, str] = {
     bool: "true or false",
     types.NoneType: "absent",
 }
+
+
+_UNITS = {
+    "b": 1,
+    "k": 1024, "kib": 1024, "kb": 1000,
+    "m": 1024**2, "mib": 1024**2, "mb": 1000**2,
+    "g": 1024**3, "gib": 1024**3, "gb": 1000**3,
+}  # fmt: skip
+_SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-z]*)\s*", re.IGNORECASE)
+_SHARE = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(%?)\s*")
+
+
+def parse_size(text: str) -> int:
+    """Return bytes: "256KiB" and "256k" are 256·1024 (as linkers count), "256kB" is 256·1000, "256B" is itself.
+
+    Raises:
+        InputError: It is no size. A bare number is refused too: 256 is taken for KiB as often as for bytes.
+    """
+    match = _SIZE.fullmatch(text)
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
+        raise InputError(f"{text!r} is no size: write a number with B, k, KiB, kB, M, MiB, MB, G, GiB or GB")
+    return int(float(match[1]) * unit)
+
+
+def parse_share(text: str) -> float:
+    """Return a fraction: "2%" is 0.02, and so is "0.02".
+
+    Raises:
+        InputError: It is neither.
+    """
+    match = _SHARE.fullmatch(text)
+    if match is None:
+        raise InputError(f'{text!r} is no share: write a percentage like "2%", or a fraction like 0.02')
+    return float(match[1]) / (100 if match[2] else 1)
+
+
+def is_size(text: str) -> bool:
+    """Return True if ``parse_size`` takes it."""
+    try:
+        parse_size(text)
+    except InputError:
+        return False
+    return True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -97,7 +97,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Demo:
-    """One run of the demonstration: its build folder, and what the command printed with --json."""
+    """One run of the demonstration: its build folder, and the result that the command printed with --json."""
 
     folder: Path
     printed: dict[str, Any]
@@ -122,7 +122,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
             assert done.returncode == 0, done.stderr
             assert done.stderr == ""  # no warning, and no progress where there is no terminal
             printed.write_text(done.stdout)
-    return Demo(folder, json.loads(printed.read_text()))
+    return Demo(folder, json.loads(printed.read_text())["result"])
 
 
 @pytest.fixture(scope="session")

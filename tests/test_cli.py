@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -151,7 +152,7 @@ def test_no_arguments_shows_the_help(capsys: pytest.CaptureFixture[str]):
 
 def test_cost_counts_by_hand(capsys: pytest.CaptureFixture[str]):
     assert run(["cost", "good.onnx", "--json"]) == 0
-    cost = json.loads(capsys.readouterr().out)["cost"]
+    cost = json.loads(capsys.readouterr().out)["result"]["cost"]
     assert cost["parameters"] == {"dense": None, "structural": 8, "nonzero": 4}
     assert cost["macs"] == {"dense": None, "structural": 6, "nonzero": 2}
     assert run(["cost", "good.onnx"]) == 0
@@ -173,33 +174,132 @@ def test_compare_says_no_with_exit_1(capsys: pytest.CaptureFixture[str]):
     assert {failure["file"] for failure in answer["failures"]} == {"other.onnx"}
 
 
-def test_audit_over_budget_is_exit_1(capsys: pytest.CaptureFixture[str]):
+def test_every_command_answers_in_one_envelope(capsys: pytest.CaptureFixture[str]):
     assert run(["audit", "good.onnx", "--flash", "1MiB", "--ram", "1KiB"]) == 0
     assert run(["audit", "good.onnx", "--flash", "16B"]) == 1
     capsys.readouterr()
     assert run(["audit", "good.onnx", "--ram", "8B", "--json"]) == 1
     answer = json.loads(capsys.readouterr().out)
-    assert answer["ok"] is False
-    assert len(answer["outcome"]["failures"]) == 1
-
-
-def test_audit_prints_the_bill(capsys: pytest.CaptureFixture[str]):
-    size = Path("good.onnx").stat().st_size
-    assert run(["audit", "good.onnx", "--flash", str(2 * size), "--ram", "16B"]) == 1
-    printed = capsys.readouterr().out
-    assert re.search(rf"^good\.onnx +onnx +{size} +50\.00 % +within$", printed, re.MULTILINE)
+    assert {key: answer[key] for key in ("schema", "command", "ok", "error")} == {
+        "schema": 1, "command": "audit", "ok": False, "error": None,
+    }  # fmt: skip
+    (failure,) = answer["failures"]
+    message = failure.pop("message")
     # 3 and 2 floats, each in its own 16 bytes
-    assert re.search(r"^arena +32 +32 +Gemm y +200\.00 % +OVER$", printed, re.MULTILINE)
-    assert f"of {2 * size}" in printed
-    assert re.search(r"^audit: over budget .*\nFAILED: RAM: the arena has 32 bytes", printed, re.MULTILINE)
+    assert failure == {"code": "ram", "file": "good.onnx", "actual": 32, "limit": 8, "unit": "bytes"}
+    assert message.startswith("RAM: good.onnx needs 32 bytes")
+    assert answer["result"]["budget"]["ram_bytes"] == 8
+    assert run(["audit", "missing.onnx", "--json"]) == 2
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["ok"], answer["result"], answer["failures"], answer["command"]) == (False, None, [], "audit")
+    assert "missing.onnx" in answer["error"]
 
 
-def test_audit_without_a_budget_says_that_nothing_was_gated(capsys: pytest.CaptureFixture[str]):
+def sizes_in(found: object, path: str = "") -> Iterator[str]:
+    """Yield the paths of keys that look like sizes without saying their unit."""
+    if isinstance(found, dict):
+        for key, value in found.items():
+            if isinstance(value, int) and re.search("byte|size|flash|ram$|gzip|bound", key) and key[-6:] != "_bytes":
+                yield f"{path}.{key}"
+            yield from sizes_in(value, f"{path}.{key}")
+    for index, item in enumerate(found if isinstance(found, list) else ()):
+        yield from sizes_in(item, f"{path}[{index}]")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["cost", "good.onnx"],
+        ["shrink", "good.onnx", "small.onnx"],
+        ["convert", "good.onnx", "packed.onnx", "--to", "packed"],
+        ["compare", "good.onnx", "good.onnx", "--data", "data.npz"],
+        ["audit", "good.onnx", "--flash", "1KiB", "--baseline", "good.onnx"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_sizes_say_their_unit(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    assert run([*arguments, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert list(answer) == ["schema", "command", "ok", "result", "failures", "error"]
+    assert list(sizes_in(answer["result"])) == []
+
+
+def test_audit_prints_what_every_file_takes(capsys: pytest.CaptureFixture[str]):
+    size = Path("good.onnx").stat().st_size
+    assert run(["audit", "good.onnx", "--flash", f"{2 * size}B", "--ram", "16B"]) == 1
+    printed = capsys.readouterr().out
+    assert re.search(rf"^good\.onnx +onnx +- +{size} +32 +50\.00 % +200\.00 %$", printed, re.MULTILINE)
+    assert f"of {2 * size} flash" in printed
+    assert "RAM of good.onnx: activations 32 bytes at Gemm y (lower bound 32)" in printed
+    assert re.search(r"^audit: good\.onnx is over budget\nFAILED: RAM: good\.onnx needs 32", printed, re.MULTILINE)
+
+
+def test_audit_without_a_budget_says_that_nothing_was_checked(capsys: pytest.CaptureFixture[str]):
     assert run(["audit", "good.onnx"]) == 0
     printed = capsys.readouterr().out
-    assert re.search(r"^good\.onnx +onnx +\d+ +- +not gated$", printed, re.MULTILINE)
-    assert "audit: no budget was given, nothing was gated" in printed
+    assert "audit: no budget was given, nothing was checked" in printed
     assert "within" not in printed
+
+
+def test_a_pull_request_is_held_to_its_baseline(capsys: pytest.CaptureFixture[str]):
+    wide = onnx.parser.parse_model(MODEL)
+    wide.doc_string = "x" * (Path("good.onnx").stat().st_size // 2)
+    onnx.save(wide, "wide.onnx")
+    grown = Path("wide.onnx").stat().st_size / Path("good.onnx").stat().st_size - 1
+    against = ["audit", "wide.onnx", "--baseline", "good.onnx", "--max-growth"]
+    assert run([*against, "60%"]) == 0
+    assert f"against good.onnx of good.onnx: flash {grown:+.2%}, RAM +0.00%" in capsys.readouterr().out
+    assert run([*against, "0.02", "--annotate", "github", "--json"]) == 1
+    printed = capsys.readouterr()
+    answer = json.loads(printed.out)
+    assert answer["result"]["growth"]["flash_change"] == pytest.approx(grown)
+    (failure,) = answer["failures"]
+    assert (failure["code"], failure["limit"], failure["unit"]) == ("flash_growth", 0.02, "fraction")
+    annotation = printed.err.splitlines()[0]
+    assert annotation.startswith("::error file=wide.onnx,title=relief-export flash_growth::flash: wide.onnx needs")
+    assert "2.00%25 more is allowed" in annotation  # a bare % would start an escape there
+    assert run(["audit", "good.onnx", "--max-growth", "2%"]) == 2
+    assert run(["audit", "good.onnx", "--baseline", "good.onnx", "--max-growth", "two"]) == 2
+
+
+def test_a_gain_of_accuracy_is_no_failure(capsys: pytest.CaptureFixture[str]):
+    model = onnx.parser.parse_model(MODEL)
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    for name, factor in (("better", 3), ("worse", -3)):
+        weight[0, 2], weight[1, 2] = factor, -factor
+        model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "w"))
+        onnx.save(model, f"{name}.onnx")
+    x = np.eye(3, dtype=np.float32) * np.array([1, 1, -1], np.float32)
+    np.savez("signed.npz", x=np.r_[x, -x], y=np.array([0, 1, 1, 0, 0, 0]))
+    # The good model is right on five of six: the third column tells the classes of the last two samples apart.
+    data = ["--data", "signed.npz", "--json"]
+    assert run(["compare", "good.onnx", "better.onnx", "--accuracy-drop", "0", *data]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["result"]["outputs"].values()
+    assert found["accuracy_change"] > 0
+    assert run(["compare", "good.onnx", "better.onnx", *data]) == 1  # without it B must predict what A does
+    capsys.readouterr()
+    assert run(["compare", "better.onnx", "good.onnx", "--accuracy-drop", "0.01", *data]) == 1
+    (failure,) = json.loads(capsys.readouterr().out)["failures"]
+    assert (failure["code"], failure["limit"], failure["unit"]) == ("accuracy", -0.01, "fraction")
+    assert failure["actual"] < -0.01
+    assert run(["compare", "better.onnx", "good.onnx", "--accuracy-drop", "0.5", *data]) == 0
+
+
+def test_symbolic_lengths_are_given_on_the_command_line(capsys: pytest.CaptureFixture[str]):
+    text = '<ir_version: 9, opset_import: ["" : 18]> g (float[n, h] x) => (float[n, h] y) { y = Relu (x) }'
+    onnx.save(onnx.parser.parse_model(text), "open.onnx")
+    assert run(["audit", "open.onnx", "--ram", "1KiB"]) == 2
+    assert "tensor 'x' has no known size" in capsys.readouterr().err
+    assert run(["audit", "open.onnx", "--ram", "1KiB", "--dim", "h=64", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["result"]["files"]
+    assert row["ram_bytes"] == 2 * 64 * 4
+    assert run(["cost", "open.onnx", "--dim", "h=32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["arena"]["arena_bytes"] == 2 * 32 * 4
+    assert run(["shrink", "open.onnx", "fixed.onnx", "--dim", "h=8"]) == 0
+    stated = onnx.load("fixed.onnx").graph.input[0].type.tensor_type.shape.dim[1]
+    assert stated.dim_value == 8
+    for wrong in ("h", "h=", "h=x", "z=3"):
+        assert run(["cost", "open.onnx", "--dim", wrong]) == 2
 
 
 @pytest.mark.parametrize("signal", [KeyboardInterrupt, click.Abort])
@@ -219,7 +319,7 @@ def test_recipes_are_listed_with_what_they_reproduce(
 ):
     monkeypatch.chdir(Path(RECIPE).parent.parent)
     assert run(["recipes", "--json"]) == 0
-    listed = json.loads(capsys.readouterr().out)["recipes"]
+    listed = json.loads(capsys.readouterr().out)["result"]["recipes"]
     assert [row["name"] for row in listed] == sorted(path.stem for path in Path("pipelines").glob("*.toml"))
     assert all(row["description"] for row in listed)
 
@@ -257,11 +357,11 @@ def test_what_is_not_known_is_no_bare_number(capsys: pytest.CaptureFixture[str])
     assert "not counted: my.domain::Mystery h" in printed
     assert run(["cost", "open.onnx", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
-    assert answer["arena"] is None
-    assert [row["op"] for row in answer["cost"]["unknown"]] == ["my.domain::Mystery"] * 2 + ["MatMul"]
+    assert answer["result"]["arena"] is None
+    assert [row["op"] for row in answer["result"]["cost"]["unknown"]] == ["my.domain::Mystery"] * 2 + ["MatMul"]
     assert run(["audit", "open.onnx", "--flash", "1MiB"]) == 0
     assert run(["audit", "open.onnx", "--flash", "1MiB", "--ram", "1KiB"]) == 2
-    assert "cannot be held against a budget of RAM" in capsys.readouterr().err
+    assert "cannot be checked against a budget of RAM" in capsys.readouterr().err
 
 
 RECURRENT = """
@@ -281,7 +381,7 @@ def test_shrink_counts_a_recurrent_network_from_below(capsys: pytest.CaptureFixt
 def test_shrink_counts_the_bytes_of_external_data(capsys: pytest.CaptureFixture[str]):
     ir.save(ir.load("good.onnx"), "apart.onnx", external_data="weights.bin")
     assert run(["shrink", "apart.onnx", "small.onnx", "--json"]) == 0
-    stated = json.loads(capsys.readouterr().out)["bytes"]["before"]
+    stated = json.loads(capsys.readouterr().out)["result"]["file_bytes"]["before"]
     assert stated == Path("apart.onnx").stat().st_size + Path("weights.bin").stat().st_size
 
 

@@ -78,9 +78,9 @@ def test_commands_on_onnx_files_work_without_torch(folder: Path, without_torch):
     assert done.returncode == 0, done.stderr
     printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert len(printed) == len(commands) - 1
-    assert printed[0]["cost"]["parameters"]["structural"] == 23
+    assert printed[0]["result"]["cost"]["parameters"]["structural"] == 23
     # Neuron 1 has no incoming connection and no bias; inputs are never removed from the interface.
-    assert printed[1]["cost"]["after"]["parameters"]["structural"] < 23
+    assert printed[1]["result"]["cost"]["after"]["parameters"]["structural"] < 23
 
 
 def test_training_without_torch_says_which_extra_to_install(tmp_path: Path, without_torch):

@@ -99,11 +99,11 @@ def test_demo_leaves_exactly_these_files(demo):
 def test_closing_figures_are_those_of_the_files(demo):
     printed, artifacts = demo.printed, demo.folder / "artifacts"
     masks = load_file(demo.folder / "relieved/masks.safetensors")
-    assert printed["connections"]["dense"] == 431_080
-    assert printed["connections"]["kept"] == sum(int(mask.sum()) for mask in masks.values())
+    assert printed["weights"]["dense"] == 431_080
+    assert printed["weights"]["kept"] == sum(int(mask.sum()) for mask in masks.values())
     assert printed["parameters"]["dense"] == 431_080
     assert printed["macs"]["dense"] == 2_293_000
-    sizes = {file["name"]: file["bytes"] for file in printed["files"]}
+    sizes = {file["file"]: file["file_bytes"] for file in printed["files"]}
     for entry in read_json(artifacts / "manifest.json")["artifacts"]:
         assert sizes.pop(entry["name"]) == sum((artifacts / file["path"]).stat().st_size for file in entry["files"])
     assert not sizes
@@ -122,9 +122,9 @@ def test_accuracy_is_that_of_the_runtime_on_the_test_pictures(demo):
     assert (logits.argmax(1) == stored["logits"].argmax(1)).all()
     # The sample is stratified, so its accuracy is near that of the whole test set, and far above chance.
     accuracy = (logits.argmax(1) == stored["y"]).mean()
-    assert accuracy == pytest.approx(demo.printed["accuracy"]["onnxruntime"], abs=0.03)
+    assert accuracy == pytest.approx(demo.printed["accuracy"]["onnx_runtime"], abs=0.03)
     assert stored["x"].mean() == pytest.approx(load_digits().images.mean() / 16, abs=0.02)
-    assert demo.printed["accuracy"]["onnxruntime"] == demo.printed["accuracy"]["relieved"]
+    assert demo.printed["accuracy"]["onnx_runtime"] == demo.printed["accuracy"]["pruned"]
 
 
 def test_second_run_changes_nothing(built):
@@ -141,7 +141,7 @@ def test_changed_export_trains_nothing_again(built, capsys):
     changed = {path.split("/")[0] for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     assert changed == {"recipe.toml", "artifacts", "validation.json", "audit.json", "report.html", "report.md"}
     assert "artifacts/model.packed.onnx" not in after
-    assert [file["name"] for file in json.loads(capsys.readouterr().out)["files"]] == ["model.onnx", "csr"]
+    assert [file["file"] for file in json.loads(capsys.readouterr().out)["result"]["files"]] == ["model.onnx", "csr"]
 
 
 def test_quantised_network_is_what_every_file_holds(built, capsys):
@@ -212,7 +212,7 @@ def test_validation_on_given_samples_is_provisional(built, tmp_path, capsys):
     stored = np.load(built / "artifacts/reference.npz")
     np.savez(tmp_path / "mine.npz", x=stored["x"][:50], y=stored["y"][:50])
     assert run(["validate", str(built), "--data", str(tmp_path / "mine.npz"), "--json"]) == 0
-    outcome = json.loads(capsys.readouterr().out)["outcome"]
+    outcome = json.loads(capsys.readouterr().out)["result"]["outcome"]
     assert (outcome["samples"], outcome["reference"], outcome["provisional"]) == (50, "given", True)
     assert not stages.run_stage("validate", built).skipped  # the full test set is asked again
     assert read_json(built / "validation.json")["outcome"]["samples"] == 360

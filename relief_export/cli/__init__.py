@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from relief_export.cli import devices, models, pipeline
+from relief_export.cli.common import echo_error
 from relief_export.errors import MissingExtraError, ReliefError
 from relief_export.records import versions
 from relief_export.version import VERSION
@@ -46,13 +47,6 @@ def cli() -> None:
 
 for _command in (*pipeline.COMMANDS, *models.COMMANDS, *devices.COMMANDS):
     cli.add_command(_command)
-
-
-def _fail(message: str, code: int, *, as_json: bool) -> int:
-    click.echo(f"Error: {message}", err=True)
-    if as_json:
-        click.echo(json.dumps({"ok": False, "error": message}))
-    return code
 
 
 def _sentence(error: Exception) -> str:
@@ -97,7 +91,10 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last resort has a code of its own
         message, code = _explained(error, arguments)
-        return _fail(message, code, as_json="--json" in arguments)
+        click.echo(f"Error: {message}", err=True)
+        if "--json" in arguments:
+            echo_error(message, next((word for word in arguments if not word.startswith("-")), ""))
+        return code
 
 
 def main() -> None:

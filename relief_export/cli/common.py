@@ -4,13 +4,41 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from relief_export.errors import Failure
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+SCHEMA = 1
+"""Version of the envelope; a key that is removed or changes its meaning raises it, a new key does not."""
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What every command prints with --json, alone on stdout.
+
+    Attributes:
+        schema: Version of this object.
+        command: Which command it was.
+        ok: The answer; exit code 0 or 1. False where the command ended with an error, whose exit code says which kind.
+        result: What the command found; null after an error.
+        failures: Every reason for an answer of no.
+        error: The sentence on stderr, where the command ended with one; else null.
+    """
+
+    schema: int
+    command: str
+    ok: bool
+    result: Any
+    failures: tuple[Failure, ...]
+    error: str | None = None
+
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -20,6 +48,26 @@ progress_option = click.option(
 )
 # Paths are checked by the readers, which say in one sentence what is wrong with them.
 PATH = click.Path(path_type=Path)
+
+
+def _dimensions(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, int]:
+    sizes = {}
+    for text in given:
+        name, equals, size = text.rpartition("=")
+        if not equals or not size.strip().isdecimal():
+            raise click.BadParameter(f"{text!r} is no dimension: write a name and a whole number, as in H=224")
+        sizes[name.strip()] = int(size)
+    return sizes
+
+
+dimension_option = click.option(
+    "--dim",
+    "dimensions",
+    multiple=True,
+    metavar="NAME=SIZE",
+    callback=_dimensions,
+    help="Length of a symbolic axis of the inputs, as in H=224; x[2]=224 for the third of input x.",
+)
 
 
 def recipe_options(command: F) -> F:
@@ -37,13 +85,37 @@ def recipe_options(command: F) -> F:
     return command
 
 
-def echo(result: object, *, as_json: bool, lines: Iterable[str] = ()) -> None:
-    """Print ``result`` as one JSON object, or ``lines`` for people."""
-    if as_json:
-        click.echo(json.dumps(result, allow_nan=False))
-    else:
+def echo(
+    result: object,
+    *,
+    as_json: bool,
+    lines: Iterable[str] = (),
+    ok: bool | None = None,
+    failures: Iterable[Failure] | None = None,
+) -> None:
+    """Print ``result`` in the envelope of every command as one JSON object, or ``lines`` for people.
+
+    ``ok`` and ``failures`` are taken out of a result that has them.
+    """
+    if not as_json:
         for line in lines:
             click.echo(line)
+        return
+    context = click.get_current_context(silent=True)
+    name = context.info_name if context is not None else None
+    plain: Any = dict(result) if isinstance(result, dict) else result
+    if isinstance(plain, dict):
+        found = plain.pop("failures", [])
+        stated = plain.pop("ok", not found)
+        ok = stated if ok is None else ok
+        failures = [Failure(**each) for each in found] if failures is None else failures
+    whole = Envelope(SCHEMA, name or "", bool(ok), plain, tuple(failures or ()))
+    click.echo(json.dumps(asdict(whole), allow_nan=False))
+
+
+def echo_error(message: str, command: str) -> None:
+    """Print what ended a command, in the same envelope."""
+    click.echo(json.dumps(asdict(Envelope(SCHEMA, command, ok=False, result=None, failures=(), error=message))))
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -63,3 +135,8 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]
     with console.capture() as captured:
         console.print(grid)
     return [line.rstrip() for line in captured.get().splitlines()]
+
+
+def percent(share: float | None) -> str:
+    """Write a fraction as a percentage; a dash where it is unknown."""
+    return "-" if share is None else f"{100 * share:.2f} %"

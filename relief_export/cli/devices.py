@@ -31,7 +31,7 @@ def fit_lines(done: Fit) -> Iterator[str]:
         yield from (f"the stack may be deeper: {doubt}" for doubt in found.stack_doubts)
     limits = {"flash": done.budget.flash, "RAM": done.budget.ram}
     given = ", ".join(f"{limit:,} bytes of {memory}" for memory, limit in limits.items() if limit is not None)
-    yield from (f"FAILED: {failure}" for failure in done.failures)
+    yield from (f"FAILED: {failure.message}" for failure in done.failures)
     yield f"{'within' if done.ok else 'over'} budget: {given}" if given else "no budget was given, nothing was checked"
 
 

@@ -1,44 +1,77 @@
-"""Commands that take ONNX models of any origin; none of them needs torch."""
+"""Commands that take ONNX models of any origin; none of them needs torch. Each prints what it found below it."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from relief_export.cli.common import PATH, echo, json_option
+from relief_export.cli.common import PATH, dimension_option, echo, json_option, percent, table
 from relief_export.cli.devices import OPTIMISE, fit_lines
 from relief_export.format_names import FORMAT_NAMES
+
+if TYPE_CHECKING:
+    from relief_export.convert import Shrunk
+    from relief_export.evaluation import Comparison
+    from relief_export.graph.cost import Cost
+
 
 verify_option = click.option(
     "--verify/--no-verify", default=True, show_default=True, help="Open the result in ONNX Runtime before it is kept."
 )
 
 
-@click.command()
+@click.command(short_help="Remove dead channels from an ONNX model, exactly.")
 @click.argument("source", metavar="IN.onnx", type=PATH)
 @click.argument("target", metavar="OUT.onnx", type=PATH)
 @click.option("--strict", is_flag=True, help="Refuse a model with operators that have no rule.")
+@dimension_option
 @verify_option
 @json_option
-def shrink(source: Path, target: Path, strict: bool, verify: bool, as_json: bool) -> int:
-    """Remove every disconnected neuron from IN.onnx, exactly, and write OUT.onnx.
+def shrink(source: Path, target: Path, strict: bool, dimensions: dict[str, int], verify: bool, as_json: bool) -> int:
+    """Remove every dead channel from IN.onnx, exactly, and write OUT.onnx.
 
-    Inputs and outputs keep their names, types and shapes. What had to stay is listed with its reason.
+    Inputs and outputs keep their names, types and shapes. What had to stay is listed with its reason. IN is a model
+    file, or a csr, artifacts or build folder.
 
     \b
     relief-export shrink pruned.onnx small.onnx
     relief-export shrink pruned.onnx small.onnx --strict --json
     """
     from relief_export import convert
-    from relief_export.cli import results
+    from relief_export.subjects import model_path
 
-    done = convert.shrink_file(source, target, strict=strict, verify=verify)
-    echo(done.to_dict(), as_json=as_json, lines=results.shrunk_lines(done))
+    done = convert.shrink_file(model_path(source), target, strict=strict, dimensions=dimensions, verify=verify)
+    echo(done.to_dict(), as_json=as_json, lines=_shrunk_lines(done))
     return 0
 
 
-@click.command()
+def at_least(count: int, unknown: int) -> str:
+    """Write a total, as the lower bound that it is where the operations of some operators are in none."""
+    if not unknown:
+        return f"{count:,}"
+    return f"at least {count:,} ({unknown} operator{'s' * (unknown > 1)} unknown)"
+
+
+def _shrunk_lines(done: Shrunk) -> list[str]:
+    """Say what a shrink removed, and why the rest had to stay."""
+    before, after = done.before, done.after
+    was, now = before.parameters, after.parameters
+    rows = [("parameters", f"{was.structural:,}", f"{now.structural:,}", f"{now.nonzero:,}")]
+    was, now = before.macs, after.macs
+    old, new = (partial(at_least, unknown=len(each.unknown)) for each in (before, after))
+    rows.append(("MACs", old(was.structural), new(now.structural), new(now.nonzero)))
+    rows.append(("bytes", f"{done.bytes_before:,}", f"{done.artifact.bytes:,}", ""))
+    lines = table(("", "before", "after", "non-zero"), rows)
+    lines += [f"{row.layer}: {row.count} dead {row.side} channels stay: {row.reason}" for row in done.result.kept]
+    unknown = done.result.unknown.items()
+    lines += [f"no rule for {op} ({count}): what it touches stays" for op, count in unknown]
+    return [*lines, *done.artifact.notes]
+
+
+@click.command(short_help="Write a model in another format.")
 @click.argument("source", metavar="IN.onnx", type=PATH)
 @click.argument("target", metavar="OUT", type=PATH)
 @click.option("--to", "kind", type=click.Choice(FORMAT_NAMES), required=True, help="Format to write.")
@@ -46,7 +79,9 @@ def shrink(source: Path, target: Path, strict: bool, verify: bool, as_json: bool
 @verify_option
 @json_option
 def convert(source: Path, target: Path, kind: str, calibration: Path | None, verify: bool, as_json: bool) -> int:
-    """Write IN.onnx (or a csr folder) in another format.
+    """Write IN.onnx in another format.
+
+    IN is a model file, or a csr, artifacts or build folder.
 
     \b
     relief-export convert model.onnx model.packed.onnx --to packed
@@ -55,107 +90,243 @@ def convert(source: Path, target: Path, kind: str, calibration: Path | None, ver
     relief-export convert build/digits-lenet5/artifacts/csr model.onnx --to dense
     """
     from relief_export import convert as conversion
+    from relief_export.subjects import model_path
 
-    done = conversion.convert_file(source, target, kind, calibration=calibration, verify=verify)
-    lines = (f"{target}: {done.format}, {done.bytes:,} bytes", *done.notes)
-    echo({"ok": True, "bytes": done.bytes} | done.to_dict(), as_json=as_json, lines=lines)
+    done = conversion.convert_file(model_path(source), target, kind, calibration=calibration, verify=verify)
+    entry: dict[str, Any] = done.to_dict()
+    found = {"file": str(target), "file_bytes": done.bytes} | {key: entry[key] for key in ("format", "tolerance")}
+    found["files"] = [
+        {"path": file["path"], "file_bytes": file["bytes"], "sha256": file["sha256"]} for file in entry["files"]
+    ]
+    found["notes"] = entry["notes"]
+    echo(found, as_json=as_json, lines=(f"{target}: {done.format}, {done.bytes:,} bytes", *done.notes))
     return 0
 
 
-@click.command()
+@click.command(short_help="Compare two models on the same inputs.")
 @click.argument("first", metavar="A", type=PATH)
 @click.argument("second", metavar="B", type=PATH)
 @click.option("--data", type=PATH, required=True, help="An .npz with array x and, for accuracies, y.")
-@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest relative error of an output.")
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Largest relative error of an output.  [default: 0.0001, or none with --accuracy-drop]",
+)
+@click.option(
+    "--accuracy-drop",
+    type=float,
+    help="Accuracy, as in 0.01, that B may lose against A; without it B must predict what A does.",
+)
 @json_option
-def compare(first: Path, second: Path, data: Path, tolerance: float, as_json: bool) -> int:
-    """Compare two ONNX models on the same inputs in ONNX Runtime; exit 1 when they differ.
+def compare(
+    first: Path, second: Path, data: Path, tolerance: float | None, accuracy_drop: float | None, as_json: bool
+) -> int:
+    """Compare model B with model A on the same inputs in ONNX Runtime; exit 1 when B is worse.
+
+    A and B are model files, or csr, artifacts or build folders. A gain of accuracy is never a failure.
 
     \b
     relief-export compare model.onnx model.packed.onnx --data test.npz
+    relief-export compare model.onnx model.int8.onnx --data test.npz --accuracy-drop 0.01
     """
     from relief_export import evaluation
-    from relief_export.cli import results
+    from relief_export.formats import Tolerance
+    from relief_export.subjects import model_path
 
-    if not 0 <= tolerance < float("inf"):
-        raise click.BadParameter(f"the tolerance must be a finite number, 0 or more, not {tolerance}")
+    for name, value in (("--tolerance", tolerance), ("--accuracy-drop", accuracy_drop)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise click.BadParameter(f"{name} must be a finite number, 0 or more, not {value}")
+    default = 1e-4 if accuracy_drop is None else None
+    limits = Tolerance(default if tolerance is None else tolerance, accuracy_drop or 0.0)
     samples = evaluation.load_arrays(data)
-    done = evaluation.compare(first, second, samples.x, y=samples.y, tolerance=tolerance)
-    echo(done.to_dict(), as_json=as_json, lines=results.comparison_lines(done))
+    done = evaluation.compare(model_path(first), model_path(second), samples.x, y=samples.y, tolerance=limits)
+    echo(done.to_dict(), as_json=as_json, lines=_comparison_lines(done))
     return 0 if done.ok else 1
 
 
-@click.command()
+def _comparison_lines(done: Comparison) -> list[str]:
+    """Lay out how far two models are from each other, output by output."""
+    rows = [
+        (
+            name,
+            "not finite" if found.relative_error is None else f"{found.relative_error:.3g}",
+            percent(found.agreement),
+            percent(found.accuracy),
+            "-" if found.accuracy_change is None else f"{100 * found.accuracy_change:+.2f}",
+        )
+        for name, found in done.outputs.items()
+    ]
+    heads = ("output", "relative error", "same prediction", "accuracy of B", "points against A")
+    return [*table(heads, rows), *(f"FAILED: {failure.message}" for failure in done.failures)]
+
+
+@click.command(short_help="Count parameters, MACs, FLOPs and RAM.")
 @click.argument("model", type=PATH)
+@dimension_option
 @json_option
-def cost(model: Path, as_json: bool) -> int:
+def cost(model: Path, dimensions: dict[str, int], as_json: bool) -> int:
     """Count the parameters, MACs and FLOPs of MODEL, and the RAM of its activations, at batch 1.
+
+    MODEL is a model file, or a csr, artifacts or build folder.
 
     \b
     relief-export cost model.onnx
-    relief-export cost model.onnx --json
+    relief-export cost segmentation.onnx --dim H=224 --dim W=224
     """
-    from relief_export import formats
-    from relief_export.cli import results
+    from relief_export import evaluation, formats
     from relief_export.errors import UnsupportedModelError
     from relief_export.graph.arena import plan_arena
     from relief_export.graph.cost import cost as count
+    from relief_export.graph.shapes import with_dimensions
+    from relief_export.subjects import model_path
 
-    loaded = formats.read(model)
-    bill = count(loaded)
+    loaded = formats.read(model_path(model))
+    if dimensions:
+        loaded = with_dimensions(loaded, dimensions)
+    found = count(loaded)
     try:
-        arena, planned = plan_arena(loaded).to_dict(), None
+        arena, unplanned = evaluation.arena_figures(plan_arena(loaded)), None
     except UnsupportedModelError as error:
-        arena, planned = None, str(error)
-    found = {"ok": True, "cost": bill.to_dict(), "arena": arena, "arena_unknown": planned}
-    echo(found, as_json=as_json, lines=results.cost_lines(bill, arena, planned))
+        arena, unplanned = None, str(error)
+    answer = {"file": str(model), "cost": found.to_dict(), "arena": arena, "arena_unknown": unplanned}
+    echo(answer, as_json=as_json, lines=_cost_lines(found, arena, unplanned))
     return 0
 
 
-@click.command()
+def _cost_lines(found: Cost, arena: dict[str, Any] | None, unplanned: str | None) -> list[str]:
+    """Lay out the cost report of a model; without an arena ``unplanned`` says why there is none."""
+    total = partial(at_least, unknown=len(found.unknown))
+    rows = [("parameters", f"{found.parameters.structural:,}", f"{found.parameters.nonzero:,}")]
+    rows += [
+        (title, total(column.structural), total(column.nonzero))
+        for title, column in (("MACs", found.macs), ("FLOPs", found.flops))
+    ]
+    lines = table(("", "structural", "non-zero"), rows)
+    lines.append(f"FLOPs by the paper's formula: {total(found.paper_flops)}")
+    lines.append(
+        f"activation arena: unknown: {unplanned}"
+        if arena is None
+        else f"activation arena: {arena['arena_bytes']:,} bytes (lower bound {arena['lower_bound_bytes']:,})"
+    )
+    return [*lines, *(f"not counted: {item.op} {item.name}: {item.reason}" for item in found.unknown)]
+
+
+@click.command(short_help="Check a file's flash and RAM against a budget.")
 @click.argument("subject", metavar="MODEL_OR_FOLDER", type=PATH)
-@click.option("--flash", metavar="SIZE", help="Budget of the file, as in 256KiB.")
-@click.option("--ram", metavar="SIZE", help="Budget of the activations at batch 1, as in 64KiB.")
-@click.option("--target", metavar="NAME", help="A well-known board whose sizes are the budget.")
+@click.option("--flash", metavar="SIZE", help="Bytes that the file may have, as in 256KiB.")
+@click.option("--ram", metavar="SIZE", help="Bytes that running it may take at batch 1, as in 64KiB.")
+@click.option("--target", metavar="NAME", help="A well-known board whose memories are the budget.")
+@click.option("--file", metavar="NAME", help="Check this file of a folder.  [default: the smallest that fits]")
+@click.option("--exact", is_flag=True, help="Choose among the exact files, whatever the recipe allows.")
+@click.option("--accuracy-drop", type=float, help="Choose lossy files too whose tolerance is within this, as in 0.01.")
+@click.option("--baseline", type=PATH, help="An older model or folder to compare sizes with.")
+@click.option("--max-growth", metavar="SHARE", help="Largest growth over the baseline, as in 2%.")
+@click.option("--annotate", type=click.Choice(["github"]), help="Print the failures as annotations of GitHub's CI.")
 @click.option("--measure", is_flag=True, help="Compile the C artifacts for the target and read what they really take.")
 @click.option("--cc", metavar="COMMAND", help="With --measure: a compiler with its flags in place of the target's.")
 @click.option("-O", "optimise", type=OPTIMISE, default="s", show_default=True, help="With --measure: optimisation.")
+@dimension_option
 @json_option
 def audit(
     subject: Path,
-    flash: str | None,
-    ram: str | None,
-    target: str | None,
+    exact: bool,
+    max_growth: str | None,
+    annotate: str | None,
     measure: bool,
     cc: str | None,
     optimise: str,
     as_json: bool,
+    **options: Any,  # noqa: ANN401 - the budget's keys and the baseline, handed on by name
 ) -> int:
-    """Hold a model, or every artifact of a build folder, against a budget; exit 1 when over it.
+    """Check what a file takes of the flash, and what running it takes of the RAM; exit 1 when it is over budget.
 
-    A build folder's recipe gives the budget that the options leave open, and audit.json is left there. With --measure
-    the C artifacts are cross-compiled, for a board or a core: flash and RAM are those of the linked network.
+    MODEL_OR_FOLDER is a model file, or a csr, artifacts or build folder. Of a folder one file is checked: the smallest
+    that fits, among those that compute exactly what the pruned network does. RAM is activations at batch 1 and the
+    weights that a runtime unpacks at load. A build folder's recipe gives the budget that the options leave open. With
+    --measure the C artifacts are cross-compiled, for a board or a core: flash and RAM are those of the linked network.
 
     \b
     relief-export audit model.onnx --flash 256KiB --ram 64KiB
-    relief-export audit build/digits-lenet5 --target stm32f4
+    relief-export audit build/digits-lenet5 --target stm32f4 --file model.int8.onnx
+    relief-export audit model.onnx --baseline main.onnx --max-growth 2%
     relief-export audit net-c --measure --target arduino-uno
     relief-export audit net-c --measure --cc 'arm-none-eabi-gcc -mcpu=cortex-m4 -mthumb' --flash 64KiB
     """
     from relief_export import stages
-    from relief_export.cli import results
+    from relief_export.schema import parse_share
 
     if measure:
         from relief_export.device import verdicts
 
-        fitted = verdicts.fit(subject, flash=flash, ram=ram, target=target, cc=cc, optimise=optimise)
+        limits = {name: options[name] for name in ("flash", "ram", "target")}
+        fitted = verdicts.fit(subject, **limits, cc=cc, optimise=optimise)
         echo(fitted.to_dict(), as_json=as_json, lines=fit_lines(fitted))
         return 0 if fitted.ok else 1
     if cc is not None:
         raise click.UsageError("--cc needs --measure: an audit of files compiles nothing")
-    done = stages.audit(subject, flash=flash, ram=ram, target=target)
-    echo(done.to_dict(), as_json=as_json, lines=results.audit_lines(done))
-    return 0 if done.ok else 1
+    if exact and options["accuracy_drop"]:
+        raise click.UsageError("--exact and --accuracy-drop say different things: give one of them")
+    if max_growth is not None and options["baseline"] is None:
+        raise click.UsageError("--max-growth needs something to compare with: give --baseline OLD")
+    growth = None if max_growth is None else parse_share(max_growth)
+    found = stages.audit(subject, max_growth=growth, **options | ({"accuracy_drop": 0.0} if exact else {}))
+    if annotate == "github":
+        for failure in found["failures"]:
+            # On stderr where stdout belongs to the JSON object; the runner reads both.
+            click.echo(_annotation(subject, failure), err=as_json)
+    echo(found, as_json=as_json, lines=_audit_lines(found))
+    return 0 if found["ok"] else 1
+
+
+def _annotation(subject: Path, failure: dict[str, Any]) -> str:
+    """Write a failure as a workflow command; %, line ends, and in properties : and , are escaped as GitHub asks."""
+
+    def escaped(text: str, marks: str) -> str:
+        return "".join(f"%{ord(letter):02X}" if letter in marks else letter for letter in text)
+
+    file = subject if subject.is_file() else subject / failure["file"]
+    where, title = escaped(str(file), "%\r\n:,"), escaped(failure["code"], "%\r\n:,")
+    message = escaped(failure["message"], "%\r\n")
+    return f"::error file={where},title=relief-export {title}::{message}"
+
+
+def _audit_lines(found: dict[str, Any]) -> list[str]:
+    """Lay out what every file takes, and close with the verdict about the one that was checked."""
+    budget, checked = found["budget"], found["checked"]
+    limits = {"flash": budget["flash_bytes"], "ram": budget["ram_bytes"]}
+    limited = [name for name, limit in limits.items() if limit is not None]
+    heads = ["file", "format", "accuracy", "flash, bytes", "RAM, bytes"]
+    heads += [f"of {limits[name]:,} {'RAM' if name == 'ram' else name}" for name in limited]
+    rows = []
+    for row in found["files"]:
+        lossy = "-" if row["accuracy_drop"] is None else "exact"
+        if row["accuracy_drop"]:
+            lossy = f"-{100 * row['accuracy_drop']:g} points"
+        ram = "unknown" if row["ram_bytes"] is None else f"{row['ram_bytes']:,}"
+        mark = " <- checked" if row["file"] == checked and len(found["files"]) > 1 else ""
+        shares = (percent(None if (need := row[f"{name}_bytes"]) is None else need / limits[name]) for name in limited)
+        rows.append((row["file"] + mark, row["format"], lossy, f"{row['flash_bytes']:,}", ram, *shares))
+    lines = [*table(heads, rows), ""]
+    size = next(row for row in found["files"] if row["file"] == checked)
+    lines.append(_ram_line(size, found["arena"]))
+    if (growth := found["growth"]) is not None:
+        changes = (("flash", growth["flash_change"]), ("RAM", growth["ram_change"]))
+        stated = ", ".join(f"{name} {'unknown' if change is None else f'{change:+.2%}'}" for name, change in changes)
+        lines.append(f"against {growth['file']} of {growth['baseline']}: {stated}")
+    lines += found["notes"]
+    asked = bool(limited) or (found["growth"] or {}).get("limit") is not None
+    verdict = "no budget was given, nothing was checked" if not asked else None
+    verdict = verdict or (f"{checked} is within budget" if found["ok"] else f"{checked} is over budget")
+    return [*lines, f"audit: {verdict}", *(f"FAILED: {failure['message']}" for failure in found["failures"])]
+
+
+def _ram_line(size: dict[str, Any], arena: dict[str, Any] | None) -> str:
+    if arena is None:
+        return f"RAM of {size['file']}: unknown: {size['ram_unknown']}"
+    return (
+        f"RAM of {size['file']}: activations {arena['arena_bytes']:,} bytes at {arena['peak_op']} {arena['peak']} "
+        f"(lower bound {arena['lower_bound_bytes']:,}), weights unpacked at load {size['unpacked_bytes']:,} bytes"
+    )
 
 
 COMMANDS = (shrink, convert, compare, cost, audit)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from relief_export.cli.common import PATH, echo, json_option, progress_option, recipe_options
+from relief_export.cli.common import PATH, echo, json_option, percent, progress_option, recipe_options, table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from relief_export.recipe import Recipe
+    from relief_export.stages import Done
 
 
 def _resolve(recipe: str, settings: tuple[str, ...], seed: int | None, out: Path | None) -> tuple[Recipe, Path]:
@@ -44,15 +47,14 @@ def run(
     torchrun --nproc-per-node 4 -m relief_export run cifar10-vgg-like
     """
     from relief_export import stages
-    from relief_export.cli import results
     from relief_export.progress import bars
 
     resolved, folder = _resolve(recipe, settings, seed, out)
     with bars(wanted=progress) as callback:
         ok = stages.run(resolved, folder, force=force, progress=callback)
     if stages.is_main_process():
-        result = results.summarize(folder)
-        echo(result, as_json=as_json, lines=results.summary_lines(result))
+        result = _summary(folder)
+        echo(result, as_json=as_json, lines=_summary_lines(result))
     return 0 if ok else 1
 
 
@@ -82,13 +84,12 @@ def _stage(
     name: str, folder: Path, *, force: bool, progress: bool | None, as_json: bool, recipe: Recipe | None = None
 ) -> int:
     from relief_export import stages
-    from relief_export.cli import results
     from relief_export.progress import bars
 
     with bars(wanted=progress) as callback:
         done = stages.run_stage(name, folder, recipe=recipe, force=force, progress=callback)
     if stages.is_main_process():
-        echo(done.to_dict(), as_json=as_json, lines=results.stage_lines(done))
+        echo(done.to_dict(), as_json=as_json, lines=_stage_lines(done))
     return 0 if done.ok else 1
 
 
@@ -149,12 +150,11 @@ def validate(folder: Path, data: Path | None, progress: bool | None, as_json: bo
     relief-export validate build/digits-lenet5/artifacts --data test.npz
     """
     from relief_export import stages
-    from relief_export.cli import results
     from relief_export.progress import bars
 
     with bars(wanted=progress) as callback:
         done = stages.validate(folder, data=data, progress=callback)
-    echo(done.to_dict(), as_json=as_json, lines=results.stage_lines(done))
+    echo(done.to_dict(), as_json=as_json, lines=_stage_lines(done))
     return 0 if done.ok else 1
 
 
@@ -192,6 +192,108 @@ def recipes(as_json: bool) -> int:
     lines = [f"{row['name']}\n    {row['description']}\n    {row['reproduces']}".rstrip() for row in rows]
     echo({"recipes": rows}, as_json=as_json, lines=lines)
     return 0
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    """Collect the closing figures of a run from its records; accuracies are fractions of the test set."""
+    from relief_export.records import RECORDS, read_record
+
+    records = {stage: read_record(folder / path, stage) for stage, path in RECORDS.items()}
+    train, relieve, quantise, export, validate, audit = (record.outcome for record in records.values())
+    rounded = {} if quantise["values"] is None else {"quantised": quantise["test"]}
+    dense, kept = relieve["connections"]["dense"], relieve["connections"]["kept"]
+    files = [
+        {
+            "file": entry["name"],
+            "format": entry["format"],
+            "file_bytes": sum(file["bytes"] for file in entry["files"]),
+            "accuracy": _accuracy(validate, entry["name"]),
+        }
+        for entry in export["artifacts"]
+    ]
+    return {
+        "ok": validate["ok"] and audit["ok"],
+        "failures": [*validate["failures"], *audit["failures"]],
+        "name": records["export"].recipe["name"],
+        "accuracy": {
+            "dense": train["test"],
+            "pruned": relieve["test"],
+            **rounded,
+            "onnx_runtime": _accuracy(validate, "model.onnx"),
+        },
+        "weights": {"dense": dense, "kept": kept, "density": kept / dense},
+        "parameters": export["cost"]["shrunk"]["parameters"],
+        "macs": export["cost"]["shrunk"]["macs"],
+        "original_bytes": export["baselines"]["original"]["file_bytes"],
+        "files": files,
+        "seconds": {stage: record.seconds for stage, record in records.items()},
+        "report": str(folder / "report.html"),
+        "model": str(folder / "artifacts" / "model.onnx"),
+    }
+
+
+def _accuracy(validate: dict[str, Any], artifact: str) -> float | None:
+    """Return the lowest accuracy that was measured of an artifact, optimisations off and on."""
+    found = [m["agreement"]["accuracy"] for m in validate["measurements"] if m["artifact"] == artifact]
+    return min((value for value in found if value is not None), default=None)
+
+
+def _summary_lines(result: dict[str, Any]) -> list[str]:
+    """Lay out the closing table of a run."""
+    accuracy, weights = result["accuracy"], result["weights"]
+    original = result["original_bytes"]
+    columns = (name.replace("onnx_runtime", "ONNX Runtime") for name in accuracy)
+    lines = table(("", *columns), [("test accuracy", *map(percent, accuracy.values()))])
+    rows: list[tuple[str, ...]] = [
+        ("weights and biases", f"{weights['dense']:,}", "", f"{weights['kept']:,} ({percent(weights['density'])})")
+    ]
+    for title, key in (("parameters", "parameters"), ("MACs", "macs")):
+        column = result[key]
+        rows.append((title, *(f"{column[name]:,}" for name in ("dense", "structural", "nonzero"))))
+    lines += ["", *table(("", "dense", "structural", "non-zero"), rows)]
+    sizes = [("dense network, ONNX", f"{original:,}", "1.0", percent(accuracy["dense"]))]
+    for file in result["files"]:
+        smaller = f"{original / file['file_bytes']:.1f}"
+        sizes.append((file["file"], f"{file['file_bytes']:,}", smaller, percent(file["accuracy"])))
+    lines += ["", *table(("file", "bytes", "times smaller", "test accuracy"), sizes), ""]
+    lines += [f"FAILED: {failure['message']}" for failure in result["failures"]]
+    return [*lines, f"report  {result['report']}", f"model   {result['model']}"]
+
+
+def _stage_lines(done: Done) -> list[str]:
+    """Say in a line or two what came of a stage."""
+    state = "up to date" if done.skipped else f"{done.seconds:.1f} s"
+    return [
+        f"{done.stage}: {_STAGE_LINES[done.stage](done.outcome)} ({state})",
+        *(f"FAILED: {failure['message']}" for failure in done.outcome.get("failures", ())),
+    ]
+
+
+def _pruned(outcome: dict[str, Any]) -> str:
+    kept, dense = outcome["connections"]["kept"], outcome["connections"]["dense"]
+    return f"density {percent(kept / dense)} ({kept:,} of {dense:,}), test accuracy {percent(outcome['test'])}"
+
+
+def _quantised(outcome: dict[str, Any]) -> str:
+    if outcome["values"] is None:
+        return "the recipe has no [quantise], nothing to do"
+    kind = "int8 steps" if outcome["values"] == "int8" else f"{outcome['values']} values a tensor"
+    return f"{kind}, test accuracy {percent(outcome['test'])}"
+
+
+def _validated(outcome: dict[str, Any]) -> str:
+    files = {entry["artifact"] for entry in outcome["checks"]}
+    verdict = "passed" if outcome["ok"] else "FAILED"
+    return f"{verdict}: {len(files)} files, {outcome['samples']:,} samples of {outcome['source']}"
+
+
+_STAGE_LINES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "train": lambda outcome: f"test accuracy {percent(outcome['test'])}",
+    "relieve": _pruned,
+    "quantise": _quantised,
+    "export": lambda outcome: ", ".join(entry["name"] for entry in outcome["artifacts"]),
+    "validate": _validated,
+}
 
 
 COMMANDS = (run, train, relieve, quantise, export, validate, report, recipes)

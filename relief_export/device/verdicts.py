@@ -15,10 +15,11 @@ from relief_export.device.emulator import emulate
 from relief_export.device.measure import Measurement, measure
 from relief_export.device.targets import CORES, TARGETS, core_of
 from relief_export.device.toolchain import Program
-from relief_export.errors import InputError
-from relief_export.evaluation.agreement import Agreement, Check, judge
-from relief_export.evaluation.agreement import measure as distance
+from relief_export.errors import Failure, InputError
 from relief_export.evaluation.budget import Budget
+from relief_export.evaluation.compare import Agreement, Check, judge
+from relief_export.evaluation.compare import failures as failures_of
+from relief_export.evaluation.compare import measure as distance
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,12 +35,12 @@ class Fit:
 
     Attributes:
         measured: By the name of the artifact's folder.
-        failures: One sentence for each size that is over the budget.
+        failures: One for each size that is over the budget.
     """
 
     budget: Budget
     measured: dict[str, Measurement]
-    failures: tuple[str, ...]
+    failures: tuple[Failure, ...]
 
     @property
     def ok(self) -> bool:
@@ -49,7 +50,13 @@ class Fit:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, ``ok`` first."""
         measured = {name: found.to_dict() for name, found in self.measured.items()}
-        return {"ok": self.ok, "failures": self.failures, "budget": asdict(self.budget), "measured": measured}
+        budget = {
+            "flash_bytes": self.budget.flash,
+            "ram_bytes": self.budget.ram,
+            "target": self.budget.target and {"name": self.budget.target.name, "title": self.budget.target.title},
+        }
+        failures = [asdict(failure) for failure in self.failures]
+        return {"ok": self.ok, "failures": failures, "budget": budget, "measured": measured}
 
 
 def fit(
@@ -80,15 +87,17 @@ def fit(
     failures = []
     for name, found in measured.items():
         if budget.flash is not None and found.flash > budget.flash:
-            failures.append(
+            message = (
                 f"flash: {name} takes {found.flash:,} bytes, {found.text - found.objects + found.data:,} of them "
                 f"library routines; the budget is {budget.flash:,}"
             )
+            failures.append(Failure("flash", name, found.flash, budget.flash, "bytes", message))
         if budget.ram is not None and found.ram > budget.ram:
             parts = ", ".join(
                 f"{part} {getattr(found, part) or 0:,}" for part in ("arena", "input", "output", "stack", "data", "bss")
             )
-            failures.append(f"RAM: {name} takes {found.ram:,} bytes ({parts}); the budget is {budget.ram:,}")
+            message = f"RAM: {name} takes {found.ram:,} bytes ({parts}); the budget is {budget.ram:,}"
+            failures.append(Failure("ram", name, found.ram, budget.ram, "bytes", message))
     return Fit(budget, measured, tuple(failures))
 
 
@@ -143,8 +152,7 @@ class DeviceRun:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, ``ok`` first."""
-        failures = [check.message for check in self.checks if not check.ok]
-        return {"ok": self.ok, "failures": failures, **asdict(self)}
+        return {"ok": self.ok, "failures": [asdict(each) for each in failures_of(self.checks)], **asdict(self)}
 
 
 def run_on(

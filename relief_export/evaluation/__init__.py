@@ -1,10 +1,10 @@
 """ONNX Runtime as the judge: validation, comparison, latency and the audit. Results have ``to_dict()``; no torch."""
 
 from relief_export.device.targets import TARGETS, Target
-from relief_export.evaluation.arrays import Arrays, load_arrays
-from relief_export.evaluation.budget import Audit, Budget, audit, parse_size
-from relief_export.evaluation.comparison import Comparison, compare
+from relief_export.evaluation.budget import Audit, Budget, FileSize, Growth, arena_figures, audit
+from relief_export.evaluation.compare import Comparison, compare
 from relief_export.evaluation.latency import Latency, measure_latency
+from relief_export.evaluation.samples import Arrays, load_arrays
 from relief_export.evaluation.sessions import Session, open_session
 from relief_export.evaluation.validation import Validation, validate
 
@@ -14,15 +14,17 @@ __all__ = [
     "Audit",
     "Budget",
     "Comparison",
+    "FileSize",
+    "Growth",
     "Latency",
     "Session",
     "Target",
     "Validation",
+    "arena_figures",
     "audit",
     "compare",
     "load_arrays",
     "measure_latency",
     "open_session",
-    "parse_size",
     "validate",
 ]

@@ -1,10 +1,24 @@
-"""The audit: real bytes of each format against the flash, the planned arena against the RAM."""
+"""The gate: what a file takes of the flash and what running it takes of the RAM, against a budget or an older file.
+
+For each file::
+
+    flash   its real bytes, external data included
+    RAM     the planned arena of its activations at batch 1
+            + the weights that a runtime unpacks into memory when it loads the file
+
+Weights that lie in a file as they are used (dense, int8) can stay in flash and count there alone; those of the sparse,
+packed, csr and ort formats are unpacked, and count in both. Code, stack and a runtime's own memory are in neither.
+
+One file of a folder is checked against the budget: the named one, or else the smallest that fits among those that are
+exact. A file that may lose accuracy is only taken when it is named, or when its tolerance is within ``accuracy_drop``.
+"""
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import asdict, dataclass
+import tempfile
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,165 +26,360 @@ import numpy as np
 from relief_export import formats
 from relief_export.device.targets import TARGETS, Target
 from relief_export.errors import Failure, InputError, UnsupportedModelError
-from relief_export.evaluation.validation import artifacts_folder, require_files
+from relief_export.evaluation.validation import require_files
 from relief_export.formats import onnx_file
 from relief_export.formats.sizes import entropy_bound
 from relief_export.formats.values import encode
 from relief_export.graph.arena import plan_arena
+from relief_export.graph.shapes import with_dimensions
+from relief_export.schema import did_you_mean, parse_size
+from relief_export.subjects import artifacts_folder, dense_of, is_single
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
     import onnx_ir as ir
 
     from relief_export.graph.arena import ArenaPlan
 
-_UNITS = {
-    "": 1, "b": 1,
-    "k": 1024, "kib": 1024, "kb": 1000,
-    "m": 1024**2, "mib": 1024**2, "mb": 1000**2,
-    "g": 1024**3, "gib": 1024**3, "gb": 1000**3,
-}  # fmt: skip
-_SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-z]*)\s*", re.IGNORECASE)
 _NOT_LOADED = frozenset(name for name, form in formats.FORMATS.items() if not form.loadable)
-"""Formats that no runtime loads as they are: listed, but never what is held against the flash."""
+"""Formats that no runtime loads as they are: listed, and only checked when they are named."""
 _LARGEST = 3
-
-
-def parse_size(text: str) -> int:
-    """Return bytes: "256KiB" and "256k" are 256·1024 (as linkers count), "256kB" is 256·1000, "4096" is itself.
-
-    Raises:
-        InputError: It is no size.
-    """
-    match = _SIZE.fullmatch(text)
-    unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None:
-        raise InputError(f"{text!r} is no size: write a number with B, k, KiB, kB, M, MiB, MB, G, GiB or GB")
-    return int(float(match[1]) * unit)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What there is: bytes of flash and of RAM, each None where it is not limited."""
+    """What there is, and which file has to fit.
+
+    Attributes:
+        flash, ram: Bytes; None where they are not limited.
+        target: The board that they are of.
+        file: Name of the file to check; by default the smallest that fits is chosen.
+        accuracy_drop: Largest accuracy (a fraction) that a chosen file's tolerance may allow to be lost; 0 chooses
+            among the exact files.
+    """
 
     flash: int | None = None
     ram: int | None = None
     target: Target | None = None
+    file: str | None = None
+    accuracy_drop: float = 0.0
 
     @classmethod
-    def of(cls, *, flash: str | None = None, ram: str | None = None, target: str | None = None) -> Budget:
+    def of(
+        cls,
+        *,
+        flash: str | None = None,
+        ram: str | None = None,
+        target: str | None = None,
+        file: str | None = None,
+        accuracy_drop: float = 0.0,
+    ) -> Budget:
         """Read sizes such as "256KiB" and a name of ``TARGETS``, whose own sizes the given ones replace.
 
         Raises:
             InputError: A size or the target's name is wrong.
         """
         if target is not None and target not in TARGETS:
-            raise InputError(f"there is no target {target!r}; there are {', '.join(TARGETS)}")
+            raise InputError(f"there is no target {target!r}{did_you_mean(target, TARGETS)}")
         board = None if target is None else TARGETS[target]
         return cls(
             parse_size(flash) if flash is not None else (board.flash if board else None),
             parse_size(ram) if ram is not None else (board.ram if board else None),
             board,
+            file,
+            accuracy_drop,
         )
 
 
 @dataclass(frozen=True)
-class FlashRow:
-    """One format's real bytes, all files; ``fits`` is None without a budget and for a format that no runtime loads."""
+class FileSize:
+    """What one file takes.
 
-    name: str
+    Attributes:
+        file: Its name. format: Its key in ``formats.FORMATS``; the file's suffix where no manifest says it.
+        accuracy_drop: Accuracy that its tolerance allows to be lost; 0 for an exact file, None where it is not known.
+        flash_bytes: Real bytes, all its files.
+        ram_bytes: Arena and unpacked weights; None where an activation has no known size.
+        arena_bytes: The activations at batch 1. unpacked_bytes: Weights that a runtime makes of it at load.
+        ram_unknown: Why ``ram_bytes`` is None.
+        loads: Whether ONNX Runtime takes it as it is.
+    """
+
+    file: str
     format: str
-    bytes: int
-    fits: bool | None
+    accuracy_drop: float | None
+    flash_bytes: int
+    ram_bytes: int | None
+    arena_bytes: int | None
+    unpacked_bytes: int
+    ram_unknown: str | None
+    loads: bool
+
+    def fits(self, budget: Budget) -> bool:
+        """Return True if it is within both budgets, as far as they are given."""
+        flash = budget.flash is None or self.flash_bytes <= budget.flash
+        return flash and (budget.ram is None or (self.ram_bytes is not None and self.ram_bytes <= budget.ram))
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The checked file beside an older one; changes are fractions of the older size, positive where it grew.
+
+    Attributes:
+        baseline: The older model or folder. file: Its file that was compared.
+        flash_change, ram_change: None where a size is unknown, or was nothing.
+        limit: The largest change that is allowed; None where none was given.
+    """
+
+    baseline: str
+    file: str
+    flash_bytes: int
+    ram_bytes: int | None
+    flash_change: float | None
+    ram_change: float | None
+    limit: float | None
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The bill against the budget.
+    """What the files take, and whether the checked one fits.
 
     Attributes:
-        flash: Every format. chosen: The smallest that a runtime loads, which is held against the budget.
-        gzip_bytes: The dense weights compressed. bound_bytes: Entropy bound of their positions and float32 values.
-        arena: Plan for the activations of the dense model at batch 1; None where the size of one is unknown.
-        arena_unknown: Why there is no plan; None where there is one.
-        failures: One sentence for each budget that is exceeded.
+        subject: What was audited. budget: Against what.
+        files: Every file. checked: The name of the one that the budget is about.
+        gzip_bytes: The weights, zeros in place, compressed. bound_bytes: Entropy bound of their positions and float32
+            values. Both of weights alone, without a onnx_file.
+        arena: Plan for the activations of the checked file; None where the size of one is unknown.
+        growth: Beside an older model, where one was given.
+        notes: What a reader has to know, such as that the target runs no ONNX.
+        failures: One for each budget that is exceeded.
     """
 
     subject: str
     budget: Budget
-    flash: tuple[FlashRow, ...]
-    chosen: str
+    files: tuple[FileSize, ...]
+    checked: str
     gzip_bytes: int
     bound_bytes: int
     arena: ArenaPlan | None
-    arena_unknown: str | None
-    failures: tuple[Failure, ...]
+    growth: Growth | None = None
+    notes: tuple[str, ...] = ()
+    failures: tuple[Failure, ...] = field(default=())
 
     @property
     def ok(self) -> bool:
         """Whether everything fits."""
         return not self.failures
 
+    @property
+    def size(self) -> FileSize:
+        """The row of the checked file."""
+        return next(row for row in self.files if row.file == self.checked)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, ``ok`` first; of the arena, the tensors at its peak."""
-        plan = None if self.arena is None else self.arena.to_dict()
-        arena = plan and {key: value for key, value in plan.items() if key != "tensors"}
+        budget, plan = self.budget, self.arena
         return {
             "ok": self.ok,
             "failures": [asdict(each) for each in self.failures],
             "subject": self.subject,
-            "budget": asdict(self.budget),
-            "flash": [asdict(row) for row in self.flash],
-            "chosen": self.chosen,
+            "budget": {
+                "flash_bytes": budget.flash,
+                "ram_bytes": budget.ram,
+                "target": budget.target and {"name": budget.target.name, "title": budget.target.title},
+                "file": budget.file,
+                "accuracy_drop": budget.accuracy_drop,
+            },
+            "checked": self.checked,
+            "files": [asdict(row) for row in self.files],
             "gzip_bytes": self.gzip_bytes,
             "bound_bytes": self.bound_bytes,
-            "arena": arena,
-            "arena_unknown": self.arena_unknown,
+            "arena": None if plan is None else arena_figures(plan),
+            "growth": self.growth and asdict(self.growth),
+            "notes": list(self.notes),
         }
 
 
-def audit(subject: Path, budget: Budget) -> Audit:
-    """Hold a model file, or every artifact of a build folder, against a budget.
+def arena_figures(plan: ArenaPlan) -> dict[str, Any]:
+    """Return a plan of activations as plain data, with the tensors at its peak alone."""
+    return {
+        "arena_bytes": plan.bytes,
+        "lower_bound_bytes": plan.lower_bound,
+        "peak": plan.peak,
+        "peak_op": plan.peak_op,
+        "peak_tensors": [{"name": each.name, "tensor_bytes": each.bytes} for each in plan.peak_tensors],
+        "excluded": plan.excluded,
+    }
+
+
+def audit(
+    subject: Path,
+    budget: Budget,
+    *,
+    dimensions: Mapping[str, int] | None = None,
+    baseline: Path | None = None,
+    max_growth: float | None = None,
+) -> Audit:
+    """Measure a model, or every file of an artifacts or build folder, and check one of them against a budget.
 
     Args:
-        subject: An ``.onnx`` file, an artifacts folder, or a build folder that has one.
-        budget: Bytes of flash for the smallest file that a runtime loads, and of RAM for the activations at batch 1.
+        subject: A model file, a csr folder, an artifacts folder, or a build folder.
+        budget: What has to fit where.
+        dimensions: Symbolic lengths of the inputs -> numbers, as in ``{"H": 224}``; see ``with_dimensions``.
+        baseline: An older model or folder, of which the same file is compared.
+        max_growth: Largest growth over the baseline that is allowed, a fraction.
 
     Raises:
-        InputError: There is no such file or folder, or a listed file is missing.
+        InputError: There is no such file or folder, a listed file is missing, or no file may be chosen.
+        IntegrityError: A file differs from the manifest.
         UnsupportedModelError: RAM is limited and the size of an activation is unknown.
     """
-    files, model_path = _files(subject)
-    model = formats.read(model_path)
-    arena, why = _planned(model, subject, budget.ram)
-    loaded = [(name, kind, size) for name, kind, size in files if kind not in _NOT_LOADED]
-    chosen, _, smallest = min(loaded, key=lambda file: file[2])
-    limit = budget.flash
-    rows = tuple(
-        FlashRow(name, kind, size, None if limit is None or kind in _NOT_LOADED else size <= limit)
-        for name, kind, size in files
-    )
-    failures = []
-    if limit is not None and smallest > limit:
-        message = f"flash: {chosen}, the smallest file, has {smallest:,} bytes; the budget is {limit:,}"
-        failures.append(Failure("flash", chosen, smallest, limit, "bytes", message))
-    if budget.ram is not None and arena is not None and arena.bytes > budget.ram:
-        failures.append(
-            Failure("ram", model_path.name, arena.bytes, budget.ram, "bytes", _too_much_ram(arena, budget.ram))
+    found = _measure(subject, dimensions or {})
+    chosen = _choose(subject, found, budget)
+    row, arena = found[chosen].size, found[chosen].arena
+    if budget.ram is not None and row.ram_bytes is None:
+        raise UnsupportedModelError(
+            f"{subject} cannot be checked against a budget of RAM: {row.ram_unknown}, or set symbolic "
+            "lengths with --dim NAME=SIZE"
         )
-    squeezed, bound = _compressed(model)
-    return Audit(str(subject), budget, rows, chosen, squeezed, bound, arena, why, tuple(failures))
+    failures = [*_over_budget(row, arena, budget)]
+    growth = None
+    if baseline is not None:
+        older = _measure(baseline, dimensions or {})
+        # The same file where the older folder has it: a change of format is no growth of the network.
+        named = chosen if chosen in older else _choose(baseline, older, replace(budget, file=None))
+        growth = _growth(baseline, row, older[named].size, max_growth)
+        failures += _grown(row, growth)
+    squeezed, bound = _compressed(found[chosen].network)
+    rows = tuple(each.size for each in found.values())
+    notes = _notes(budget.target)
+    return Audit(str(subject), budget, rows, chosen, squeezed, bound, arena, growth, notes, tuple(failures))
 
 
-def _planned(model: ir.Model, subject: Path, limit: int | None) -> tuple[ArenaPlan | None, str | None]:
-    """Return the plan, or why there is none, which is refused only where the RAM is limited."""
-    try:
-        return plan_arena(model), None
-    except UnsupportedModelError as error:
-        if limit is not None:
-            raise UnsupportedModelError(f"{subject} cannot be held against a budget of RAM: {error}") from None
-        return None, str(error)
+@dataclass(frozen=True)
+class _Measured:
+    """A file's size, the plan of its activations, and its network, dense in memory."""
+
+    size: FileSize
+    arena: ArenaPlan | None
+    network: ir.Model
+
+
+def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measured]:
+    """Measure every file of ``subject``, by name."""
+    if is_single(subject):
+        paths = [*subject.iterdir()] if subject.is_dir() else onnx_file.files(subject)
+        form = "csr" if subject.is_dir() else subject.suffix.lstrip(".")
+        files = {subject.name: (subject, form, None, paths, formats.read(subject))}
+    else:
+        manifest = formats.read_manifest(artifacts_folder(subject))
+        dense = formats.read(manifest.path(dense_of(manifest)))
+        files = {}
+        for artifact in manifest.artifacts:
+            require_files(manifest.folder, artifact)
+            manifest.check(artifact)
+            path, paths = manifest.path(artifact), [manifest.folder / file.path for file in artifact.files]
+            # ONNX Runtime's own format goes one way, and holds the network of the dense file.
+            network = dense if artifact.format == "ort" else formats.read(path)
+            files[artifact.name] = (path, artifact.format, artifact.tolerance.accuracy_drop, paths, network)
+    found = {}
+    for name, (path, form, drop, paths, network) in files.items():
+        size, arena, unknown = sum(each.stat().st_size for each in paths if each.is_file()), None, None
+        try:
+            arena = plan_arena(with_dimensions(network, dimensions) if dimensions else network)
+        except UnsupportedModelError as error:
+            unknown = str(error)
+        unpacked = _unpacked_bytes(path, form, network)
+        planned, need = (None, None) if arena is None else (arena.bytes, arena.bytes + unpacked)
+        row = FileSize(name, form, drop, size, need, planned, unpacked, unknown, form not in _NOT_LOADED)
+        found[name] = _Measured(row, arena, network)
+    return found
+
+
+def _unpacked_bytes(path: Path, form: str, network: ir.Model) -> int:
+    """Return the bytes of the weights that are not in the file as they are used: a runtime makes them in memory."""
+    stored: set[str] = set()
+    if form == "ort":
+        # Written from the sparse form, and unpacked like it.
+        with tempfile.TemporaryDirectory() as folder:
+            sparse = Path(folder) / "model.onnx"
+            formats.FORMATS["sparse"].write(network, sparse, formats.Options(verify=False))
+            stored = _plain(sparse)
+    elif path.is_file():
+        stored = _plain(path)
+    values = network.graph.initializers.items()
+    return sum(
+        value.const_value.nbytes for name, value in values if value.const_value is not None and name not in stored
+    )
+
+
+def _plain(path: Path) -> set[str]:
+    """Return the names of the tensors that an ONNX file stores as they are."""
+    return {tensor.name for tensor in onnx_file.load_proto(path).graph.initializer}
+
+
+def _choose(subject: Path, found: Mapping[str, _Measured], budget: Budget) -> str:
+    """Return the name of the file that the budget is about."""
+    if budget.file is not None:
+        if budget.file not in found:
+            raise InputError(f"{subject} has no file {budget.file!r}{did_you_mean(budget.file, found)}")
+        return budget.file
+    if is_single(subject):
+        return next(iter(found))
+    loaded = [each.size for each in found.values() if each.size.loads]
+    allowed = [row for row in loaded if (row.accuracy_drop or 0.0) <= budget.accuracy_drop]
+    if not allowed:
+        what = "no file that a runtime loads" if not loaded else "no exact file"
+        raise InputError(f"{subject} has {what}: export a dense one, allow an accuracy_drop, or name a file")
+    return min(allowed, key=lambda row: (not row.fits(budget), row.flash_bytes)).file
+
+
+def _over_budget(row: FileSize, arena: ArenaPlan | None, budget: Budget) -> list[Failure]:
+    found = []
+    if budget.flash is not None and row.flash_bytes > budget.flash:
+        message = f"flash: {row.file} has {row.flash_bytes:,} bytes; the budget is {budget.flash:,}"
+        found.append(Failure("flash", row.file, row.flash_bytes, budget.flash, "bytes", message))
+    if budget.ram is not None and row.ram_bytes is not None and arena is not None and row.ram_bytes > budget.ram:
+        parts = f"an arena of {arena.bytes:,} (lower bound {arena.lower_bound:,})"
+        parts += f" and {row.unpacked_bytes:,} of weights that are unpacked at load" if row.unpacked_bytes else ""
+        tensors = ", ".join(f"{tensor.name} {tensor.bytes:,}" for tensor in arena.peak_tensors[:_LARGEST])
+        message = (
+            f"RAM: {row.file} needs {row.ram_bytes:,} bytes, {parts}; the budget is {budget.ram:,}; "
+            f"the arena peaks at {arena.peak_op} {arena.peak!r}, with {tensors} bytes"
+        )
+        found.append(Failure("ram", row.file, row.ram_bytes, budget.ram, "bytes", message))
+    return found
+
+
+def _growth(baseline: Path, row: FileSize, older: FileSize, limit: float | None) -> Growth:
+    def change(now: int | None, then: int | None) -> float | None:
+        return None if now is None or not then else now / then - 1
+
+    flash, ram = change(row.flash_bytes, older.flash_bytes), change(row.ram_bytes, older.ram_bytes)
+    return Growth(str(baseline), older.file, older.flash_bytes, older.ram_bytes, flash, ram, limit)
+
+
+def _grown(row: FileSize, growth: Growth) -> list[Failure]:
+    found = []
+    for code, now, then, change in (
+        ("flash", row.flash_bytes, growth.flash_bytes, growth.flash_change),
+        ("ram", row.ram_bytes, growth.ram_bytes, growth.ram_change),
+    ):
+        if growth.limit is not None and change is not None and change > growth.limit:
+            message = (
+                f"{'RAM' if code == 'ram' else code}: {row.file} needs {now:,} bytes, {change:+.2%} against "
+                f"{then:,} of {growth.file} in {growth.baseline}; {growth.limit:.2%} more is allowed"
+            )
+            found.append(Failure(f"{code}_growth", row.file, change, growth.limit, "fraction", message))
+    return found
+
+
+def _notes(target: Target | None) -> tuple[str, ...]:
+    if target is None or target.core is None:
+        return ()
+    note = f"ONNX Runtime does not run on {target.title}: these are the sizes of files, to plan with; "
+    return (f"{note}what runs there is the C program of the format c",)
 
 
 def _compressed(model: ir.Model) -> tuple[int, int]:
@@ -182,32 +391,3 @@ def _compressed(model: ir.Model) -> tuple[int, int]:
     ]
     bound = sum(entropy_bound(array, encode(array, "f32", 0)) for array in weights)
     return formats.gzip_bytes(np.ascontiguousarray(array).tobytes() for array in weights), math.ceil(bound)
-
-
-def _too_much_ram(arena: ArenaPlan, limit: int) -> str:
-    tensors = ", ".join(f"{tensor.name} {tensor.bytes:,}" for tensor in arena.peak_tensors[:_LARGEST])
-    return (
-        f"RAM: the arena has {arena.bytes:,} bytes (lower bound {arena.lower_bound:,}); the budget is {limit:,}; "
-        f"it peaks at {arena.peak_op} {arena.peak!r}, with {tensors} bytes"
-    )
-
-
-def _files(subject: Path) -> tuple[list[tuple[str, str, int]], Path]:
-    """Return (name, format, bytes) of what is held against the flash, and the file whose activations are planned."""
-    if subject.is_file():
-        size = sum(file.stat().st_size for file in onnx_file.files(subject) if file.is_file())
-        return [(subject.name, subject.suffix.lstrip("."), size)], subject
-    if not subject.is_dir():
-        raise InputError(f"{subject} does not exist: give a model or a build folder")
-    folder = artifacts_folder(subject)
-    manifest = formats.read_manifest(folder)
-    for artifact in manifest.artifacts:
-        require_files(folder, artifact)
-    if all(artifact.format in _NOT_LOADED for artifact in manifest.artifacts):
-        raise InputError(f"{folder} has no artifact that a runtime loads: export a dense one")
-    dense = next((artifact for artifact in manifest.artifacts if artifact.format == "dense"), manifest.artifacts[0])
-    sizes = [
-        (artifact.name, artifact.format, sum((folder / file.path).stat().st_size for file in artifact.files))
-        for artifact in manifest.artifacts
-    ]
-    return sizes, manifest.path(dense)

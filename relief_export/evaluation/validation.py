@@ -1,4 +1,4 @@
-"""The gate: every artifact of a manifest against the masked network's logits, in ONNX Runtime, optimised and not."""
+"""The gate: every file of a manifest against the masked network's outputs, in ONNX Runtime, optimised and not."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from relief_export import formats
 from relief_export.errors import Failure, InputError, IntegrityError
-from relief_export.evaluation.agreement import Agreement, Array, Check, classes, failures, judge, measure
-from relief_export.evaluation.arrays import check_labels
+from relief_export.evaluation.compare import Agreement, Array, Check, classes, failures, judge, measure
+from relief_export.evaluation.samples import check_labels
 from relief_export.evaluation.sessions import open_session
+from relief_export.subjects import artifacts_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,7 @@ class Measurement:
 
     artifact: str
     format: str
-    bytes: int
+    file_bytes: int
     optimised: bool
     seconds: float
     agreement: Agreement
@@ -41,7 +42,7 @@ class Validation:
     Attributes:
         reference: Where the logits come from: "given" by the caller, or "masked.onnx".
         reference_accuracy: Of the reference on the same samples; None without labels.
-        measurements: Each artifact that could be run, in both sessions. checks: Every promise, kept or not.
+        measurements: Each artifact that could be run, in both sessions. checks: Every tolerance, kept or not.
     """
 
     samples: int
@@ -52,7 +53,7 @@ class Validation:
 
     @property
     def ok(self) -> bool:
-        """Whether every promise is kept."""
+        """Whether every tolerance is kept."""
         return all(check.ok for check in self.checks)
 
     @property
@@ -66,16 +67,23 @@ class Validation:
 
 
 def validate(
-    folder: Path, x: Array, y: Array | None, logits: Array | None, *, progress: Progress | None = None
+    folder: Path,
+    x: Array,
+    y: Array | None,
+    logits: Array | None,
+    *,
+    only: str | None = None,
+    progress: Progress | None = None,
 ) -> Validation:
-    """Hold every artifact of ``folder/manifest.json`` to the tolerance that it promises.
+    """Check every file of ``folder/manifest.json`` against its tolerance.
 
     Args:
         folder: The artifacts' folder, or the build folder that has it.
         x: Samples ``(N, ...)``, preprocessed as the network's input.
         y: Labels ``(N,)``; without them no accuracy is checked.
         logits: The masked PyTorch network's outputs ``(N, ...)``; None takes ``masked.onnx``, run unoptimised,
-            which is held against the manifest's SHA-256 first; nothing is measured against a file that differs.
+            which is compared with the manifest's SHA-256 first; nothing is measured against a file that differs.
+        only: Name of the one artifact to check; by default all.
         progress: Called for every batch of every session.
 
     Returns:
@@ -97,7 +105,7 @@ def validate(
         return Validation(len(x), MASKED, None, (), tuple(checks))
     reference = _masked_logits(folder, x, progress) if logits is None else logits
     _check_reference(x, y, reference)
-    for artifact in manifest.artifacts:
+    for artifact in manifest.artifacts if only is None else (manifest[only],):
         require_files(folder, artifact)
         checks.append(_listed(manifest, artifact))
         if not checks[-1].ok:
@@ -113,11 +121,6 @@ def validate(
     accuracy = None if y is None else measure(reference, reference, y).accuracy
     source = MASKED if logits is None else "given"
     return Validation(len(x), source, accuracy, tuple(measurements), tuple(checks))
-
-
-def artifacts_folder(folder: Path) -> Path:
-    """Return the folder of the artifacts: the one given, or the one in a build folder."""
-    return folder / "artifacts" if (folder / "artifacts").is_dir() else folder
 
 
 def require_files(folder: Path, artifact: formats.Artifact) -> None:

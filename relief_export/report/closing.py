@@ -52,29 +52,42 @@ def audit(run: Run) -> Section | None:
     if run.audit is None:
         return None
     budget, arena = run.audit["budget"], run.audit["arena"]
-    flash = next(row for row in run.audit["flash"] if row["name"] == run.audit["chosen"])
+    size = next(row for row in run.audit["files"] if row["file"] == run.audit["checked"])
     rows = tuple(
         (what, NONE if need is None else f"{need:,}", NONE, "no budget given")
         if limit is None or need is None  # an unknown arena is only let pass without a budget
         else (what, f"{need:,}", f"{limit:,}", "within budget" if need <= limit else "OVER BUDGET")
         for what, need, limit in (
-            (f"flash: {flash['name']}", flash["bytes"], budget["flash"]),
-            ("RAM: activations at batch 1", arena and arena["bytes"], budget["ram"]),
+            (f"flash of {size['file']}", size["flash_bytes"], budget["flash_bytes"]),
+            (f"RAM of {size['file']} at batch 1", size["ram_bytes"], budget["ram_bytes"]),
         )
     )
+    files = tuple(
+        (row["file"], *(NONE if row[key] is None else f"{row[key]:,}" for key in _AUDITED))
+        for row in run.audit["files"]
+    )
     target = f"Target: {budget['target']['title']}. " if budget["target"] else ""
+    notes = "".join(f"{note}. " for note in run.audit["notes"])
+    unknown = f"The RAM is unknown: {size['ram_unknown']}."
+    heads = ("bytes of", "flash", "RAM", "activations", "weights unpacked at load")
     return Section(
         "Flash and RAM",
-        tables=(TableView(("bytes", "needed", "budget", "audit"), rows),),
-        note=target + (f"The arena is unknown: {run.audit['arena_unknown']}." if arena is None else _peak(arena)),
+        tables=(
+            TableView(("bytes", "needed", "budget", "audit"), rows),
+            TableView(heads, files, title="Every file", folded=True),
+        ),
+        note=target + notes + (unknown if arena is None else _peak(arena)),
     )
+
+
+_AUDITED = ("flash_bytes", "ram_bytes", "arena_bytes", "unpacked_bytes")
 
 
 def _peak(arena: dict[str, Any]) -> str:
-    tensors = ", ".join(f"{tensor['name']} {tensor['bytes']:,}" for tensor in arena["peak_tensors"][:3])
+    tensors = ", ".join(f"{tensor['name']} {tensor['tensor_bytes']:,}" for tensor in arena["peak_tensors"][:3])
     return (
         f"The arena peaks at {arena['peak_op']} {arena['peak']}, with {tensors} bytes; no plan can be below "
-        f"{arena['lower_bound']:,}. Not in it: {arena['excluded']}."
+        f"{arena['lower_bound_bytes']:,}. Not in it: {arena['excluded']}."
     )
 
 

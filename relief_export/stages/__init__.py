@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from relief_export.errors import InputError
-from relief_export.records import locked
+from relief_export.records import RECORDS, Record, locked, sha256
 from relief_export.stages import learning, shipping
 from relief_export.stages.engine import Done, Job, Stage, is_main_process, perform, read_recipe, write_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from relief_export.progress import Progress
@@ -150,34 +151,66 @@ def check_settings(recipe: Recipe) -> None:
         raise InputError(f"[audit] of the recipe {recipe.name!r}: {error}") from None
 
 
-def validate(folder: Path, *, data: Path | None = None, progress: Progress | None = None) -> Done:
-    """Validate the artifacts of a build folder, or of any folder with a manifest (which gets no record)."""
-    if (folder / "recipe.toml").is_file():
-        return run_stage("validate", folder, force=True, progress=progress, data=data)
+def validate(subject: Path, *, data: Path | None = None, progress: Progress | None = None) -> Done:
+    """Validate a build folder, a folder that an export wrote, or one file of such a folder.
+
+    The record of a build folder is that of the stage. A folder that an export wrote gets validation.json too, which the
+    report reads; one file gets none.
+    """
+    if (subject / "recipe.toml").is_file():
+        return run_stage("validate", subject, force=True, progress=progress, data=data)
     from relief_export import evaluation
     from relief_export.formats import read_manifest
+    from relief_export.subjects import artifacts_folder
 
     start = time.perf_counter()
+    folder, name = (subject.parent, subject.name) if subject.is_file() else (artifacts_folder(subject), None)
+    if name is not None and not (folder / "manifest.json").is_file():
+        raise InputError(f"{subject} has no manifest.json beside it: give what an export wrote, or compare two models")
     read_manifest(folder)  # before the samples, so that a wrong folder is called wrong and not its samples
     samples = shipping.stored_samples(folder, data)
-    found = evaluation.validate(folder, samples.x, samples.y, samples.logits, progress=progress)
-    outcome = found.to_dict() | {"source": samples.source}
-    return Done("validate", skipped=False, seconds=round(time.perf_counter() - start, 3), outcome=outcome)
+    found = evaluation.validate(folder, samples.x, samples.y, samples.logits, only=name, progress=progress)
+    outcome = json.loads(json.dumps(found.to_dict() | {"source": samples.source, "provisional": False}))
+    seconds = round(time.perf_counter() - start, 3)
+    if name is None and not (folder.parent / "recipe.toml").is_file():
+        inputs = {"manifest.json": sha256(folder / "manifest.json")}
+        Record("validate", {}, inputs, seconds, outcome).write(folder / RECORDS["validate"])
+    return Done("validate", skipped=False, seconds=seconds, outcome=outcome)
 
 
-def audit(subject: Path, *, flash: str | None = None, ram: str | None = None, target: str | None = None) -> Done:
-    """Hold a build folder or a model file against a budget; what is not given comes from the folder's recipe."""
+def audit(
+    subject: Path,
+    *,
+    dimensions: Mapping[str, int] | None = None,
+    baseline: Path | None = None,
+    max_growth: float | None = None,
+    **given: str | float | None,
+) -> dict[str, Any]:
+    """Check what a model or a folder takes of flash and RAM, and return the audit as plain data.
+
+    A build folder's recipe gives what is not ``given``. Its record audit.json is written when nothing is: only then the
+    answer is that of the recipe.
+
+    Args:
+        subject: A model file, a csr folder, an artifacts folder, or a build folder.
+        dimensions: Symbolic lengths of the inputs -> numbers.
+        baseline: An older model or folder to compare with.
+        max_growth: Largest growth over it that is allowed, a fraction.
+        given: Keys of [audit] over the recipe's: flash, ram, target, file, accuracy_drop.
+    """
     from relief_export import evaluation
     from relief_export.recipe import AuditConfig
 
-    given = {key: value for key, value in (("flash", flash), ("ram", ram), ("target", target)) if value is not None}
+    given = {key: value for key, value in given.items() if value is not None}
+    config = AuditConfig()
     if (subject / "recipe.toml").is_file():
         recipe = read_recipe(subject)
-        recipe = replace(recipe, audit=replace(recipe.audit, **given))
-        with _alone_in(subject):
-            return perform(STAGES["audit"], Job(subject, recipe), force=True)
-    outcome = evaluation.audit(subject, shipping.budget(AuditConfig(**given))).to_dict()
-    return Done("audit", skipped=False, seconds=0.0, outcome=outcome)
+        if not given and not dimensions and baseline is None:
+            with _alone_in(subject):
+                return perform(STAGES["audit"], Job(subject, recipe), force=True).outcome
+        config = recipe.audit
+    limits = shipping.budget(replace(config, **given))  # type: ignore[arg-type]  # checked where it is built
+    return evaluation.audit(subject, limits, dimensions=dimensions, baseline=baseline, max_growth=max_growth).to_dict()
 
 
 @contextmanager

@@ -156,10 +156,10 @@ class Done:
         return bool(self.outcome.get("ok", True))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return {"ok": self.ok, "stage": self.stage, "skipped": self.skipped, "seconds": self.seconds} | {
-            "outcome": self.outcome
-        }
+        """Return plain data for JSON; the answer and its reasons come first and are not repeated in the outcome."""
+        outcome = {key: value for key, value in self.outcome.items() if key not in {"ok", "failures"}}
+        answer = {"ok": self.ok, "failures": self.outcome.get("failures", [])}
+        return answer | {"stage": self.stage, "skipped": self.skipped, "seconds": self.seconds, "outcome": outcome}
 
 
 def is_main_process() -> bool:

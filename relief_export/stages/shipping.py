@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -145,7 +146,7 @@ def _figures(graphs: dict[str, ir.Model], result: ShrinkResult) -> Outcome:
 def _baseline(model: ir.Model, path: Path) -> Outcome:
     artifact = FORMATS["dense"].write(model, path, Options())
     squeezed = sum(_gzip_bytes(path.parent / file.path) for file in artifact.files)
-    return {"path": path.name, "bytes": artifact.bytes, "gzip": squeezed, "sha256": artifact.files[0].sha256}
+    return {"path": path.name, "file_bytes": artifact.bytes, "gzip_bytes": squeezed, "sha256": artifact.files[0].sha256}
 
 
 def _gzip_bytes(path: Path) -> int:
@@ -196,10 +197,10 @@ def stored_samples(folder: Path, data: Path | None) -> Samples:
 
 
 def audit(job: Job) -> Outcome:
-    """Hold the artifacts against the recipe's budget."""
+    """Check what the artifacts take against the recipe's budget."""
     return evaluation.audit(job.folder, budget(job.recipe.audit)).to_dict()
 
 
 def budget(config: AuditConfig) -> evaluation.Budget:
     """Return the budget of a recipe."""
-    return evaluation.Budget.of(flash=config.flash, ram=config.ram, target=config.target)
+    return evaluation.Budget.of(**asdict(config))

@@ -98,7 +98,12 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
     baselines = {}
     for key in ("original", "masked"):
         made = formats.FORMATS["dense"].write(graphs[key], artifacts / f"{key}.onnx", formats.Options())
-        baselines[key] = {"path": f"{key}.onnx", "bytes": made.bytes, "gzip": made.bytes // 2, "sha256": "0" * 64}
+        baselines[key] = {
+            "path": f"{key}.onnx",
+            "file_bytes": made.bytes,
+            "gzip_bytes": made.bytes // 2,
+            "sha256": "0" * 64,
+        }
     written = [
         form.write(graphs["shrunk"], artifacts / form.suffix, formats.Options())
         for form in (formats.FORMATS[key] for key in ("dense", "csr"))

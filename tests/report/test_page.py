@@ -185,7 +185,7 @@ WRONG = {
     "validate: no checks": ("validate", ("checks",), None),
     "validate: a check is a number": ("validate", ("checks", 0), 3),
     "audit: no arena": ("audit", ("arena",), None),
-    "audit: a size is a word": ("audit", ("budget", "flash"), "1k"),
+    "audit: a size is a word": ("audit", ("budget", "flash_bytes"), "1k"),
 }
 
 

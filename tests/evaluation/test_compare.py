@@ -9,7 +9,7 @@ import pytest
 
 from relief_export.errors import InputError
 from relief_export.evaluation import compare, measure_latency
-from relief_export.evaluation.agreement import measure
+from relief_export.evaluation.compare import measure
 from relief_export.formats import Tolerance
 
 LIMIT = 1e-6
@@ -90,8 +90,8 @@ def test_a_fixed_batch_is_run_in_its_own_steps(tmp_path):
         compare(tmp_path / "two.onnx", tmp_path / "two.onnx", x[:5], tolerance=LIMIT)
 
 
-def test_latency_is_measured_on_each_model_and_orders_work(tmp_path):
-    """A model with 64 times the multiplications takes longer, and each row says what it was measured with."""
+def test_latency_is_measured_on_each_model(tmp_path):
+    """Each row says what it was measured with; whether one is faster than another is for benchmarks/ to say."""
     rng = np.random.default_rng(0)
     for name, width in (("narrow", 64), ("wide", 512)):
         text = (
@@ -111,7 +111,6 @@ def test_latency_is_measured_on_each_model_and_orders_work(tmp_path):
     for row in (narrow, wide):
         assert 0 < row.lower <= row.median <= row.upper < math.inf
         assert row.machine["cores"] >= 1
-    assert narrow.median < wide.median
     with pytest.raises(InputError, match="give at least 2, and a full batch"):
         measure_latency(models, np.zeros((4, 64), np.float32), batch=5)
 
@@ -121,5 +120,5 @@ def test_a_nan_is_no_prediction():
     outputs = np.array([[2, 0], [np.nan, 0], [np.nan, 0], [0, 3]])
     found = measure(outputs, reference, np.array([0, 0, 0, 1]))
     assert (found.agreement, found.disagreeing, found.first_disagreement) == (0.5, 2, 1)
-    assert (found.accuracy, found.accuracy_difference) == (0.5, -0.25)
+    assert (found.accuracy, found.accuracy_change) == (0.5, -0.25)
     assert (found.max_error, found.relative_error, found.worst_sample) == (None, None, 1)

@@ -1,4 +1,4 @@
-"""How far the outputs of one network are from another's on the same samples.
+"""Two networks on the same samples: how far their outputs are apart, checked against a tolerance.
 
 With reference outputs ``r`` and outputs ``o``, both ``(N, ...)``::
 
@@ -7,8 +7,8 @@ With reference outputs ``r`` and outputs ``o``, both ``(N, ...)``::
     agreement        share of samples with argmax o = argmax r
     accuracy         share of samples with argmax o = y, and its difference to the reference's
 
-Only scores ``(N, classes)``, of two classes and more, have predictions; single numbers, maps and sequences are held to
-their errors alone. A sample with a NaN has no prediction: it agrees with nothing, not even with another NaN, and is
+Only scores ``(N, classes)``, of two classes and more, have predictions; single numbers, maps and sequences are checked
+by their errors alone. A sample with a NaN has no prediction: it agrees with nothing, not even with another NaN, and is
 never right.
 
 The worst sample is the one with the largest absolute error.
@@ -23,11 +23,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from relief_export.errors import Failure, InputError
+from relief_export.evaluation.samples import check_labels
+from relief_export.evaluation.sessions import open_session
+from relief_export.formats import Tolerance
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
-    from relief_export.formats import Tolerance
+    from relief_export.evaluation.sessions import Progress
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -43,7 +47,7 @@ class Agreement:
         max_error: Largest absolute error. mean_error: Mean absolute error. relative_error: Largest, in units of the
             reference's scale. The three are None where an output is not a finite number.
         agreement: Share of equal predictions; None where there are none. disagreeing: Number of unequal ones.
-        accuracy: Share of right predictions; None without labels. accuracy_difference: That minus the reference's.
+        accuracy: Share of right predictions; None without labels. accuracy_change: That minus the reference's.
         worst_sample: Index of the sample with the largest error, or of the first that is not finite.
         first_disagreement: Index of the first sample whose prediction differs; None where all agree.
     """
@@ -54,7 +58,7 @@ class Agreement:
     agreement: float | None
     disagreeing: int
     accuracy: float | None
-    accuracy_difference: float | None
+    accuracy_change: float | None
     worst_sample: int
     first_disagreement: int | None
 
@@ -65,12 +69,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Check:
-    """One promise held against one number.
+    """One tolerance checked against one number.
 
     Attributes:
-        artifact: Whose promise. optimised: In which session; None where it is about the file.
+        artifact: Whose tolerance. optimised: In which session; None where it is about the file.
         quantity: What was measured: "sha256", "loads", "finite", "relative_error", "predictions" or "accuracy".
-        value: The number. tolerance: What was allowed.
+        value: The number; of the accuracy its change, negative where it is lost. tolerance: What was allowed.
         worst_sample: The sample to look at first. message: One sentence.
     """
 
@@ -134,7 +138,7 @@ def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreeme
         agreement=1 - differ.size / len(flat) if scores else None,
         disagreeing=differ.size,
         accuracy=accuracy,
-        accuracy_difference=None if y is None or accuracy is None else accuracy - float((wanted == y).mean()),
+        accuracy_change=None if y is None or accuracy is None else accuracy - float((wanted == y).mean()),
         worst_sample=int(by_sample.argmax() if finite else np.flatnonzero(~np.isfinite(by_sample))[0]),
         first_disagreement=int(differ[0]) if differ.size else None,
     )
@@ -151,7 +155,7 @@ def _predictions(outputs: Array, *, none: int) -> Array:
 
 
 def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: bool) -> list[Check]:
-    """Hold what was measured against what is promised; every promise gives one check, kept or not."""
+    """Check what was measured against what is allowed; each tolerance gives one check, passed or not."""
     where = f"{artifact} (optimisations {'on' if optimised else 'off'})"
     worst = found.worst_sample
 
@@ -166,10 +170,11 @@ def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: b
         error, limit = found.relative_error, tolerance.relative_error
         message = f"relative error {error:.3g}, {limit:g} allowed, worst at sample {worst}"
         checks.append(check("relative_error", error, limit, message, ok=error <= limit, sample=worst))
-    exact, first = tolerance.accuracy_drop == 0, found.first_disagreement
+    # A bound on the relative error and no loss of accuracy promise the same predictions, not only as many right ones.
+    exact, first = tolerance.accuracy_drop == 0 and tolerance.relative_error is not None, found.first_disagreement
     if found.agreement is None:
         if not checks:
-            message = "it promises accuracy, but the outputs are no scores of classes: leave this format out"
+            message = "the outputs are no scores of classes, so no accuracy can be checked: bound the relative error"
             checks.append(check("predictions", None, tolerance.accuracy_drop, message, ok=False, sample=None))
     elif exact or found.accuracy is None:
         # Without labels: no more accuracy can be lost than predictions differ.
@@ -177,12 +182,87 @@ def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: b
         message = f"{found.disagreeing} predictions ({share:.4%}) differ, {limit:.4%} allowed"
         message += "" if first is None else f", the first at sample {first}"
         checks.append(check("predictions", share, limit, message, ok=share <= limit, sample=first))
-    if found.accuracy_difference is not None:
-        change, limit = found.accuracy_difference, tolerance.accuracy_drop
-        moved = (
-            f"{abs(change):.4%} {'lower than' if change < 0 else 'above'} the reference's" if change else "unchanged"
-        )
-        message = f"accuracy {found.accuracy:.4%} is {moved}, a loss of {limit:.4%} is allowed, worst at sample {worst}"
-        # A gain is never a failure; a format that promises the same predictions answers for them above.
+    if found.accuracy_change is not None:
+        change, limit = found.accuracy_change, tolerance.accuracy_drop
+        moved = f"{abs(change):.4%} {'below' if change < 0 else 'above'}" if change else "equal to"
+        message = f"accuracy {found.accuracy:.4%} is {moved} the reference's, a loss of {limit:.4%} is allowed"
+        message += f", worst at sample {worst}"
+        # A gain is never a failure.
         checks.append(check("accuracy", change, -limit, message, ok=change >= -limit - _ROUNDING, sample=worst))
     return checks
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far the second model is from the first.
+
+    Attributes:
+        outputs: Name of each output of the first model -> agreement, optimisations on.
+        checks: Every output against the tolerance, optimisations off and on.
+    """
+
+    first: str
+    second: str
+    samples: int
+    tolerance: Tolerance
+    outputs: dict[str, Agreement]
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every output is within the tolerance."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """What is beyond the tolerance, one line an output and quantity."""
+        return failures(self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, ``ok`` first."""
+        return {"ok": self.ok, "failures": [asdict(each) for each in self.failures], **asdict(self)}
+
+
+def compare(
+    a: Path,
+    b: Path,
+    x: Array,
+    *,
+    y: Array | None = None,
+    tolerance: float | Tolerance,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare two models in ONNX Runtime, optimisations off and on.
+
+    Args:
+        a: The reference; an ``.onnx`` or ``.ort`` file, or a folder of SciPy matrices.
+        b: The other one.
+        x: Samples ``(N, ...)`` of both models' one input.
+        y: Labels ``(N,)`` for the accuracies of the first output.
+        tolerance: What ``b`` may differ by. A number bounds the relative error and asks for equal predictions;
+            ``Tolerance(None, 0.01)`` lets the accuracy fall by one point and any output differ.
+        progress: Called for every batch.
+
+    Raises:
+        InputError: The samples or labels do not fit, or the models have different outputs.
+        UnsupportedModelError: A model has several inputs, no batch axis, or an operator the runtime does not know.
+    """
+    limits = tolerance if isinstance(tolerance, Tolerance) else Tolerance(tolerance, 0.0)
+    found: dict[str, Agreement] = {}
+    checks: list[Check] = []
+    for optimised in (False, True):
+        first, second = (open_session(path, optimised=optimised) for path in (a, b))
+        names = first.outputs
+        if len(names) != len(second.outputs):
+            raise InputError(
+                f"{a} has {len(names)} outputs and {b} has {len(second.outputs)}: give two forms of one model"
+            )
+        pairs = zip(first.run(x, progress=progress), second.run(x, progress=progress), strict=True)
+        for index, (name, (expected, got)) in enumerate(zip(names, pairs, strict=True)):
+            labels = y if index == 0 else None
+            if labels is not None:
+                check_labels(labels, len(x), classes(expected.shape))
+            found[name] = measure(got, expected, labels)
+            where = b.name if len(names) == 1 else f"{b.name}, output {name!r}"
+            checks += judge(found[name], limits, where, optimised=optimised)
+    return Comparison(str(a), str(b), len(x), limits, found, tuple(checks))
