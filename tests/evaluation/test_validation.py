@@ -160,7 +160,7 @@ def test_a_test_set_that_does_not_fit_is_refused(export, samples, change, messag
 
 
 def test_a_missing_manifest_or_artifact_is_refused(export, samples, tmp_path):
-    with pytest.raises(InputError, match=r"manifest\.json does not exist"):
+    with pytest.raises(InputError, match=r"has no manifest\.json: give an artifacts folder"):
         validate(tmp_path, *samples)
     folder = export("dense")
     (folder / "model.onnx").unlink()
