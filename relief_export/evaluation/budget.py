@@ -268,14 +268,14 @@ class _Measured:
 
 def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measured]:
     """Measure every file of ``subject``, by name."""
+    files: dict[str, tuple[Path, str, float | None, list[Path], ir.Model]] = {}
     if is_single(subject):
         paths = [*subject.iterdir()] if subject.is_dir() else onnx_file.files(subject)
         form = "csr" if subject.is_dir() else subject.suffix.lstrip(".")
-        files = {subject.name: (subject, form, None, paths, formats.read(subject))}
+        files[subject.name] = (subject, form, None, paths, formats.read(subject))
     else:
         manifest = formats.read_manifest(artifacts_folder(subject))
         dense = formats.read(manifest.path(dense_of(manifest)))
-        files = {}
         for artifact in manifest.artifacts:
             require_files(manifest.folder, artifact)
             manifest.check(artifact)
