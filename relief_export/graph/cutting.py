@@ -38,6 +38,7 @@ class Cut:
         self._products: dict[ir.Value, Lists | None] = {}
         self._masks: dict[ir.Value, NDArray[np.bool_]] = {}
         self._new: dict[tuple[str, tuple[tuple[int, bytes], ...]], ir.Value] = {}
+        self._cut: set[ir.Value] = set()
         self._graph: ir.Graph | None = None
         self._pending: list[tuple[ir.Node, ir.Node, list[ir.Value]]] = []
         self.created: list[tuple[ir.Value, str]] = []
@@ -134,8 +135,8 @@ class Cut:
         if old is None or not keep:
             return
         source = old.producer()
-        if source is not None:  # a constant that is computed: a quantised weight
-            self._dequantised(source, keep)
+        if old in self._trace.computed and source is not None:
+            self._computed(source, keep)
             return
         tensor = ir.convenience.get_const_tensor(old)
         assert tensor is not None  # noqa: S101
@@ -150,23 +151,27 @@ class Cut:
             self._new[key] = self.constant_value(str(old.name), array)
         node.replace_input_with(index, self._new[key])
 
-    def _dequantised(self, node: ir.Node, keep: Mapping[int, NDArray[np.int64]]) -> None:
-        self.constant(node, 0, keep)
-        source, scale = node.inputs[:2]
-        if scale is not None and scale.shape is not None and len(scale.shape) == 1:
-            axis = node.attributes.get_int("axis", 1)
-            if axis < 0 and source is not None and source.shape is not None:
-                axis += len(source.shape)
-            if axis in keep:
-                for index in range(1, len(node.inputs)):
-                    self.constant(node, index, {0: keep[axis]})
-        if node.inputs[0] is not None:
-            node.outputs[0].shape = node.inputs[0].shape
+    def _computed(self, node: ir.Node, keep: Mapping[int, NDArray[np.int64]]) -> None:
+        """Cut a constant that nodes compute where it is stored; every use of it cuts it in the same way."""
+        value = node.outputs[0]
+        if value in self._cut:
+            return
+        self._cut.add(value)
+        present = [index for index, operand in enumerate(node.inputs) if operand is not None]
+        for index, axes in zip(present, self._trace.computed[value], strict=True):
+            self.constant(node, index, {axes[axis]: positions for axis, positions in keep.items() if axis in axes})
+        if value.shape is not None:
+            value.shape = ir.Shape([len(keep[k]) if k in keep else n for k, n in enumerate(value.shape)])
+        if node.op_type == "Reshape":
+            target = [len(keep[k]) if k in keep else n for k, n in enumerate(value.shape or ())]
+            self.replace(node, 1, np.array(target, np.int64))
 
     def bias(self, site: Site, bias: NDArray[np.generic], has_bias: bool) -> None:
         """Give a linear node another bias: as its third operand, or added behind it where it has none."""
         node = site.node
-        name = f"{str(node.inputs[1].name if node.inputs[1] else node.name).removesuffix('.weight')}.bias"
+        weight = node.inputs[1]
+        stored = node.name if weight is None else self._trace.stored(weight).name
+        name = f"{str(stored).removesuffix('.weight')}.bias"
         key = (f"{name} =", ((-1, bias.tobytes()),))  # nodes that share their weight mostly have the same
         value = self._new[key] = self._new.get(key) or self.constant_value(name, bias)
         if has_bias:
@@ -174,7 +179,7 @@ class Cut:
             node.replace_input_with(2, value)
             return
         out = node.outputs[0]
-        self._pending.append((node, ir.node("Add", [out, value]), [out]))  # no name, which might be taken
+        self._pending.append((node, ir.node("Add", [out, value], name=""), [out]))
 
     def attribute(self, node: ir.Node, name: str, number: int) -> None:
         """Set an integer attribute."""

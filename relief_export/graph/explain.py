@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from relief_export.graph.cutting import Cut
-    from relief_export.graph.flow import Flow, Rule
+    from relief_export.graph.flow import Flow, Tie
     from relief_export.graph.liveness import Liveness
     from relief_export.graph.matrix import Matrix
 
@@ -68,23 +68,6 @@ class Kept:
     reason: str
 
 
-@dataclass(frozen=True)
-class _Marks:
-    """What stands in the way of units.
-
-    Attributes:
-        tied: Component of units -> what ties them.
-        alive: Component of units -> how many of its units some output depends on.
-        pinned: Unit -> why it must stay.
-        sites: Node -> what the analysis knows of it.
-    """
-
-    tied: dict[int, str]
-    alive: NDArray[np.int64]
-    pinned: dict[int, str]
-    sites: dict[ir.Node, tuple[Site, Rule]]
-
-
 class _Opened(Site):
     """A node whose constants are seen though a caller may replace them."""
 
@@ -99,7 +82,8 @@ class _Opened(Site):
 def layer_name(site: Site) -> str:
     """Name a layer by its weight, as the framework named it, or by its node."""
     value = site.node.inputs[1]
-    return str((value.name if value is not None else None) or site.label).removesuffix(".weight")
+    name = None if value is None else site.trace.stored(value).name
+    return str(name or site.label).removesuffix(".weight")
 
 
 def measure(liveness: Liveness) -> dict[str, LayerSize]:
@@ -109,26 +93,23 @@ def measure(liveness: Liveness) -> dict[str, LayerSize]:
         if "matrix" in site.cache:
             matrix: Matrix = site.cache["matrix"]
             groups, outs, ins = site.cache["nonzero"].shape
-            sizes[layer_name(site)] = LayerSize(
-                site.node.op_type, groups * outs, groups * ins, groups, matrix.weight.size
-            )
+            sizes[layer_name(site)] = LayerSize(site.node.op_type, groups * outs, groups * ins, groups, matrix.size)
     return sizes
 
 
 def explain(liveness: Liveness, cut: Cut) -> tuple[Kept, ...]:
     """Return the zero rows and columns of a graph from which nothing more can be removed, with the reason of each."""
-    marks = _marks(liveness)
+    reasons = _Reasons(liveness, cut)
     rows: list[Kept] = []
     for site, _ in liveness.sites:
         if "matrix" not in site.cache:
             rows += _refused(site)
             continue
-        source, value = site.source, site.result
-        dead_out = ~liveness.live[value].reshape(-1) | ~np.isnan(site.cache["const_out"])
+        dead_out = ~liveness.live[site.result].reshape(-1) | ~np.isnan(site.cache["const_out"])
         unread = ~site.cache["nonzero"].any(axis=1).reshape(-1)
-        for side, at, zero in (("output", value, dead_out), ("input", source, unread)):
-            reasons = _reasons(liveness, cut, at, zero, marks)
-            rows += [Kept(layer_name(site), side, n, why) for why, n in sorted(reasons.items())]
+        for side, value, zero in (("output", site.result, dead_out), ("input", site.source, unread)):
+            found = reasons.of(site, value, zero)
+            rows += [Kept(layer_name(site), side, n, why) for why, n in sorted(found.items())]
     return tuple(rows)
 
 
@@ -146,85 +127,90 @@ def _refused(site: Site) -> list[Kept]:
     return [Kept(layer_name(site), "output", count, why)] if count else []
 
 
-def _marks(liveness: Liveness) -> _Marks:
-    tied: dict[int, str] = {}
-    pinned: dict[int, str] = {}
-    for left, right, reason in liveness.trace.ties:
-        for label in np.unique(liveness.labels[left]):
-            tied.setdefault(int(label), reason)
-        for unit in (*left[left != PINNED], *right[right != PINNED]):
-            pinned.setdefault(int(unit), f"{reason} with channels that must stay")
-    for ids, reason in liveness.trace.pins:
-        pinned.update(dict.fromkeys(ids[ids != PINNED].tolist(), reason))
-    live = np.zeros(liveness.trace.count, np.bool_)
-    for value, flow in liveness.trace.flows.items():
-        live[flow.ids[liveness.live[value]]] = True
-    alive = np.bincount(liveness.labels[live], minlength=int(liveness.labels.max()) + 1)
-    return _Marks(tied, alive, pinned, {site.node: (site, rule) for site, rule in liveness.sites})
+def _why_constant(site: Site) -> str:
+    """Say why a linear layer cannot move a constant input into its bias."""
+    border = site.cache["matrix"].border
+    if not border:
+        return f"a constant that the quantised bias of {site.label} cannot hold"
+    return f"non-zero constant {border} at {site.label}"
 
 
-def _reasons(
-    liveness: Liveness,
-    cut: Cut,
-    value: ir.Value | None,
-    zero: NDArray[np.bool_],
-    marks: _Marks,
-) -> Counter[str]:
-    assert value is not None  # noqa: S101 - a linear layer has an input
-    flow = liveness.trace.flows[value]
-    units = np.broadcast_to(flow.ids.reshape(-1), len(zero))
-    labels = liveness.labels[units]
-    # A flattened map has a column for every position of a channel: they stay or go together.
-    partly = set(np.unique(units[~zero]).tolist())
-    reasons: Counter[str] = Counter()
-    for index in np.flatnonzero(zero):
-        label = int(labels[index])
-        if label == liveness.labels[0]:
-            default = "graph input" if value.is_graph_input() else "pinned"
-            reasons[marks.pinned.get(int(units[index]), default)] += 1
-        elif int(units[index]) in partly:
-            reasons["other positions of the channel are read"] += 1
-        elif label in cut.reasons:
-            reasons[cut.reasons[label]] += 1
-        elif label in marks.tied:
-            reasons[f"{marks.tied[label]} with {_channels(int(marks.alive[label]))}"] += 1
-        else:
-            reasons[_need(liveness, marks, value, label)] += 1
-    return reasons
+class _Reasons:
+    """Why units stay, looked up by unit."""
 
+    def __init__(self, liveness: Liveness, cut: Cut) -> None:
+        self._liveness = liveness
+        self._cut = cut
+        self._own: dict[int, str] = {}
+        """Unit -> why it must stay whatever else does."""
+        for ids, reason in reversed([*liveness.trace.pins, *liveness.regrets]):  # the first reason is the one to give
+            self._own.update(dict.fromkeys(ids[ids != PINNED].tolist(), reason))
+        self._tied: dict[int, Tie] = {}
+        for tie in liveness.trace.ties:
+            for label in np.unique(liveness.labels[tie.left]):
+                self._tied.setdefault(int(label), tie)
+        live = np.zeros(liveness.trace.count, np.bool_)
+        for value, flow in liveness.trace.flows.items():
+            live[flow.ids[liveness.live[value]]] = True
+        self._live = live
+        self._live_in = np.bincount(liveness.labels[live], minlength=int(liveness.labels.max()) + 1)
+        self._readers = np.full(liveness.trace.count, -1)
+        self._kept_constants = np.full(liveness.trace.count, -1)
+        self._lost = np.full(liveness.trace.count, -1)
+        self._find_readers()
 
-def _channels(count: int) -> str:
-    return "1 live channel" if count == 1 else f"{count} live channels"
-
-
-def _need(liveness: Liveness, marks: _Marks, value: ir.Value, label: int) -> str:
-    """Say which node needs the numbers of a channel: the first that mixes it, or that makes something else of it."""
-    pending, seen = [value], {value}
-    while pending:
-        value = pending.pop()
-        flow = liveness.trace.flows[value]
-        here = liveness.labels[flow.ids] == label
-        known = ~np.isnan(flow.const[here])
-        for use in value.uses():
-            site, rule = marks.sites.get(use.node, (None, None))
-            outputs = [liveness.live[v] for v in use.node.outputs] if site is not None else []
-            if site is None or rule is None or not any(flags.any() for flags in outputs):
+    def _find_readers(self) -> None:
+        """Note the last node in the graph's order that needs each unit: what is before it only hands the unit on."""
+        flows, live = self._liveness.trace.flows, self._liveness.live
+        for number, (site, rule) in enumerate(self._liveness.sites):
+            needed = [live[v] for v in site.node.outputs]
+            if not any(n.any() for n in needed):
                 continue
-            need = rule.backward(site, outputs)[use.idx]
-            waiting = site.deferred if site.deferred is not None and use.idx == 0 else np.zeros(here.shape, np.bool_)
-            if need is None or not (here & (need | waiting)).any():
-                continue
+            for operand, need in zip(site.node.inputs, rule.backward(site, needed), strict=False):
+                if need is not None and operand is not None and operand in flows:
+                    self._readers[flows[operand].ids[need]] = number
+                    known = flows[operand].ids[~np.isnan(flows[operand].const)]
+                    for flow in (flows[v] for v in site.node.outputs):
+                        lost = np.intersect1d(known, flow.ids[np.isnan(flow.const)])
+                        self._lost[lost[self._lost[lost] < 0]] = number
             if "matrix" in site.cache:
-                border = site.cache["matrix"].border
-                return f"non-zero constant {border}" if known.any() and border else f"read by {site.label}"
-            behind = [v for v in use.node.outputs if (liveness.labels[liveness.trace.flows[v].ids] == label).any()]
-            if not behind:
-                return f"read by {site.label}"
-            for out in behind:
-                after = liveness.trace.flows[out]
-                if known.any() and np.isnan(after.const[liveness.labels[after.ids] == label]).all():
-                    return f"not known to be constant behind {site.label}"
-            news = [v for v in behind if v not in seen]
-            pending += news
-            seen.update(news)
-    return "read by another layer"
+                flow, needed_here = flows[site.source], rule.backward(site, needed)[0]
+                asked = [m for m in (needed_here, site.deferred) if m is not None]
+                held = np.logical_or.reduce(asked) & live[site.source] & ~np.isnan(flow.const)
+                self._kept_constants[flow.ids[held]] = number
+
+    def of(self, site: Site, value: ir.Value, zero: NDArray[np.bool_]) -> Counter[str]:
+        """Count the reasons for which the channels ``zero`` of an input or output of a layer stay."""
+        units = np.broadcast_to(self._liveness.trace.flows[value].ids.reshape(-1), len(zero))
+        # A flattened map has a column for every position of a channel: they stay or go together.
+        partly = set(np.unique(units[~zero]).tolist())
+        reasons: Counter[str] = Counter()
+        for index in np.flatnonzero(zero):
+            unit = int(units[index])
+            partial = unit in partly and unit not in self._own and unit != PINNED
+            reasons["other positions of the channel are read" if partial else self._why(site, value, unit)] += 1
+        return reasons
+
+    def _why(self, site: Site, value: ir.Value, unit: int) -> str:  # noqa: PLR0911 - one return a reason
+        if unit == PINNED:
+            return "graph input" if value.is_graph_input() else "it is read or made by an operator without a rule"
+        if unit in self._own:
+            return self._own[unit]
+        if self._kept_constants[unit] >= 0:
+            return _why_constant(self._liveness.sites[self._kept_constants[unit]][0])
+        label = int(self._liveness.labels[unit])
+        tie, lost = self._tied.get(label), self._label(self._lost[unit]) if self._lost[unit] >= 0 else ""
+        if self._live[unit] and self._readers[unit] >= 0 and (tie is None or tie.at != lost):
+            gone = f"no longer constant behind {lost} and " if lost else ""
+            return f"{gone}read by {self._label(self._readers[unit])}"
+        required = self._cut.reasons.get(label, "read by another layer")
+        if tie is None:
+            return required
+        if label == self._liveness.labels[PINNED]:
+            return f"{tie.reason(site.label)} with channels that must stay"
+        count = int(self._live_in[label]) - bool(self._live[unit])  # the others
+        partners = f" with {count} live channel{'s' * (count > 1)}" if count else f": {required}"
+        return tie.reason(site.label) + partners
+
+    def _label(self, number: int) -> str:
+        return self._liveness.sites[number][0].label

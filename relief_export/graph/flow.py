@@ -7,12 +7,14 @@ stays.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from relief_export.errors import UnsupportedModelError
+from relief_export.graph.computed import Axes, evaluate, operand_axes
 from relief_export.graph.fold import constant_array
 
 if TYPE_CHECKING:
@@ -62,23 +64,50 @@ class Use:
     constant: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class Tie:
+    """Units that must be removed together, pair by pair, and why.
+
+    Attributes:
+        left: Units. right: The unit that each is tied to.
+        at: Label of the node that ties them.
+        shared: Name of the constant that two nodes share, where that is what ties them. other: The other node.
+    """
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    at: str
+    shared: str = ""
+    other: str = ""
+
+    def reason(self, label: str) -> str:
+        """Say it to the node of that label."""
+        if self.shared:
+            return f"shares {self.shared} with {self.other if self.at == label else self.at}"
+        return f"tied at {self.at}"
+
+
 @dataclass
 class Trace:
     """State of one forward walk.
 
     Attributes:
         flows: What is known of each activation.
-        constants: Values computed from initializers alone that are kept as nodes (dequantised weights).
-        ties: Pairs of unit arrays that must be removed together, with what ties them.
+        computed: Values computed from initializers alone that stay nodes, and where their axes lie in the operands.
+        ties: Units that must be removed together.
         pins: Unit arrays that must stay, with the reason.
-        axes: Shared initializer and axis -> the units that its first use puts there, and which node that is.
+        axes: Shared constant and axis -> the units that its first use put there, and the label of that node.
+        nonzero: Weight and how it is seen -> which of its kernels are not zero, once for all layers that share it.
+        evaluated: Computed values that are in use at the moment: they are large, and evaluated again when needed again.
     """
 
     flows: dict[ir.Value, Flow] = field(default_factory=dict)
-    constants: dict[ir.Value, NDArray[np.generic]] = field(default_factory=dict)
-    ties: list[tuple[NDArray[np.int64], NDArray[np.int64], str]] = field(default_factory=list)
+    computed: dict[ir.Value, Axes] = field(default_factory=dict)
+    ties: list[Tie] = field(default_factory=list)
     pins: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
     axes: dict[tuple[ir.Value, int], tuple[NDArray[np.int64], str]] = field(default_factory=dict)
+    nonzero: dict[tuple[ir.Value | None, int, int, int], NDArray[np.bool_]] = field(default_factory=dict)
+    evaluated: WeakValueDictionary[ir.Value, NDArray[np.generic]] = field(default_factory=WeakValueDictionary)
     count: int = 1
 
     def fresh(self, shape: Sequence[int]) -> NDArray[np.int64]:
@@ -102,7 +131,64 @@ class Trace:
         """Return the array of a constant, or None for an activation or an absent input."""
         if value is None or value in self.flows:
             return None
-        return self.constants[value] if value in self.constants else constant_array(value)
+        if value not in self.computed:
+            return constant_array(value)
+        found = self.evaluated.get(value)
+        if found is None:
+            node = value.producer()
+            assert node is not None  # noqa: S101 - it is computed
+            found = evaluate(node, [a for v in node.inputs if (a := self.constant(v)) is not None])
+            self.evaluated[value] = found
+        return found
+
+    def computes_constant(self, node: ir.Node) -> bool:
+        """Take note of a node that only computes a constant from stored ones; return whether it does."""
+        result = node.outputs[0]
+        arrays = [self.constant(v) for v in node.inputs if v is not None]
+        if len(node.outputs) > 1 or result.is_graph_output() or not arrays or any(a is None for a in arrays):
+            return False
+        axes = operand_axes(node, [a for a in arrays if a is not None])
+        if axes is None:
+            return False
+        self.computed[result] = axes
+        return True
+
+    def operands(self, value: ir.Value) -> list[tuple[ir.Value, dict[int, int]]]:
+        """Return what a computed constant is computed from, each with the axes of the result that lie in it."""
+        node = value.producer()
+        if value not in self.computed or node is None:
+            return []
+        return list(zip([v for v in node.inputs if v is not None], self.computed[value], strict=True))
+
+    def stored(self, value: ir.Value) -> ir.Value:
+        """Return the largest tensor in the file behind a constant."""
+        while operands := self.operands(value):
+            value = max((v for v, _ in operands), key=lambda v: _size(self.constant(v)))
+        return value
+
+    def shared(self, value: ir.Value) -> bool:
+        """Tell whether a constant, or one that it is computed from, has more than one use."""
+        return len(value.uses()) > 1 or any(self.shared(v) for v, _ in self.operands(value))
+
+    def use_axis(self, value: ir.Value, axis: int, ids: NDArray[np.int64], label: str) -> list[Tie]:
+        """State that an axis of a constant counts the units ``ids`` for a node, in what it is computed from too.
+
+        Returns:
+            What its other uses state otherwise. The units of a tie may differ in number: then nothing may be cut.
+        """
+        conflicts = []
+        if len(value.uses()) > 1:
+            known, first = self.axes.setdefault((value, axis), (ids, label))
+            if known.shape != ids.shape or (known != ids).any():
+                conflicts.append(Tie(known, ids, label, str(value.name), first))
+        for operand, axes in self.operands(value):
+            if axis in axes:
+                conflicts += self.use_axis(operand, axes[axis], ids, label)
+        return conflicts
+
+
+def _size(array: NDArray[np.generic] | None) -> int:
+    return 0 if array is None else array.size
 
 
 class Site:
@@ -162,12 +248,12 @@ class Site:
         """Return the inferred shape of an output."""
         return static_shape(self.node.outputs[index])
 
-    def tie(self, a: NDArray[np.int64], b: NDArray[np.int64], reason: str = "") -> None:
+    def tie(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> None:
         """Require that broadcast partners are removed together."""
         left, right = np.broadcast_arrays(a, b)
         different = left != right
         if different.any():
-            self.trace.ties.append((left[different], right[different], reason or f"tied at {self.label}"))
+            self.trace.ties.append(Tie(left[different], right[different], self.label))
 
     def pin(self, ids: NDArray[np.int64], reason: str) -> None:
         """Keep the given units."""
@@ -181,26 +267,26 @@ class Site:
     def use_axis(self, index: int, axis: int, ids: NDArray[np.int64]) -> None:
         """State that axis ``axis`` of constant input ``index`` counts the units ``ids``; other uses must agree."""
         value = self.node.inputs[index]
-        if value is None or len(value.uses()) < 2:
+        if value is None or not self.trace.shared(value):
             return
         self.cache.setdefault("axes", set()).add((index, axis))
-        ids = ids.reshape(-1)
-        known, first = self.trace.axes.setdefault((value, axis), (ids, self.label))
-        if known.shape == ids.shape:
-            self.tie(known, ids, f"{self.label} shares {value.name} with {first}")
-        else:
-            self.pin(ids, f"shares {value.name} with another shape")
-            self.pin(known, f"shares {value.name} with another shape")
+        for tie in self.trace.use_axis(value, axis, ids.reshape(-1), self.label):
+            if tie.left.shape == tie.right.shape:
+                different = tie.left != tie.right
+                self.trace.ties.append(replace(tie, left=tie.left[different], right=tie.right[different]))
+            else:
+                self.pin(tie.right, f"shares {tie.shared} with {tie.other}, which reads it otherwise")
+                self.pin(tie.left, f"shares {tie.shared} with {tie.at}, which reads it otherwise")
 
     def pin_shared(self) -> None:
         """Keep whole the axes of shared constants that this node's rule said nothing about."""
         stated = self.cache.get("axes", set())
         for index, value in enumerate(self.node.inputs):
-            array = self.array(index)
-            if value is None or array is None or len(value.uses()) < 2:
+            if value is None or value in self.trace.flows or not self.trace.shared(value):
                 continue
-            for axis in range(array.ndim):
-                if (index, axis) not in stated:
+            array = self.array(index)
+            for axis in range(0 if array is None else array.ndim):
+                if (index, axis) not in stated and array is not None:
                     self.use_axis(index, axis, np.zeros(array.shape[axis], np.int64))
 
     def give_up(self, reason: str) -> list[Flow]:
@@ -216,6 +302,16 @@ class Site:
         if value is None:
             return True
         return value.is_initializer() and len(value.uses()) == 1 and not value.is_graph_output()
+
+    def quantised(self, index: int) -> bool:
+        """Tell whether a constant input is dequantised from integers, which runtimes have kernels of their own for."""
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        while value is not None and value in self.trace.computed:
+            node = value.producer()
+            if node is None or node.op_type == "DequantizeLinear":
+                return True
+            value = node.inputs[0]
+        return False
 
 
 class Rule:
@@ -245,8 +341,8 @@ class Rule:
         del site, cut
         return []
 
-    def regret(self, site: Site, cut: Cut) -> NDArray[np.bool_] | None:
-        """Return elements of the first input that should have stayed live, because doing without them costs more."""
+    def regret(self, site: Site, cut: Cut) -> tuple[NDArray[np.bool_], str] | None:
+        """Return elements of the first input that should have stayed live, and why: going without them costs more."""
         del site, cut
         return None
 

@@ -66,6 +66,7 @@ def simplify(model: ir.Model) -> ir.Model:
         infer_shapes(copy)
         _skip_identities(copy.graph)
         common.RemoveUnusedNodesPass()(copy)
+        unnamed = [node for graph in copy.graphs() for node in graph if not node.name]
         fold_constants(
             copy,
             onnx_shape_inference=True,
@@ -73,6 +74,8 @@ def simplify(model: ir.Model) -> ir.Model:
             output_size_limit=_UNLIMITED,
             should_fold=partial(_may_fold, paying=_paying(copy.graph)),
         )
+        for node in unnamed:
+            node.name = ""  # the folder names them, and a file would store that
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
         common.RemoveUnusedNodesPass()(copy)
         infer_shapes(copy)
@@ -295,8 +298,8 @@ def _paying(graph: ir.Graph) -> frozenset[ir.Node]:
         if len(node.outputs) == 1 and not all(user in constant for user in uses):
             cone, pending = {node}, [node]
             while pending and len(cone) < 64:  # a longer chain is decided step by step
-                sources = (v.producer() for v in pending.pop().inputs if v is not None)
-                news = [p for p in sources if p in constant and p not in cone]
+                behind = [v.producer() for v in pending.pop().inputs if v is not None]
+                news = [p for p in behind if p is not None and p in constant and p not in cone]
                 cone.update(news)
                 pending.extend(news)
             if _growth(node.outputs, cone) <= 0:

@@ -54,19 +54,19 @@ class Linear(Rule):
         matrix, flow = self.see(site), site.flow(0)
         if matrix is None or flow is None or site.flow(2) is not None or self._blocked(site, matrix):
             return super().forward(site)
-        if not matrix.weight.size:
+        if not matrix.size:
             return super().forward(site)
         axis = matrix.data_axis
         if set(varying(flow.ids)) - {axis} or (matrix.groups > 1 and _splits_quantised(site, matrix)):
             return super().forward(site)
         nonzero = matrix.nonzero()
         groups, outs, ins = nonzero.shape
-        rank = matrix.rank or max(flow.rank, matrix.weight.ndim if axis == 1 else flow.rank)
+        rank = matrix.rank or max(flow.rank, len(matrix.shape) if axis == 1 else flow.rank)
         shape = [groups * outs if k == matrix.output_axis else 1 for k in range(rank)]
         const_in = np.broadcast_to(flow.const.reshape(-1), groups * ins)
         absorbed = ~np.isnan(const_in) & ((const_in == 0) | (not matrix.border))
-        if any(value in site.trace.constants for value in site.node.inputs[1:]):
-            absorbed &= const_in == 0  # what is stored quantised cannot take other numbers
+        if site.quantised(1) or (self.has_bias and not _is_stored(site, 2)):
+            absorbed &= const_in == 0  # a bias that is computed from integers cannot hold every number
         site.cache.update(matrix=matrix, nonzero=nonzero, absorbed=absorbed, const_in=const_in)
         ids = site.trace.fresh(shape)
         const = self._const(site, nonzero, absorbed).reshape(shape)
@@ -75,13 +75,13 @@ class Linear(Rule):
         return [Flow(site.out_shape(), ids, const)]
 
     def _blocked(self, site: Site, matrix: Matrix) -> bool:
-        channels = matrix.weight.shape[matrix.in_axis] * (matrix.groups if matrix.in_axis else 1)
+        channels = matrix.shape[matrix.in_axis] * (matrix.groups if matrix.in_axis else 1)
         flow = site.flow(0)
         length = 1 if flow is None or flow.rank == 0 else flow.ids.shape[matrix.data_axis]
         return length not in (1, channels)
 
     def _share(self, site: Site, matrix: Matrix, flow: Flow, ids: NDArray[np.int64]) -> None:
-        ins, outs = matrix.weight.shape[matrix.in_axis], matrix.weight.shape[matrix.out_axis]
+        ins, outs = matrix.shape[matrix.in_axis], matrix.shape[matrix.out_axis]
         rows, columns = ids.reshape(-1), np.broadcast_to(flow.ids.reshape(-1), len(site.cache["const_in"]))
         if matrix.groups > 1:  # the grouped axis of the weight counts only one group's channels
             rows = rows if len(rows) == outs else np.zeros(outs, np.int64)
@@ -194,31 +194,33 @@ class Linear(Rule):
         result: NDArray[np.bool_] = taken & ~np.broadcast_to(cut.live(site.source).reshape(-1), const.shape)
         return result
 
-    def regret(self, site: Site, cut: Cut) -> NDArray[np.bool_] | None:
-        """A new bias pays only where columns go for it, and a column that stays in a shared weight must be right."""
+    def regret(self, site: Site, cut: Cut) -> tuple[NDArray[np.bool_], str] | None:
+        """A new bias pays only where columns go for it, and only in a weight of one's own can a column be erased."""
         taken = self._taken(site, cut)
         if not taken.any() or cut.gone(site.result):
             return None
         flow, stays = site.trace.flows[site.source], cut.mask(site.source, len(taken))
-        weight = site.node.inputs[1]
-        uses = 1 if weight is None else len(weight.uses())
-        if uses > 1 and (taken & stays).any():
-            return _narrow(taken & stays, flow)
-        bias = site.array(2) if self.has_bias else None
+        if (taken & stays).any() and not site.exclusive(1):
+            return _narrow(taken & stays, flow), f"a constant that {site.label} multiplies by a shared weight"
+        bias, weight = site.array(2) if self.has_bias else None, site.node.inputs[1]
         if bias is not None and site.exclusive(2):
             return None
+        uses = 1 if weight is None else len(weight.uses())
         new = uses - (uses > 1 and bias is not None)  # biases, beside the one that all of them did without
-        return _narrow(taken, flow) if int((~stays).sum()) < new else None
+        if int((~stays).sum()) >= new:
+            return None
+        return _narrow(taken, flow), f"a constant that would need a bias of its own at {site.label}"
 
     def _absorb(self, site: Site, cut: Cut, keep_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Add the absorbed constants to the bias; return the columns that were: (in,) bool."""
         const, taken = site.cache["const_in"], self._taken(site, cut)
         if not taken.any() or cut.gone(site.result):
             return np.zeros_like(taken)
-        rows = np.flatnonzero(keep_out)
-        shift = site.cache["matrix"].contribution(np.where(taken, const, 0.0), rows)
+        rows, matrix = np.flatnonzero(keep_out), site.cache["matrix"]
+        shift = matrix.contribution(np.where(taken, const, 0.0), rows)
         bias = self._bias(site, len(keep_out))[rows] + shift
-        cut.bias(site, bias.astype(site.cache["matrix"].weight.dtype), self.has_bias)
+        dtype = site.result.dtype.numpy() if site.result.dtype is not None else matrix.weight.dtype
+        cut.bias(site, bias.astype(dtype), self.has_bias)
         return taken
 
     def use(self, site: Site, live: list[NDArray[np.bool_]]) -> dict[int, Use]:
@@ -228,8 +230,8 @@ class Linear(Rule):
         dead_out = ~np.broadcast_to(live[0].reshape(-1), groups * outs)
         zero_in = site.cache["const_in"] == 0
         dead = dead_out.reshape(groups, outs, 1) | zero_in.reshape(groups, 1, ins)
-        taps = [1] * (matrix.weight.ndim - 2)
-        blocks, shape = ungroup([d.reshape(*d.shape, *taps) for d in dead], matrix), matrix.weight.shape
+        taps = [1] * (len(matrix.shape) - 2)
+        blocks, shape = ungroup([d.reshape(*d.shape, *taps) for d in dead], matrix), matrix.shape
         uses = {1: Use(np.broadcast_to(blocks, shape), np.zeros(shape, np.bool_))}
         bias = site.array(2) if self.has_bias else None
         if bias is not None and bias.size == len(dead_out):
@@ -255,4 +257,10 @@ def _fill_up(keep: NDArray[np.bool_], active: NDArray[np.bool_]) -> NDArray[np.b
 def _splits_quantised(site: Site, matrix: Matrix) -> bool:
     """Tell a quantised weight in groups of several inputs, which cannot be cut by axis."""
     value = site.node.inputs[1]
-    return value in site.trace.constants and matrix.nonzero().shape[2] > 1
+    return value in site.trace.computed and matrix.nonzero().shape[2] > 1
+
+
+def _is_stored(site: Site, index: int) -> bool:
+    """Tell whether a constant input is absent or an initializer that no caller can override."""
+    value = site.node.inputs[index] if index < len(site.node.inputs) else None
+    return value is None or (value.is_initializer() and not value.is_graph_input())

@@ -23,7 +23,6 @@ from scipy.sparse.csgraph import connected_components
 
 from relief_export.graph.cutting import Cut
 from relief_export.graph.flow import Rule, Site, Trace, Use
-from relief_export.graph.norms import dequantized
 from relief_export.graph.ops import OPAQUE, RULES
 
 if TYPE_CHECKING:
@@ -47,6 +46,9 @@ class Liveness:
         live: Activation -> which of its elements some graph output depends on (compact).
         unknown: Operators without a rule -> how often.
         opaque: Operators declared opaque -> how often.
+        labels: Unit -> component of units that are tied together.
+        outputs: Activations that the graph returns.
+        regrets: Units that stay although nothing needs them, and why.
     """
 
     sites: list[tuple[Site, Rule]]
@@ -56,6 +58,7 @@ class Liveness:
     live: dict[ir.Value, NDArray[np.bool_]] = field(default_factory=dict)
     labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     outputs: list[ir.Value] = field(default_factory=list)
+    regrets: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
 
     def sweep(self, seeds: dict[ir.Value, NDArray[np.bool_]]) -> None:
         """Work out liveness from the outputs and from the elements in ``seeds``."""
@@ -113,9 +116,10 @@ class Liveness:
             if added:
                 continue
             cut = self.decide()
-            regrets = [(s, mask) for s, rule in self.sites if (mask := rule.regret(s, cut)) is not None]
-            for site, mask in regrets:
+            regrets = [(s, regret) for s, rule in self.sites if (regret := rule.regret(s, cut)) is not None]
+            for site, (mask, reason) in regrets:
                 _add_seed(seeds, site.source, mask)
+                self.regrets.append((self.trace.flows[site.source].ids[mask], reason))
             if not regrets:
                 return cut
 
@@ -153,7 +157,7 @@ def analyse(model: ir.Model, *, only_zero: bool = False) -> Liveness:
     for value in model.graph.inputs:
         trace.flows[value] = trace.unknown_flow(value)
     for node in model.graph:
-        if _computes_constant(node, trace):
+        if trace.computes_constant(node):
             continue
         rule = RULES.get(node.op_type, _UNKNOWN) if node.domain in _DOMAINS else _UNKNOWN
         if rule is _UNKNOWN:
@@ -206,17 +210,6 @@ def parameter_use(model: ir.Model) -> dict[str, Use]:
     return {name: use for name, use in found.items() if name in known and uses[name] == len(known[name].uses())}
 
 
-def _computes_constant(node: ir.Node, trace: Trace) -> bool:
-    """Evaluate a node that reads only constants where that is a weight's dequantisation."""
-    arrays = [trace.constant(v) for v in node.inputs if v is not None]
-    if node.op_type != "DequantizeLinear" or any(a is None for a in arrays):
-        return False
-    if node.attributes.get_int("block_size", 0):
-        return False  # scales by block cannot be cut along an axis
-    trace.constants[node.outputs[0]] = dequantized(node, [a for a in arrays if a is not None])
-    return True
-
-
 def _pin_captured(site: Site) -> None:
     """Keep whole what a subgraph reads from outside."""
     for attribute in site.node.attributes.values():
@@ -232,15 +225,16 @@ def _pin_captured(site: Site) -> None:
                 if array is None:
                     continue
                 for axis in range(array.ndim):
-                    pinned = np.zeros(array.shape[axis], np.int64)
-                    site.trace.axes.setdefault((value, axis), (pinned, f"the inside of {site.label}"))
+                    whole = np.zeros(array.shape[axis], np.int64)
+                    for tie in site.trace.use_axis(value, axis, whole, site.label):
+                        site.pin(tie.left, f"{tie.shared} is read inside {site.label}")
 
 
 def _components(trace: Trace) -> NDArray[np.int64]:
     if not trace.ties:
         return np.arange(trace.count)
-    left = np.concatenate([a.reshape(-1) for a, _, _ in trace.ties])
-    right = np.concatenate([b.reshape(-1) for _, b, _ in trace.ties])
+    left = np.concatenate([tie.left.reshape(-1) for tie in trace.ties])
+    right = np.concatenate([tie.right.reshape(-1) for tie in trace.ties])
     graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(trace.count, trace.count))
     labels: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
     return labels

@@ -5,6 +5,7 @@ Source: ONNX operators Conv-11, ConvTranspose-11, Gemm-13, MatMul-13, Einsum-12.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,13 @@ STACKED = "with weights that differ from place to place"
 class Matrix:
     """A linear operator's weight, seen in groups.
 
+    The array is not held, so that one that is computed from a narrower type is in memory only while it is looked at.
+
     Attributes:
-        weight: The stored array.
-        out_axis: Axis of ``weight`` that counts output channels; for a transposed convolution those of one group.
-        in_axis: Axis of ``weight`` that counts input channels; for a convolution those of one group.
+        site: The node; its second input is the weight.
+        shape: Of the stored array.
+        out_axis: Axis of the weight that counts output channels; for a transposed convolution those of one group.
+        in_axis: Axis of the weight that counts input channels; for a convolution those of one group.
         groups: Number of groups.
         data_axis: Axis of the input that counts channels.
         border: Why a flat input does not give a flat output, empty where it does.
@@ -40,7 +44,8 @@ class Matrix:
         rank: Number of the output's axes, where it is not that of the input.
     """
 
-    weight: Array
+    site: Site
+    shape: tuple[int, ...]
     out_axis: int
     in_axis: int
     groups: int
@@ -54,6 +59,18 @@ class Matrix:
         """Axis of the output that counts channels."""
         return self.data_axis if self.result_axis is None else self.result_axis
 
+    @property
+    def weight(self) -> Array:
+        """The stored array."""
+        array = self.site.array(1)
+        assert array is not None  # noqa: S101 - a matrix is made of it
+        return array
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
     def grouped(self, array: Array) -> Array:
         """View an array of the weight's shape as (groups, out/groups, in/groups, …), other axes behind."""
         if self.groups == 1:
@@ -64,9 +81,13 @@ class Matrix:
         return moved.swapaxes(1, 2)
 
     def nonzero(self) -> NDArray[np.bool_]:
-        """Return nz: (groups, out/groups, in/groups) bool."""
-        nonzero = self.grouped(self.weight != 0)
-        return np.asarray(nonzero.any(axis=tuple(range(3, nonzero.ndim))))
+        """Return nz: (groups, out/groups, in/groups) bool; layers that share a weight share the array."""
+        seen = self.site.trace.nonzero
+        key = (self.site.node.inputs[1], self.out_axis, self.in_axis, self.groups)
+        if key not in seen:
+            nonzero = self.grouped(self.weight != 0)
+            seen[key] = np.asarray(nonzero.any(axis=tuple(range(3, nonzero.ndim))))
+        return seen[key]
 
     def contribution(self, values: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return what constant inputs add to some outputs: (rows,) float64, in blocks that bound the memory.
@@ -76,13 +97,14 @@ class Matrix:
             rows: Output channels, over all groups.
         """
         ins = len(values) // self.groups
-        outs = self.grouped(self.weight).shape[1]
+        whole = self.grouped(self.weight)
+        outs = whole.shape[1]
         total = np.zeros(len(rows))
         for group in np.unique(rows // outs):
             here = rows // outs == group
             own = values[group * ins : (group + 1) * ins]
             columns = np.flatnonzero(own)
-            weight = self.grouped(self.weight)[group]
+            weight = whole[group]
             step = max(1, _BLOCK // max(1, int(here.sum()) * (weight.size // (outs * ins))))
             for start in range(0, len(columns), step):
                 chosen = columns[start : start + step]
@@ -98,7 +120,7 @@ def conv(site: Site) -> Matrix | None:
         return None
     pads = site.node.attributes.get_ints("pads", ())
     padded = any(pads) or site.node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
-    return Matrix(weight, 0, 1, site.integer("group", 1), 1, PADDED if padded else "")
+    return Matrix(site, weight.shape, 0, 1, site.integer("group", 1), 1, PADDED if padded else "")
 
 
 def conv_transpose(site: Site) -> Matrix | None:
@@ -106,7 +128,7 @@ def conv_transpose(site: Site) -> Matrix | None:
     weight = site.array(1)
     if weight is None or weight.ndim < 3:
         return None
-    return Matrix(weight, 1, 0, site.integer("group", 1), 1, border=TRANSPOSED)
+    return Matrix(site, weight.shape, 1, 0, site.integer("group", 1), 1, border=TRANSPOSED)
 
 
 def gemm(site: Site) -> Matrix | None:
@@ -120,7 +142,7 @@ def gemm(site: Site) -> Matrix | None:
     bias, out_axis = site.array(2), 0 if site.integer("transB", 0) else 1
     if bias is not None and bias.size != 1 and not bias.size == bias.shape[-1] == weight.shape[out_axis]:
         return None
-    return Matrix(weight, out_axis, 1 - out_axis, 1, 1, border="")
+    return Matrix(site, weight.shape, out_axis, 1 - out_axis, 1, 1, border="")
 
 
 def matmul(site: Site) -> Matrix | None:
@@ -129,7 +151,7 @@ def matmul(site: Site) -> Matrix | None:
     if weight is None or weight.ndim < 2 or flow is None or flow.rank < 2:
         return None
     rank, border = max(flow.rank, weight.ndim), STACKED if weight.size > weight.shape[-1] * weight.shape[-2] else ""
-    return Matrix(weight, weight.ndim - 1, weight.ndim - 2, 1, flow.rank - 1, border, rank - 1, rank)
+    return Matrix(site, weight.shape, weight.ndim - 1, weight.ndim - 2, 1, flow.rank - 1, border, rank - 1, rank)
 
 
 def einsum(site: Site) -> Matrix | None:
@@ -150,7 +172,7 @@ def einsum(site: Site) -> Matrix | None:
     # A new bias could only be added along the last axis.
     flat = len(stored) == 2 and result.endswith(o)
     places = (stored.index(o), stored.index(c), 1, data.index(c))
-    return Matrix(weight, *places, "" if flat else STACKED, result.index(o), len(result))
+    return Matrix(site, weight.shape, *places, "" if flat else STACKED, result.index(o), len(result))
 
 
 def ungroup(blocks: list[Array], matrix: Matrix) -> Array:

@@ -41,7 +41,7 @@ def _narrow_input(graph: ir.Graph, site: Site, gathers: dict[tuple[ir.Value, byt
     matrix: Matrix = site.cache["matrix"]
     used = np.flatnonzero(site.cache["nonzero"][0].any(axis=0) & (site.cache["const_in"] != 0))
     outs, ins = site.cache["nonzero"].shape[1:]
-    taps = matrix.weight.size // (outs * ins)
+    taps = matrix.size // (outs * ins)
     lost, source = ins - len(used), site.source
     key = (source, used.tobytes())
     price = 0 if key in gathers else 8 * len(used) + _NODE

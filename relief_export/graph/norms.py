@@ -177,17 +177,6 @@ def dequantize(_: Site, x: Sequence[Array]) -> Array:
     return (x[0] - zero.reshape(())) * x[1].reshape(())
 
 
-def dequantized(node: ir.Node, arrays: Sequence[Array]) -> Array:
-    """Evaluate a DequantizeLinear of constants, per tensor or per axis."""
-    x, scale = arrays[0].astype(np.float32), arrays[1]
-    zero = arrays[2].astype(np.float32) if len(arrays) > 2 else np.zeros_like(scale, dtype=np.float32)
-    if scale.ndim == 1:
-        axis = node.attributes.get_int("axis", 1) % x.ndim
-        shape = [-1 if k == axis else 1 for k in range(x.ndim)]
-        scale, zero = scale.reshape(shape), zero.reshape(shape)
-    return (x - zero) * scale
-
-
 def _quantized_type(site: Site) -> ir.DataType:
     value = site.node.inputs[2] if len(site.node.inputs) > 2 else None
     return (value.dtype if value is not None else site.result.dtype) or ir.DataType.UINT8
