@@ -257,14 +257,23 @@ def parse_overrides(settings: Iterable[str]) -> dict[str, str]:
 
 
 def recipe_folder() -> Path:
-    """Return the folder that recipe names stand for: pipelines/ here, else the one beside the package's checkout."""
-    here = Path("pipelines")
-    return here if any(here.glob("*.toml")) else Path(__file__).resolve().parent.parent / "pipelines"
+    """Return the folder that recipe names stand for: pipelines/ here, else the package's own."""
+    here, package = Path("pipelines"), Path(__file__).resolve().parent
+    installed, checkout = package / "pipelines", package.parent / "pipelines"
+    return next((folder for folder in (here, installed) if any(folder.glob("*.toml"))), checkout)
 
 
 def recipe_names() -> tuple[str, ...]:
-    """Return the names of the recipes in ``recipe_folder()``, sorted."""
-    return tuple(sorted(path.stem for path in recipe_folder().glob("*.toml")))
+    """Return the names of the recipes in ``recipe_folder()``, sorted.
+
+    Raises:
+        InputError: There are none, which no installation is without.
+    """
+    folder = recipe_folder()
+    names = tuple(sorted(path.stem for path in folder.glob("*.toml")))
+    if not names:
+        raise InputError(f"there are no recipes in {folder}: install relief-export again, or give a .toml file")
+    return names
 
 
 def recipe_variants(path_or_name: str | Path) -> tuple[str, ...]:

@@ -4,6 +4,9 @@ import json
 import os
 import pickle
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -145,9 +148,43 @@ def test_every_command_has_json_and_an_example(command: str, capsys: pytest.Capt
     assert set(named) <= set(recipe_names())
 
 
+def test_the_help_lists_every_command_with_an_uncut_line(capsys: pytest.CaptureFixture[str]):
+    assert run(["--help"]) == 0
+    text = capsys.readouterr().out
+    for name, command in cli.cli.commands.items():
+        assert command.short_help, name
+        assert re.search(rf"^  {name} +{re.escape(command.short_help)}$", text, re.MULTILINE)
+
+
+def test_prune_is_relieve(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("prune", "relieve"):
+        assert run([name, str(tmp_path)]) == 2
+        assert f"{tmp_path} is no build folder" in capsys.readouterr().err
+
+
+def test_an_installation_has_the_recipes_and_an_empty_list_is_an_error(tmp_path: Path):
+    """Build the package as a wheel has it, and list the recipes from there."""
+    root = Path(RECIPE).parent.parent
+    build = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path), "build_py", "--build-lib"]
+    made = subprocess.run([*build, str(tmp_path / "lib")], cwd=root, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    command = [sys.executable, "-m", "relief_export", "recipes", "--json"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
+
+    def listed() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    names = [recipe["name"] for recipe in json.loads(listed().stdout)["result"]["recipes"]]
+    assert names == sorted(path.stem for path in Path(RECIPE).parent.glob("*.toml"))
+    shutil.rmtree(tmp_path / "lib" / "relief_export" / "pipelines")
+    empty = listed()
+    assert empty.returncode == 2
+    assert "there are no recipes in" in json.loads(empty.stdout)["error"]
+
+
 def test_no_arguments_shows_the_help(capsys: pytest.CaptureFixture[str]):
     assert run([]) == 2
-    assert "Commands:" in capsys.readouterr().err
+    assert "From a recipe to files:" in capsys.readouterr().err
 
 
 def test_cost_counts_by_hand(capsys: pytest.CaptureFixture[str]):

@@ -44,7 +44,9 @@ def main() -> None:
         relief(folder, "compare", "in.onnx", "small.packed.onnx", "--data", "data.npz")
         relief(folder, "cost", "small.onnx")
         relief(folder, "audit", "small.onnx", "--flash", "64KiB", "--ram", "16KiB")
-    print("cost, audit, shrink, convert and compare work from the wheel, without torch")  # noqa: T201
+        recipes = relief(folder, "recipes")["result"]["recipes"]
+        assert "digits-lenet5" in {recipe["name"] for recipe in recipes}, "the wheel has no recipes"
+    print("cost, audit, shrink, convert, compare and recipes work from the wheel, without torch")  # noqa: T201
 
 
 if __name__ == "__main__":

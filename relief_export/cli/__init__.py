@@ -31,21 +31,38 @@ UNFORESEEN = 3
 _EXTRA = ("torch", "torchvision", "safetensors", "sklearn")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Sections(click.Group):
+    """Lists the commands by what they work on and in the order of their use, not by the alphabet."""
+
+    def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one block of names and short descriptions a section."""
+        for title, commands in _SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(command.name or "", command.get_short_help_str(200)) for command in commands])
+
+
+_SECTIONS = {
+    "From a recipe to files": pipeline.COMMANDS,
+    "Models of any origin, without PyTorch": models.COMMANDS,
+    "Microcontrollers": devices.COMMANDS,
+}
+
+
+@click.group(cls=_Sections, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(VERSION, prog_name="relief-export")
 def cli() -> None:
-    """Find the few connections that matter, ship a small exact ONNX file, and prove it in ONNX Runtime.
+    """Prune a network, ship it as a small exact file, and check that file against the network on test data.
 
     \b
-    relief-export run digits-lenet5                     train, relieve, export, validate, audit, report
-    relief-export shrink model.onnx small.onnx          remove disconnected neurons, exactly, from any model
-    relief-export cost model.onnx                       parameters, MACs, FLOPs, RAM
+    relief-export run digits-lenet5                     train, prune, export, validate, audit, report
+    relief-export shrink model.onnx small.onnx          remove dead channels, exactly, from any ONNX model
+    relief-export audit model.onnx --flash 256KiB       does it fit?
 
     Every command takes --json. Exit codes: 0 done, 1 the answer is no, 2 wrong usage or bad input, 3 a fault of ours.
     """
 
 
-for _command in (*pipeline.COMMANDS, *models.COMMANDS, *devices.COMMANDS):
+for _command in (command for commands in _SECTIONS.values() for command in commands):
     cli.add_command(_command)
 
 

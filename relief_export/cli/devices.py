@@ -35,7 +35,7 @@ def fit_lines(done: Fit) -> Iterator[str]:
     yield f"{'within' if done.ok else 'over'} budget: {given}" if given else "no budget was given, nothing was checked"
 
 
-@click.command("run-on")
+@click.command("run-on", short_help="Run a C artifact in an emulator of a board.")
 @click.argument("target")
 @click.argument("folder", type=PATH)
 @click.option("--data", type=PATH, required=True, help="An .npz with x and, for the comparison, logits or labels y.")

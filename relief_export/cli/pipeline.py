@@ -24,7 +24,7 @@ def _resolve(recipe: str, settings: tuple[str, ...], seed: int | None, out: Path
     return resolved, out or Path("build") / resolved.name
 
 
-@click.command()
+@click.command(short_help="Take a recipe through all stages.")
 @recipe_options
 @progress_option
 @json_option
@@ -58,7 +58,7 @@ def run(
     return 0 if ok else 1
 
 
-@click.command()
+@click.command(short_help="Train a recipe's dense network.")
 @recipe_options
 @progress_option
 @json_option
@@ -93,27 +93,40 @@ def _stage(
     return 0 if done.ok else 1
 
 
-@click.command()
+@click.command(short_help="Prune: find the weights that matter (= prune).")
 @click.argument("folder", type=PATH)
 @click.option("--force", is_flag=True, help="Start afresh even where everything is up to date.")
 @progress_option
 @json_option
 def relieve(folder: Path, force: bool, progress: bool | None, as_json: bool) -> int:
-    """Find the connections that matter in the network that was trained into FOLDER.
+    """Prune the network that was trained into FOLDER, a build folder, by the method of NNrelief.
+
+    Each pruning round scores the weights by neural activity, drops the weakest of each neuron, and retrains. `prune` is
+    another name of this command.
 
     \b
     relief-export relieve build/digits-lenet5
+    relief-export prune build/digits-lenet5
     """
     return _stage("relieve", folder, force=force, progress=progress, as_json=as_json)
 
 
-@click.command()
+prune = click.Command(
+    "prune",
+    callback=relieve.callback,
+    params=relieve.params,
+    help=relieve.help,
+    short_help="Prune a trained network (= relieve).",
+)
+
+
+@click.command(short_help="Round a pruned network to few values by training.")
 @click.argument("folder", type=PATH)
 @click.option("--force", is_flag=True, help="Start afresh even where everything is up to date.")
 @progress_option
 @json_option
 def quantise(folder: Path, force: bool, progress: bool | None, as_json: bool) -> int:
-    """Round the relieved network of FOLDER to few values by training, if its recipe has [quantise].
+    """Round the pruned network of FOLDER, a build folder, to few values by training, if its recipe has [quantise].
 
     \b
     relief-export quantise build/digits-lenet5
@@ -121,13 +134,13 @@ def quantise(folder: Path, force: bool, progress: bool | None, as_json: bool) ->
     return _stage("quantise", folder, force=force, progress=progress, as_json=as_json)
 
 
-@click.command()
+@click.command(short_help="Write a pruned network in every format.")
 @click.argument("folder", type=PATH)
 @click.option("--force", is_flag=True, help="Write everything again even where it is up to date.")
 @progress_option
 @json_option
 def export(folder: Path, force: bool, progress: bool | None, as_json: bool) -> int:
-    """Write the relieved network of FOLDER in every format of its recipe.
+    """Write the pruned network of FOLDER, a build folder, in every format of its recipe.
 
     \b
     relief-export export build/digits-lenet5
@@ -135,19 +148,20 @@ def export(folder: Path, force: bool, progress: bool | None, as_json: bool) -> i
     return _stage("export", folder, force=force, progress=progress, as_json=as_json)
 
 
-@click.command()
+@click.command(short_help="Check every file against the network on test data.")
 @click.argument("folder", type=PATH)
 @click.option("--data", type=PATH, help="An .npz with arrays x and y to validate on; torch is then not needed.")
 @progress_option
 @json_option
 def validate(folder: Path, data: Path | None, progress: bool | None, as_json: bool) -> int:
-    """Prove in ONNX Runtime that every artifact in FOLDER computes what the masked network does; exit 1 if not.
+    """Check every file in FOLDER against the pruned network on test data, in ONNX Runtime; exit 1 if one differs.
 
-    FOLDER is a build folder (build/NAME) or one that holds a manifest.json.
+    FOLDER is a build folder (build/NAME), a folder that an export wrote (it has a manifest.json), or one file of it.
 
     \b
     relief-export validate build/digits-lenet5
     relief-export validate build/digits-lenet5/artifacts --data test.npz
+    relief-export validate mine/model.packed.onnx
     """
     from relief_export import stages
     from relief_export.progress import bars
@@ -158,12 +172,14 @@ def validate(folder: Path, data: Path | None, progress: bool | None, as_json: bo
     return 0 if done.ok else 1
 
 
-@click.command()
+@click.command(short_help="Write the page about one run or several.")
 @click.argument("folders", nargs=-1, required=True, type=PATH)
 @click.option("--out", type=PATH, help="Folder of the pages; the build folder, or the present one for several.")
 @json_option
 def report(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> int:
     """Write report.html and report.md of one run, or one page that compares several.
+
+    FOLDERS are build folders, or folders that an export wrote.
 
     \b
     relief-export report build/digits-lenet5
@@ -177,19 +193,22 @@ def report(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> int:
     return 0
 
 
-@click.command()
+@click.command(short_help="List the recipes.")
 @json_option
 def recipes(as_json: bool) -> int:
-    """List the recipes, with what each reproduces."""
+    """List the recipes, with what each trains; `--json` adds what it reproduces."""
     from relief_export.recipe import load_recipe, recipe_names, recipe_variants
 
     rows = []
     for name in recipe_names():
         recipe = load_recipe(name)
-        variants = list(recipe_variants(name))
-        entry = {"name": name, "variants": variants, "description": recipe.description}
+        entry = {"name": name, "variants": list(recipe_variants(name)), "description": recipe.description}
         rows.append(entry | {"reproduces": recipe.reproduces})
-    lines = [f"{row['name']}\n    {row['description']}\n    {row['reproduces']}".rstrip() for row in rows]
+    width = max(len(row["name"]) for row in rows)
+    lines = []
+    for row in rows:
+        variants = f" ({' '.join(f'@{variant}' for variant in row['variants'])})" if row["variants"] else ""
+        lines.append(f"{row['name']:<{width}}  {row['description']}{variants}".rstrip())
     echo({"recipes": rows}, as_json=as_json, lines=lines)
     return 0
 
@@ -296,4 +315,4 @@ _STAGE_LINES: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-COMMANDS = (run, train, relieve, quantise, export, validate, report, recipes)
+COMMANDS = (run, train, relieve, prune, quantise, export, validate, report, recipes)
