@@ -1,0 +1,88 @@
+"""The code on the pages runs as it stands, and the pages' links lead somewhere.
+
+Python blocks of a page run in order, in one namespace and one folder; `sh` blocks that call relief-export run there.
+A comment `<!-- setup ... -->` holds Python that prepares the folder, unseen by readers; `<!-- not run: reason -->`
+before a block leaves it out.
+"""
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if "_build" not in path.parts)
+PIECES = re.compile(
+    r"<!-- setup\n(?P<setup>.*?)-->|(?P<skip><!-- not run: [^>]+ -->\n)?^```(?P<kind>python|sh)\n(?P<code>.*?)^```",
+    re.DOTALL | re.MULTILINE,
+)
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]*)(?:#([^)]*))?\)")
+
+
+def pieces(page: Path) -> list[tuple[str, str]]:
+    """Return the setup and the blocks to run: ("python" or "sh", code)."""
+    found = []
+    for match in PIECES.finditer(page.read_text(encoding="utf-8")):
+        if match["setup"] is not None:
+            found.append(("python", match["setup"]))
+        elif match["skip"] is None:
+            found.append((match["kind"], match["code"]))
+    return found
+
+
+def runnable(page: Path) -> bool:
+    return any(kind == "python" or "relief-export " in code for kind, code in pieces(page))
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name)
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+def test_code_runs_as_it_stands(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    namespace: dict[str, object] = {"__name__": "page"}
+    for kind, code in pieces(page):
+        if kind == "python":
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(code, str(page), "exec"), namespace)  # noqa: S102  the page's own code
+            continue
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["relief-export"]:
+                command = [sys.executable, "-m", "relief_export", *words[1:]]
+                done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+                assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_to_pages_and_headings(page):
+    for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), f"{target} does not exist"
+        if anchor and path.suffix == ".md":
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, f"{target}#{anchor} is no heading"
+
+
+def test_the_examples_of_a_page_are_found():
+    """The pattern above is what keeps this file honest: it must see setups, skips and both kinds of blocks."""
+    page = "<!-- setup\na = 1\n-->\n```python\nb\n```\n<!-- not run: slow -->\n```sh\nc\n```\n```sh\nd\n```\n"
+    found = [(m["setup"], m["skip"] is not None, m["kind"], m["code"]) for m in PIECES.finditer(page)]
+    assert found == [
+        ("a = 1\n", False, None, None),
+        (None, False, "python", "b\n"),
+        (None, True, "sh", "c\n"),
+        (None, False, "sh", "d\n"),
+    ]
