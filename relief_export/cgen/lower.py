@@ -286,7 +286,7 @@ class _Lowering:
 
         proto = ir.to_proto(node)
         feeds = {str(v.name): self.constant(v) for v in node.inputs if v is not None}
-        outputs: list[NDArray[Any]] = list(ReferenceEvaluator(proto).run(None, feeds))
+        outputs: Any = ReferenceEvaluator(proto).run(None, feeds)
         self.constants |= dict(zip(node.outputs, outputs, strict=False))
 
     # What nodes write -------------------------------------------------------------------------------------------------
@@ -784,13 +784,14 @@ def _combined(low: _Lowering, node: ir.Node, a: ir.Value, b: ir.Value) -> _Value
 def _operand(low: _Lowering, owner: Step, view: View) -> View:
     """Return a view in the shape of the owner's map: (C, 1, 1) where it is one element a channel, else planes.
 
-    A view that is no regular part of planes is copied by a step before the owner.
+    A view that is no regular part of planes, or takes not every column, is copied by a step before the owner.
     """
     image = _shaped(view)
     first = image[:, :1, :1]
     if np.array_equal(image, np.broadcast_to(first, image.shape)):
         return np.ascontiguousarray(first)
-    if low.so_far(image).planes(image) is not None:
+    planes = low.so_far(image).planes(image)
+    if planes is not None and planes.dx == 1:
         return np.ascontiguousarray(image)
     copy = Move(f"operand of {owner.name}", low.map(f"operand of {owner.name}", view.shape), image)
     low.steps.insert(low.place(owner), copy)

@@ -74,7 +74,8 @@ class Op:
             ``PRelu`` (``scale`` is the slope of negative numbers); or an activation of ONNX by its name.
         constants: The activation's numbers in the order of ``lower.ACTIVATIONS``; ``Clip`` has (low, high).
         scale: (C,) float32. shift: (C,) float32.
-        operand: View (C, H, W), or (C, 1, 1) for one element a channel, that Add and the like combine with.
+        operand: View that Add and the like combine with: (C, 1, 1) for one element a channel, or (C, H, W), which
+            ``Plan.planes`` takes with ``dx`` 1.
         swapped: ``operand - v`` and ``operand / v`` instead of ``v - operand`` and ``v / operand``.
         inner: Of a ``Gate``; only activations and Affine.
     """
@@ -157,18 +158,18 @@ class Convolution(Step):
         )
         return y, x
 
-    def kernels(self) -> Iterator[tuple[int, list[tuple[int, Floats]]]]:
-        """Yield each output channel with its kernels that are not all zero: (input channel, (kh, kw) float32).
+    def kernels(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+        """Return the n kernels that are not all zero, by output channel and then by input channel.
 
-        Kernels on channels of zeros are left out.
+        Returns:
+            Output channels (n,), input channels (n,) and weights (n, kh, kw); none on channels of zeros.
         """
         alive = (self.source >= 0).any(axis=(1, 2))
         inputs, outputs = self.weight.shape[1], self.weight.shape[0] // self.groups
-        nonzero = np.asarray(self.weight.any(axis=(2, 3)))
-        for o in range(len(self.weight)):
-            first = o // outputs * inputs
-            kept = [int(i) for i in np.flatnonzero(nonzero[o]) if alive[first + i]]
-            yield o, [(first + i, self.weight[o, i]) for i in kept]
+        first = np.arange(len(self.weight)) // outputs * inputs
+        reads = first[:, None] + np.arange(inputs)
+        o, i = np.nonzero(self.weight.any(axis=(2, 3)) & np.asarray(alive)[reads])
+        return o, reads[o, i], self.weight[o, i]
 
 
 @dataclass(eq=False)

@@ -1,0 +1,120 @@
+"""The files of a generated host program: NAME.h, NAME.c, example.c and, for large networks, NAME_weights.*."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from relief_export.cgen import host
+from relief_export.cgen.host import render
+from relief_export.errors import InputError
+from relief_export.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from relief_export.cgen.plan import Plan
+
+MAX_TEXT = 2_000_000
+"""Bytes of C: where the tables would make more, they become a binary file that the assembler includes."""
+_WIDTH = 110
+_BLOCK = re.compile(r"^/\* @(\w+)(?:: needs ([\w ]+))? \*/\n", re.MULTILINE)
+_KEYWORDS = frozenset({
+    "auto", "break", "case", "char", "class", "const", "continue", "default", "do", "double", "else", "enum", "extern",
+    "float", "for", "goto", "if", "inline", "int", "long", "main", "new", "register", "return", "short", "signed",
+    "sizeof", "static", "struct", "switch", "this", "typedef", "union", "unsigned", "void", "volatile", "while",
+})  # fmt: skip
+
+
+def sources(plan: Plan, name: str = "net") -> dict[str, bytes]:
+    """Return the files of the program by name; the same plan gives the same bytes.
+
+    Raises:
+        InputError: ``name`` is no identifier of C.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in _KEYWORDS:
+        raise InputError(f"--name {name} is no identifier of C: use letters, digits and underscores")
+    program = host.generate(plan)
+    tables, blob = _tables(program.tables, name)
+    title = (
+        f"{plan.input_name} ({host.times(plan.input_shape)}) -> {plan.output_name} ({host.times(plan.output_shape)})"
+    )
+    facts: dict[str, Any] = {
+        "name": name, "upper": name.upper(), "title": host.comment(title), "version": VERSION,
+        "input_size": int(np.prod(plan.input_shape)), "output_size": int(np.prod(plan.output_shape)),
+        "input_name": host.comment(plan.input_name), "output_name": host.comment(plan.output_name),
+        "input_shape": host.times(plan.input_shape), "output_shape": host.times(plan.output_shape),
+        "arena": program.arena * 4, "weights": f" {name}_weights.c" if blob else "",
+    }  # fmt: skip
+    code = re.sub(r"/\*.*?\*/", "", "\n".join(program.calls))
+    text = render(
+        "net.c", prelude=_prelude(program), tables=tables, calls="\n".join(program.calls),
+        kernels=[k.replace("NAME", program.names[k]) for k in program.kernels],
+        connections=f"{sum(row['connections'] for row in program.choices):,}",
+        macs=f"{sum(row['macs'] for row in program.choices):,}",
+        unused=[word for word in ("input", "arena") if not re.search(rf"\b{word}\b", code)], **facts,
+    )  # fmt: skip
+    files = {
+        f"{name}.h": render("net.h", **facts), f"{name}.c": text, "example.c": render("example.c", **facts),
+    }  # fmt: skip
+    found = {file: content.encode("ascii") for file, content in files.items()}
+    if blob:
+        found[f"{name}_weights.bin"] = blob
+        found[f"{name}_weights.c"] = render("weights.c", **facts).encode("ascii")
+    return found
+
+
+def _prelude(program: host.Program) -> str:
+    """Return the vectors and the activations that a program uses."""
+    caps = program.caps or (1,)
+    vectors = render("vector.c", caps=caps)
+    text = (host.KERNELS / "activations.c").read_text(encoding="ascii")
+    parts = _BLOCK.split(text)
+    blocks = {parts[k]: (parts[k + 1] or "", parts[k + 2]) for k in range(1, len(parts), 3)}
+    wanted = set(program.functions)
+    while True:
+        needed = {n for f in wanted for n in blocks[f][0].split()} - wanted
+        if not needed:
+            break
+        wanted |= needed
+    # In the order of the file what is needed comes first, whoever needs it.
+    ordered = [body.strip() for name, (_, body) in blocks.items() if name in wanted]
+    return "\n".join([vectors, *(body.replace("CAP", str(cap)) + "\n" for cap in caps for body in ordered)])
+
+
+def _tables(arrays: dict[str, tuple[str, NDArray[Any]]], name: str) -> tuple[str, bytes]:
+    """Return the declarations of all tables, and the bytes of a binary file for them where text would be too long."""
+    if sum(array.size * (13 if kind == "float" else 7) for kind, array in arrays.values()) <= MAX_TEXT:
+        return "\n".join(_table(key, kind, array) for key, (kind, array) in arrays.items()), b""
+    lines = [
+        f"/* The tables are in {name}_weights.bin, little-endian, which {name}_weights.c includes. */",
+        f"extern const unsigned char {name}_weights[];",
+    ]
+    parts: list[bytes] = []
+    at = 0
+    for key, (kind, array) in arrays.items():
+        data = array.astype(array.dtype.newbyteorder("<")).tobytes()
+        data += bytes(-len(data) % 64)
+        lines.append(f"#define {key} ((const {kind} *)({name}_weights + {at})) /* {array.size} */")
+        parts.append(data)
+        at += len(data)
+    return "\n".join(lines) + "\n", b"".join(parts)
+
+
+def _table(key: str, kind: str, array: NDArray[Any]) -> str:
+    if kind == "float":
+        words: Iterator[str] = (host.literal(number) for number in array.ravel().tolist())
+    else:
+        words = (str(number) for number in array.ravel().tolist())
+    lines, line = [], "   "
+    for word in words:
+        if len(line) + len(word) + 2 > _WIDTH:
+            lines.append(line)
+            line = "   "
+        line += f" {word},"
+    body = "\n".join([*lines, line])
+    return f"static const {kind} {key}[{max(1, array.size)}] ALIGNED = {{\n{body if array.size else '    0'}\n}};\n"
