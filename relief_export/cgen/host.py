@@ -484,7 +484,7 @@ class _Generator:
         weight = np.where(address >= 0, step.weight, np.float32(0))
         outputs, inputs = weight.shape
         connections = int(np.count_nonzero(weight))
-        sparse = connections + 8 * outputs <= 1.6 * -(-outputs // 16) * inputs
+        sparse = not connections or connections + 8 * outputs <= 1.6 * -(-outputs // 16) * inputs
         read = np.flatnonzero(weight.any(axis=0))
         base = int(address[read].min()) if read.size else 0
         source = f"{'input' if self.external and self._reads_input(step.source) else 'arena'} + {base}"

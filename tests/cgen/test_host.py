@@ -23,7 +23,7 @@ from tests.graph.helpers import build, random_feeds, run
 
 NETWORKS = int(os.environ.get("RELIEF_C_FUZZ", "200"))
 SANITIZED = int(os.environ.get("RELIEF_C_SANITIZE", "6"))
-BATCH = 50  # programs in one library
+BATCH = 40  # programs in one library
 STRICT = ("-Wall", "-Wextra", "-Werror")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
 
@@ -44,8 +44,9 @@ def masked(*shape: int, share: float, kernels: bool = True) -> np.ndarray:
 def test_random_networks(first, tmp_path):
     cases = programs.networks(tmp_path, range(10 * first, 10 * (first + BATCH)), min(BATCH, NETWORKS - first))
     assert len(cases) == min(BATCH, NETWORKS - first)
-    for flags in (("-O1", "-march=native"), ("-O1", "-DNET_PLAIN_C")):
-        assert programs.failures(tmp_path, cases, (*flags, *STRICT)) == []
+    assert programs.failures(tmp_path, cases, ("-O1", "-march=native", *STRICT)) == []
+    plain = cases if NETWORKS > 200 else cases[::4]  # compilers take long, and only the length of vectors differs
+    assert programs.failures(tmp_path, plain, ("-O1", "-DNET_PLAIN_C", *STRICT)) == []
 
 
 CONV = "g (float[n, {c}, {h}, {w}] x) => (float[n, o, p, q] y) {{ a = Conv<{attributes}>(x, w, b) y = {end} }}"
