@@ -126,12 +126,12 @@ class Elementwise(Rule):
         """Tell whether the first operand is the only activation."""
         return site.flow(0) is not None and len(site.flows()) == 1
 
-    def regret(self, site: Site, cut: Cut) -> tuple[NDArray[np.bool_], str] | None:
+    def regret(self, site: Site, cut: Cut) -> dict[int, tuple[NDArray[np.bool_], str]]:
         """A channel that stays behind a partial function must keep its value."""
         if not self.partial or not self._alone(site) or cut.gone(site.result):
-            return None
+            return {}
         spoiled = cut.stays(site.source) & ~cut.live(site.source)
-        return (spoiled, f"{site.label} is not finite everywhere") if spoiled.any() else None
+        return {0: (spoiled, f"{site.label} is not finite everywhere")} if spoiled.any() else {}
 
     def rewrite(self, site: Site, cut: Cut) -> None:
         """Cut constant operands along the axes that count units."""

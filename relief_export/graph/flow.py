@@ -326,6 +326,11 @@ class Rule:
     drops_operands = False
     """The operator can do without an operand of which nothing is left."""
 
+    def choose(self, site: Site) -> Rule:
+        """Return the rule of this node, where an operator has several forms."""
+        del site
+        return self
+
     def forward(self, site: Site) -> list[Flow]:
         """Describe the outputs; state ties and pins."""
         return site.give_up(f"{self.reason} {site.label}")
@@ -341,10 +346,10 @@ class Rule:
         del site, cut
         return []
 
-    def regret(self, site: Site, cut: Cut) -> tuple[NDArray[np.bool_], str] | None:
-        """Return elements of the first input that should have stayed live, and why: going without them costs more."""
+    def regret(self, site: Site, cut: Cut) -> dict[int, tuple[NDArray[np.bool_], str]]:
+        """Return, by input, elements that should have stayed live, and why: without them it is wrong or costs more."""
         del site, cut
-        return None
+        return {}
 
     def rewrite(self, site: Site, cut: Cut) -> None:
         """Remove what is cut from the node's parameters and attributes, in place."""

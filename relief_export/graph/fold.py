@@ -21,7 +21,7 @@ from onnxscript.optimizer import fold_constants
 from onnxscript.version_converter import ConvertVersionPass
 
 from relief_export.errors import UnsupportedModelError
-from relief_export.graph.initializers import add_initializer, drop_unused
+from relief_export.graph.initializers import add_initializer, drop_unused, node_graphs
 from relief_export.graph.targets import plain_reshapes
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def simplify(model: ir.Model) -> ir.Model:
         forget_shapes(copy)
         infer_shapes(copy)
         _skip_identities(copy.graph)
+        plain_reshapes(copy)  # lengths that follow from a target are numbers to the folder
         common.RemoveUnusedNodesPass()(copy)
         unnamed = [node for graph in copy.graphs() for node in graph if not node.name]
         fold_constants(
@@ -305,15 +306,6 @@ def _paying(graph: ir.Graph) -> frozenset[ir.Node]:
             if _growth(node.outputs, cone) <= 0:
                 paying |= cone
     return frozenset(paying)
-
-
-def node_graphs(node: ir.Node) -> Iterator[ir.Graph]:
-    """Yield the graphs that a node of control flow holds."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:

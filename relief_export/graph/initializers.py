@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
 
@@ -49,6 +51,15 @@ def add_initializer(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> i
     )
     graph.register_initializer(value)
     return value
+
+
+def node_graphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """Yield the graphs that a node of control flow holds."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def drop_unused(graph: ir.Graph) -> None:

@@ -41,13 +41,22 @@ class Linear(Rule):
     Args:
         see: Returns the operator's matrix, or None where its form is not one of the above.
         has_bias: The third input, where present, is a bias vector.
+        activations: The rule of a product of two activations.
     """
 
     finite_operands = True
 
-    def __init__(self, see: Callable[[Site], Matrix | None], *, has_bias: bool) -> None:
+    def __init__(
+        self, see: Callable[[Site], Matrix | None], *, has_bias: bool, activations: Rule | None = None
+    ) -> None:
         self.see = see
         self.has_bias = has_bias
+        self.activations = activations
+
+    def choose(self, site: Site) -> Rule:
+        """Tell a layer from a product of two activations."""
+        both = self.activations is not None and len(site.flows()) == 2
+        return self.activations if both and self.activations is not None else self
 
     def forward(self, site: Site) -> list[Flow]:
         """Give every output channel a unit of its own and work out which are constant."""
@@ -194,22 +203,22 @@ class Linear(Rule):
         result: NDArray[np.bool_] = taken & ~np.broadcast_to(cut.live(site.source).reshape(-1), const.shape)
         return result
 
-    def regret(self, site: Site, cut: Cut) -> tuple[NDArray[np.bool_], str] | None:
+    def regret(self, site: Site, cut: Cut) -> dict[int, tuple[NDArray[np.bool_], str]]:
         """A new bias pays only where columns go for it, and only in a weight of one's own can a column be erased."""
         taken = self._taken(site, cut)
         if not taken.any() or cut.gone(site.result):
-            return None
+            return {}
         flow, stays = site.trace.flows[site.source], cut.mask(site.source, len(taken))
         if (taken & stays).any() and not site.exclusive(1):
-            return _narrow(taken & stays, flow), f"a constant that {site.label} multiplies by a shared weight"
+            return {0: (_narrow(taken & stays, flow), f"a constant that {site.label} multiplies by a shared weight")}
         bias, weight = site.array(2) if self.has_bias else None, site.node.inputs[1]
         if bias is not None and site.exclusive(2):
-            return None
+            return {}
         uses = 1 if weight is None else len(weight.uses())
         new = uses - (uses > 1 and bias is not None)  # biases, beside the one that all of them did without
         if int((~stays).sum()) >= new:
-            return None
-        return _narrow(taken, flow), f"a constant that would need a bias of its own at {site.label}"
+            return {}
+        return {0: (_narrow(taken, flow), f"a constant that would need a bias of its own at {site.label}")}
 
     def _absorb(self, site: Site, cut: Cut, keep_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Add the absorbed constants to the bias; return the columns that were: (in,) bool."""

@@ -110,16 +110,19 @@ class Liveness:
             What stays.
         """
         seeds: dict[ir.Value, NDArray[np.bool_]] = {}
+        reasons: dict[int, str] = {}
         while True:
             self.sweep(seeds)
             added = self._representatives(seeds)
             if added:
                 continue
             cut = self.decide()
-            regrets = [(s, regret) for s, rule in self.sites if (regret := rule.regret(s, cut)) is not None]
-            for site, (mask, reason) in regrets:
-                _add_seed(seeds, site.source, mask)
-                self.regrets.append((self.trace.flows[site.source].ids[mask], reason))
+            cut.reasons = reasons = cut.reasons | reasons  # what made a unit stay at first, before it was seeded for it
+            regrets = [(s.node.inputs[k], *why) for s, rule in self.sites for k, why in rule.regret(s, cut).items()]
+            for value, mask, reason in regrets:
+                if value is not None:
+                    _add_seed(seeds, value, mask)
+                    self.regrets.append((self.trace.flows[value].ids[mask], reason))
             if not regrets:
                 return cut
 
@@ -166,6 +169,7 @@ def analyse(model: ir.Model, *, only_zero: bool = False) -> Liveness:
             opaque[node.op_type] += 1
         site = Site(node, trace)
         _pin_captured(site)
+        rule = rule.choose(site)
         flows = rule.forward(site)
         if only_zero:
             flows = [replace(flow, const=np.where(flow.const == 0, 0.0, np.nan)) for flow in flows]

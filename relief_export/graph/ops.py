@@ -26,6 +26,7 @@ from relief_export.graph.layout import LayoutError
 from relief_export.graph.linear import Linear
 from relief_export.graph.matrix import conv, conv_transpose, einsum, gemm, matmul
 from relief_export.graph.norms import BatchNorm, ChannelNorm, Quantize, dequantize, quantize
+from relief_export.graph.products import Contraction
 from relief_export.graph.slicing import Concat, Gather, Pad, Slice, Split
 from relief_export.graph.views import (
     DepthToSpace,
@@ -167,7 +168,7 @@ RULES: dict[str, Rule] = {
     "ConvTranspose": Linear(conv_transpose, has_bias=True),
     "Gemm": Linear(gemm, has_bias=True),
     "Einsum": Linear(einsum, has_bias=False),
-    "MatMul": Linear(matmul, has_bias=False),
+    "MatMul": Linear(matmul, has_bias=False, activations=Contraction()),
     # normalisation
     "BatchNormalization": BatchNorm(),
     "InstanceNormalization": ChannelNorm(grouped=False),

@@ -17,6 +17,7 @@ from relief_export.graph.layout import LayoutError, constant_axes, drop_axes, re
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from relief_export.graph.cutting import Cut
@@ -268,7 +269,21 @@ def _space_to_depth(site: Site, flow: Flow, array: Array) -> Array:
 def _reshape(site: Site, flow: Flow, array: Array) -> Array:
     if site.node.op_type == "Reshape" and site.array(1) is None and varying(flow.ids):
         raise LayoutError("the target shape is not constant")
-    return reshape(array, flow.shape, site.out_shape())
+    same = next((k for k, n in enumerate(array.shape) if n > 1), array.ndim)
+    same = min(same, _same_front(site.source, site.result))
+    rest = reshape(array.reshape(array.shape[same:]), flow.shape[same:], site.out_shape()[same:])
+    return rest.reshape((1,) * same + rest.shape)
+
+
+def _same_front(before: ir.Value, after: ir.Value) -> int:
+    """Return how many axes at the front a reshape leaves alone that are not described: a batch, a time."""
+    count = 0
+    for a, b in zip(before.shape or (), after.shape or (), strict=False):
+        named = isinstance(a, int) or a.value is not None
+        if a != b or not named or count == min(len(before.shape or ()), len(after.shape or ())) - 1:
+            break
+        count += 1
+    return count
 
 
 def _expand(site: Site, flow: Flow, array: Array) -> Array:
