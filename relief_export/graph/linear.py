@@ -55,8 +55,12 @@ class Linear(Rule):
 
     def choose(self, site: Site) -> Rule:
         """Tell a layer from a product of two activations."""
-        both = self.activations is not None and len(site.flows()) == 2
-        return self.activations if both and self.activations is not None else self
+        if self.activations is None or len(site.flows()) < 2:
+            return self
+        weights = any(
+            v is not None and v.const_value is not None for v in site.node.inputs
+        )  # that a caller may replace
+        return self if weights else self.activations
 
     def forward(self, site: Site) -> list[Flow]:
         """Give every output channel a unit of its own and work out which are constant."""
