@@ -403,7 +403,7 @@ VIEWS = [
          reason="its length is read by Shape", name="computed"),
     Case("Shape", "s = Shape(a) f = Cast<to=1>(s) m = ReduceMean<keepdims=0>(f) d = Add(a, m)", known=0, left=6, reason="its length is read by Shape"),
     Case("Shape", "s = Shape(a) b = Gather(s, zero) f = Cast<to=1>(b) d = Add(a, f)", known=0, left=5, arrays={"zero": np.array(0)}, name="batch"),
-    Case("Shape", "s = Shape(a) b = Slice(s, one, two) f = Cast<to=1>(b) d = Mul(a, f)", known=1, left=6, reason="its length is read by Shape",
+    Case("Shape", "s = Shape(a) b = Slice(s, one, two) f = Cast<to=1>(b) d = Mul(a, f)", known=3, left=2,
          arrays={"one": i64(1), "two": i64(2)}, name="channels"),
     Case("Shape", "s = Shape<start=0, end=1>(a) f = Cast<to=1>(s) d = Mul(a, f)", known=1, left=4, name="part"),
     Case("Size", "s = Size(a) f = Cast<to=1>(s) d = Div(a, f)", known=0, left=6, reason="its length is read by Size"),
