@@ -57,6 +57,10 @@ class Cut:
             self._masks.clear()
         return news
 
+    def reason(self, ids: NDArray[np.int64]) -> str:
+        """Return why an operator could not do without the first of some units for which that is known, or nothing."""
+        return next((self.reasons[k] for k in self._labels[ids].tolist() if k in self.reasons), "")
+
     def live(self, value: ir.Value | None) -> NDArray[np.bool_]:
         """Return which elements of a value must keep their numbers (compact)."""
         assert value is not None  # noqa: S101 - rules ask for operands that they checked

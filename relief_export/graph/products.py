@@ -88,7 +88,8 @@ class Contraction(Rule):
                 continue
             spoiled = spread(zero, flow.ids.shape) & cut.stays(value) & ~cut.live(value)
             if spoiled.any():
-                missing[index] = spoiled, f"its partner at {site.label} stays"
+                stays_for = cut.reason(flow.ids[spoiled])
+                missing[index] = spoiled, stays_for or f"multiplied at {site.label} by a feature that stays"
         return missing
 
     def require(self, site: Site, cut: Cut) -> list[tuple[NDArray[np.int64], str]]:
