@@ -16,7 +16,7 @@ JOBS ?= 2
 
 include pipelines/rules.mk
 
-.PHONY: help venv demo test check test-floors wheel fuzz bench bench-scoring bench-formats results evidence evidence-status
+.PHONY: help venv demo test check test-floors wheel docs fuzz bench bench-scoring bench-formats results evidence evidence-status
 
 help: ## Show the targets
 	@grep -hE '^[a-z][a-zA-Z%-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -48,6 +48,11 @@ $(FLOORS)/.installed: pyproject.toml pipelines/floors.txt
 
 test-floors: $(FLOORS)/.installed ## Test the rooms that need no torch with the oldest versions of what they stand on
 	$(FLOORS)/bin/python -m pytest -n $(JOBS) -o filterwarnings=default tests/graph tests/formats tests/evaluation tests/report tests/test_cli.py
+
+docs: ## Build the pages as a site into build/docs; a dead link is an error
+	test -x build/docs-env/bin/python || $(PYTHON) -m venv build/docs-env
+	build/docs-env/bin/python -m pip install --disable-pip-version-check -q 'furo>=2024' 'myst-parser>=4' 'sphinx>=8'
+	build/docs-env/bin/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 RELEASE ?= build/release
 wheel: ## Build sdist and wheel into dist/, check them, and try the wheel where there is no torch
