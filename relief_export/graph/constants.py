@@ -95,26 +95,38 @@ def _replace_operand(graph: ir.Graph, site: Site, index: int, const: NDArray[np.
 
 
 def _replace_output(graph: ir.Graph, index: int, const: NDArray[np.float64]) -> bool:
-    """Compute a constant output from nothing but the batch size; refuse shapes that depend on more."""
+    """Expand a constant output to its shape, which may need the batch size; refuse shapes that depend on more."""
     value = graph.outputs[index]
-    shape, batch = static_shape(value), next((v for v in graph.inputs if len(static_shape(v)) > 0), None)
-    if not shape or None in shape[1:] or batch is None or value.shape is None or batch.shape is None:
+    shape = static_shape(value)
+    if not shape:
         return False
-    if value.shape[0] != batch.shape[0] or value.shape[0] == ir.SymbolicDim(None):
+    target = add_initializer(graph, f"{value.name}_shape", np.array(shape, np.int64)) if None not in shape else None
+    if target is None and (target := _target(graph, value)) is None:
         return False
-    tail = add_initializer(graph, f"{value.name}_tail", np.array(shape[1:], np.int64))
-    bounds = [add_initializer(graph, f"{value.name}_{k}", np.array([n], np.int64)) for k, n in (("from", 0), ("to", 1))]
     full = add_initializer(graph, f"{value.name}_value", _array(value, const))
-    whole = ir.node("Shape", [batch])
-    first = ir.node("Slice", [whole.outputs[0], *bounds])
-    target = ir.node("Concat", [first.outputs[0], tail], attributes={"axis": 0})
-    result = ir.node("Expand", [full, target.outputs[0]])
+    result = ir.node("Expand", [full, target], name="")
     name = value.name
     value.name = free_name(graph, f"{name}_computed")
-    for part, suffix in ((whole, "shape"), (first, "batch"), (target, "target")):
-        part.outputs[0].name, part.name = free_name(graph, f"{name}_{suffix}"), f"{name}_{suffix}"
     out = result.outputs[0]
-    out.name, out.shape, out.type, result.name = name, value.shape, value.type, f"{name}_expand"
-    graph.extend([whole, first, target, result])
+    out.name, out.shape, out.type = name, value.shape, value.type
+    graph.append(result)
     graph.outputs[index] = out
     return True
+
+
+def _target(graph: ir.Graph, value: ir.Value) -> ir.Value | None:
+    """Compute a shape of which only the first length is unknown and the same as that of an input."""
+    shape, batch = static_shape(value), next((v for v in graph.inputs if len(static_shape(v)) > 0), None)
+    if None in shape[1:] or batch is None or value.shape is None or batch.shape is None:
+        return None
+    if value.shape[0] != batch.shape[0] or value.shape[0] == ir.SymbolicDim(None):
+        return None
+    tail = add_initializer(graph, f"{value.name}_tail", np.array(shape[1:], np.int64))
+    bounds = [add_initializer(graph, f"{value.name}_{k}", np.array([n], np.int64)) for k, n in (("from", 0), ("to", 1))]
+    whole = ir.node("Shape", [batch], name="")
+    first = ir.node("Slice", [whole.outputs[0], *bounds], name="")
+    target = ir.node("Concat", [first.outputs[0], tail], attributes={"axis": 0}, name="")
+    for part, suffix in ((whole, "shape"), (first, "batch"), (target, "target")):
+        part.outputs[0].name = free_name(graph, f"{value.name}_{suffix}")
+    graph.extend([whole, first, target])
+    return target.outputs[0]

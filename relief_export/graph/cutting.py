@@ -39,6 +39,9 @@ class Cut:
         self._masks: dict[ir.Value, NDArray[np.bool_]] = {}
         self._new: dict[tuple[str, tuple[tuple[int, bytes], ...]], ir.Value] = {}
         self._cut: set[ir.Value] = set()
+        self._operands: list[tuple[ir.Node, int, ir.Value]] = []
+        """New operands of nodes that compute constants; until the end these show the numbers that were analysed."""
+        self._shapes: dict[ir.Value, ir.Shape] = {}
         self._graph: ir.Graph | None = None
         self._pending: list[tuple[ir.Node, ir.Node, list[ir.Value]]] = []
         self.created: list[tuple[ir.Value, str]] = []
@@ -153,7 +156,10 @@ class Cut:
             for axis, positions in lists.items():
                 array = array.take(positions, axis)
             self._new[key] = self.constant_value(str(old.name), array)
-        node.replace_input_with(index, self._new[key])
+        if node.outputs[0] in self._trace.computed:
+            self._operands.append((node, index, self._new[key]))
+        else:
+            node.replace_input_with(index, self._new[key])
 
     def _computed(self, node: ir.Node, keep: Mapping[int, NDArray[np.int64]]) -> None:
         """Cut a constant that nodes compute where it is stored; every use of it cuts it in the same way."""
@@ -164,11 +170,11 @@ class Cut:
         present = [index for index, operand in enumerate(node.inputs) if operand is not None]
         for index, axes in zip(present, self._trace.computed[value], strict=True):
             self.constant(node, index, {axes[axis]: positions for axis, positions in keep.items() if axis in axes})
-        if value.shape is not None:
-            value.shape = ir.Shape([len(keep[k]) if k in keep else n for k, n in enumerate(value.shape)])
+        shape = value.shape or ()
+        self._shapes[value] = ir.Shape([len(keep[k]) if k in keep else n for k, n in enumerate(shape)])
         if node.op_type == "Reshape":
-            target = [len(keep[k]) if k in keep else n for k, n in enumerate(value.shape or ())]
-            self.replace(node, 1, np.array(target, np.int64))
+            target = np.array([len(keep[k]) if k in keep else n for k, n in enumerate(shape)], np.int64)
+            self._operands.append((node, 1, self.constant_value(f"{value.name}_shape", target)))
 
     def bias(self, site: Site, bias: NDArray[np.generic], has_bias: bool) -> None:
         """Give a linear node another bias: as its third operand, or added behind it where it has none."""
@@ -196,6 +202,10 @@ class Cut:
     def finish(self) -> None:
         """Carry out the substitutions, last, so that every rule sees the graph that was analysed."""
         assert self._graph is not None  # noqa: S101
+        for node, index, operand in self._operands:
+            node.replace_input_with(index, operand)
+        for value, shape in self._shapes.items():
+            value.shape = shape
         for old, new, values in self._pending:
             for value, fresh in zip(values, new.outputs, strict=True):
                 fresh.name, fresh.type, fresh.shape = value.name, value.type, value.shape

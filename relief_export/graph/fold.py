@@ -194,7 +194,16 @@ def fold(model: ir.Model) -> ir.Model:
     common.RemoveUnusedNodesPass()(copy)
     drop_unused(copy.graph)
     restore_interface(copy, model)
-    return copy
+    converted = copy.opset_imports.get("") != model.opset_imports.get("")
+    return copy if converted or file_size(copy) <= file_size(model) else model.clone()
+
+
+def file_size(model: ir.Model) -> int:
+    """Return about how many bytes a file of a model takes: its constants, nodes and functions, without descriptions."""
+    tensors = [v for v in model.graph.initializers.values() if v.const_value is not None]
+    stored = sum(v.const_value.nbytes + len(str(v.name)) + 16 for v in tensors if v.const_value is not None)
+    nodes = sum(ir.serde.serialize_node(node).ByteSize() + 2 for node in model.graph)
+    return int(stored + nodes + sum(ir.serde.serialize_function(f).ByteSize() for f in model.functions.values()))
 
 
 def restore_interface(model: ir.Model, original: ir.Model) -> None:

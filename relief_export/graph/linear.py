@@ -90,8 +90,9 @@ class Linear(Rule):
     def _blocked(self, site: Site, matrix: Matrix) -> bool:
         channels = matrix.shape[matrix.in_axis] * (matrix.groups if matrix.in_axis else 1)
         flow = site.flow(0)
-        length = 1 if flow is None or flow.rank == 0 else flow.ids.shape[matrix.data_axis]
-        return length not in (1, channels)
+        if flow is None or flow.rank <= matrix.data_axis:
+            return flow is None or flow.rank > 0
+        return flow.ids.shape[matrix.data_axis] not in (1, channels)
 
     def _share(self, site: Site, matrix: Matrix, flow: Flow, ids: NDArray[np.int64]) -> None:
         ins, outs = matrix.shape[matrix.in_axis], matrix.shape[matrix.out_axis]

@@ -32,12 +32,12 @@ class Concat(View):
         """Describe the joined tensor; refuse operands of unknown rank, or of unknown length along the channels."""
         shape = site.out_shape()
         rank = len(shape)
-        if rank == 0 or any(f.rank != rank for f in site.flows()):
+        if rank == 0 or not site.flows() or any(f.rank != rank for f in site.flows()):
             return Rule.forward(self, site)
         axis = site.integer("axis", 1) % rank
         along = any(f.ids.shape[axis] > 1 for f in site.flows())
         others = tuple(max(f.ids.shape[k] for f in site.flows()) if k != axis else 1 for k in range(rank))
-        if not site.flows() or (along and any(n > 1 for n in others)):
+        if along and any(n > 1 for n in others):
             return Rule.forward(self, site)
         site.cache["channels"] = along or len(varying(np.empty(others))) == 0
         parts = []

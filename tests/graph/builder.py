@@ -8,15 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-OPSET = 20
+OPSET, NEWEST = 20, 21
 ACTIVATIONS: dict[str, dict[str, float | str]] = {
     "Relu": {},
     "LeakyRelu": {"alpha": 0.1},
@@ -37,6 +38,7 @@ ACTIVATIONS: dict[str, dict[str, float | str]] = {
     "Identity": {},
     "ThresholdedRelu": {"alpha": 0.2},
 }
+FORMS = ("float16", "bfloat16", "scaled", "tensor", "channel")
 SMOOTH = ("LeakyRelu", "Sigmoid", "Tanh", "Elu", "Softplus", "Softsign")
 
 
@@ -56,15 +58,21 @@ class Builder:
         choose: Picks one of a sequence.
         seed: Seed of all numbers.
         padding: Zero padding may occur (an obstacle to the removal of non-zero constants).
+        storage: Weights may be stored in narrower types.
     """
 
-    def __init__(self, choose: Callable[[Sequence], object], seed: int, *, padding: bool = True) -> None:
+    def __init__(
+        self, choose: Callable[[Sequence], object], seed: int, *, padding: bool = True, storage: bool = False
+    ) -> None:
+        self.storage = storage
         self.choose = choose
         self.rng = np.random.default_rng(seed)
         self.padding = padding
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
         self.count = 0
+        self.quantises = False
+        """Activations are rounded somewhere: the last bit may decide a step."""
 
     def name(self, stem: str) -> str:
         self.count += 1
@@ -103,6 +111,27 @@ class Builder:
             array[self.rng.random(shape) < 0.7] = 0
         return array
 
+    def kernel(self, array: np.ndarray, out_axis: int = 0) -> str:
+        """Store a weight: as it is, or in a narrower type that nodes turn into floats."""
+        form = self.choose(("plain",) * 6 + FORMS) if self.storage else "plain"
+        if form == "plain":
+            return self.constant(array, "w")
+        if form in ("float16", "bfloat16"):
+            stored = array.astype(np.float16 if form == "float16" else ml_dtypes.bfloat16)
+            return self.add("Cast", [self.constant(stored, "w")], to=TensorProto.FLOAT)
+        line = [-1 if k == out_axis else 1 for k in range(array.ndim)]
+        others = tuple(k for k in range(array.ndim) if k != out_axis)
+        scale = np.maximum(np.abs(array).max(axis=others), 1e-3).astype(np.float32) / 127
+        scale = scale.max() if form == "tensor" else scale
+        stored = self.constant(
+            np.rint(array / np.reshape(scale, () if form == "tensor" else line)).astype(np.int8), "w"
+        )
+        if form == "scaled":
+            floats = self.add("Cast", [stored], to=TensorProto.FLOAT)
+            return self.add("Mul", [floats, self.constant(scale.reshape(line), "s")])
+        axis = {"axis": out_axis} if form == "channel" else {}
+        return self.add("DequantizeLinear", [stored, self.constant(np.asarray(scale), "s")], **axis)
+
     def vector(self, n: int) -> np.ndarray:
         array = self.rng.normal(scale=0.5, size=n).astype(np.float32)
         kind = self.choose(("random", "zero", "half"))
@@ -126,7 +155,7 @@ class Builder:
         width = (x.side + pads[1] + pads[3] - kernel) // stride + 1
         if min(side, width) < 1 or side != width:
             kernel, pads, stride, side = 1, [0] * 4, 1, x.side
-        inputs = [x.name, self.constant(self.weight((out, x.channels // group, kernel, kernel)), "w")]
+        inputs = [x.name, self.kernel(self.weight((out, x.channels // group, kernel, kernel)))]
         if self.chance(60):
             inputs.append(self.constant(self.vector(out), "b"))
         y = self.add("Conv", inputs, kernel_shape=[kernel] * 2, pads=pads, strides=[stride] * 2, group=group)
@@ -135,7 +164,7 @@ class Builder:
     def conv_transpose(self, x: Map) -> Map:
         out, kernel, stride = self.choose((2, 4)), self.choose((1, 2, 3)), self.choose((1, 2))
         weight = self.weight((x.channels, out, kernel, kernel), 1, 0)
-        inputs = [x.name, self.constant(weight, "w"), self.constant(self.vector(out), "b")]
+        inputs = [x.name, self.kernel(weight, 1), self.constant(self.vector(out), "b")]
         y = self.add("ConvTranspose", inputs, kernel_shape=[kernel] * 2, strides=[stride] * 2)
         return Map(y, out, (x.side - 1) * stride + kernel)
 
@@ -244,56 +273,232 @@ class Builder:
     def opaque(self, x: Map) -> Map:
         return Map(self.add("Softmax", [x.name], axis=1), x.channels, x.side)
 
+    def shared(self, x: Map) -> Map:
+        """Apply one convolution twice."""
+        weight, bias = (
+            self.kernel(self.weight((x.channels, x.channels, 1, 1))),
+            self.constant(self.vector(x.channels), "b"),
+        )
+        inputs = [weight, bias] if self.chance(50) else [weight]
+        y = self.activation(Map(self.add("Conv", [x.name, *inputs]), x.channels, x.side))
+        y = self.activation(y) if self.chance(30) else y
+        return Map(self.add("Conv", [y.name, *inputs]), x.channels, x.side)
+
+    def circular(self, x: Map) -> Map:
+        """Join a map with its own last and first rows, as circular padding does, or with a constant frame."""
+        bounds = [self.constant(np.array([v], np.int64)) for v in (0, 1, -1, 2**62, 2)]
+        first = self.add("Slice", [x.name, bounds[0], bounds[1], bounds[4]])
+        last = self.add("Slice", [x.name, bounds[2], bounds[3], bounds[4]])
+        if self.chance(30):
+            first = self.constant(np.full((3, x.channels, 1, x.side), 0.5 * self.choose((0, 1)), np.float32))
+        y = self.add("Concat", [last, x.name, first], axis=2)
+        sizes = self.constant(np.array([x.side + 2, x.side + 2]))
+        return Map(self.add("Resize", [y, "", "", sizes], mode="nearest", axes=[2, 3]), x.channels, x.side + 2)
+
+    def depth(self, x: Map) -> Map:
+        if x.side % 2 == 0 and x.channels <= 4 and self.chance(50):
+            return Map(self.add("SpaceToDepth", [x.name], blocksize=2), 4 * x.channels, x.side // 2)
+        y = self.conv(x, 4 * int(self.choose((1, 2))), same=True)
+        return Map(
+            self.add("DepthToSpace", [y.name], blocksize=2, mode=self.choose(("DCR", "CRD"))),
+            y.channels // 4,
+            2 * y.side,
+        )
+
+    def group_norm(self, x: Map) -> Map:
+        if x.side < 2 or x.channels % 2:
+            return x
+        arrays = (self.constant(self.vector(x.channels)), self.constant(self.vector(x.channels)))
+        groups = self.choose((2, x.channels, 1))
+        return Map(
+            self.add("GroupNormalization", [x.name, *arrays], num_groups=groups, epsilon=0.1), x.channels, x.side
+        )
+
+    def rounded(self, x: Map) -> Map:
+        """Quantise activations as a static quantisation writes them."""
+        self.quantises = True
+        scale, zero = self.constant(np.float32(0.05)), self.constant(np.array(self.choose((0, 128, 7)), np.uint8))
+        y = self.add("QuantizeLinear", [x.name, scale, zero])
+        return Map(self.add("DequantizeLinear", [y, scale, zero]), x.channels, x.side)
+
+    def recurrent(self, x: Map) -> tuple[str, int]:
+        """Read a map as a sequence of its positions; return the last hidden state and its length."""
+        op, hidden = self.choose(("LSTM", "GRU")), int(self.choose((2, 4)))
+        gates = 4 if op == "LSTM" else 3
+        flat = self.add("Reshape", [x.name, self.constant(np.array([0, x.channels, x.side**2]))])
+        steps = self.add("Transpose", [flat], perm=[2, 0, 1])
+        w = self.weight((gates, hidden, x.channels), 1, 2).reshape(1, gates * hidden, x.channels)
+        r = 0.5 * self.rng.normal(size=(1, gates, hidden, hidden)).astype(np.float32)
+        b = 0.5 * self.rng.normal(size=(1, 2 * gates, hidden)).astype(np.float32)
+        dead = self.rng.random(hidden) < self.choose((0, 0.5))
+        r[:, :, :, dead] = 0
+        if self.chance(50):
+            w.reshape(gates, hidden, -1)[:, dead], r[:, :, dead], b[:, :, dead] = 0, 0, 0
+        stored = [self.constant(a) for a in (w, r.reshape(1, gates * hidden, hidden), b.reshape(1, -1))]
+        self.add(op, [steps, *stored], 2, hidden_size=hidden)
+        last = self.nodes[-1].output[1]
+        return self.add("Squeeze", [last, self.constant(np.array([0]))]), hidden
+
     # Whole networks -------------------------------------------------------------------------------------------------
 
     def head(self, x: Map, classes: int) -> str:
         """Flatten or pool, one hidden linear layer, logits."""
-        if self.chance(50):
+        if self.storage and self.chance(15):
+            y, features = self.recurrent(x)
+        elif self.chance(50):
             y, features = self.add("Flatten", [x.name]), x.channels * x.side**2
         else:
             pooled = self.add("ReduceMean", [x.name, self.constant(np.array([2, 3]))], keepdims=0)
             y, features = pooled, x.channels
         for out in (5, classes):
             if self.chance(50):
-                weight = self.constant(self.weight((out, features)), "w")
+                weight = self.kernel(self.weight((out, features)))
                 y = self.add("Gemm", [y, weight, self.constant(self.vector(out), "b")], transB=1)
             else:
-                y = self.add("MatMul", [y, self.constant(self.weight((features, out), 1, 0), "w")])
+                y = self.add("MatMul", [y, self.kernel(self.weight((features, out), 1, 0), 1)])
                 y = self.add("Add", [y, self.constant(self.vector(out), "b")])
             y, features = (self.add("Relu", [y]) if out != classes and self.padding else y), out
         return y
 
-    def model(self, outputs: Sequence[str], side: int, channels: int = 3) -> ir.Model:
-        given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", channels, side, side])]
-        results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
+    def model(
+        self,
+        outputs: Mapping[str, list[int]],
+        side: int,
+        channels: int = 3,
+        *,
+        batch: int | str = "batch",
+        stale: bool = False,
+        opset: int = OPSET,
+    ) -> ir.Model:
+        given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, channels, side, side])]
+        results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [batch, *d]) for n, d in outputs.items()]
         graph = helper.make_graph(self.nodes, "random", given, results, self.initializers)
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        for value in proto.graph.value_info if stale else ():
+            if value.type.tensor_type.shape.dim and self.chance(40):  # as left behind by an export at batch 1
+                value.type.tensor_type.shape.dim[0].dim_value = 1
         onnx.checker.check_model(proto)
         return ir.from_proto(proto)
 
 
+LATER_BLOCKS = ("shared", "circular", "depth", "group_norm", "rounded")
 BLOCKS = (
     "conv", "conv", "residual", "residual", "concat", "batch_norm", "activation", "pool", "gate", "scale", "split",
     "slice", "gather", "shuffle", "pad", "instance_norm", "resize", "conv_transpose", "opaque",
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A random network.
+
+    Attributes:
+        stale: It states shapes that are not so, which the runtime's own optimisations believe.
+        rounds: It rounds activations.
+    """
+
+    model: ir.Model
+    stale: bool = False
+    rounds: bool = False
+
+
 def random_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:
-    """Build a network of up to six random blocks, of every kind the engine knows, with one or two outputs."""
+    """Build a network of up to six random blocks with one or two outputs, its weights stored as float32."""
     builder = Builder(choose, seed)
+    return builder.model(_blocks(builder, BLOCKS), 6)
+
+
+def any_network(choose: Callable[[Sequence], object], seed: int) -> Drawn:
+    """Build a network of every kind of block, storage, opset and batch that the engine knows."""
+    if choose(range(12)) == 0:
+        return Drawn(old_network(choose, seed))
+    builder = Builder(choose, seed, storage=True)
+    outputs = _blocks(builder, (*BLOCKS, *LATER_BLOCKS, *LATER_BLOCKS))
+    if choose(range(10)) == 0:  # nothing is left of it
+        for tensor in builder.initializers:
+            if tensor.name.startswith("w") and tensor.data_type == TensorProto.FLOAT:
+                tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
+    batch = choose(("batch", "batch", 3))
+    stale = batch == "batch" and choose(range(6)) == 0
+    return Drawn(builder.model(outputs, 6, batch=batch, stale=stale, opset=NEWEST), stale, builder.quantises)
+
+
+def _blocks(builder: Builder, kinds: Sequence[str]) -> dict[str, list[int]]:
+    """Add a stem, some blocks and a head; return the outputs with their lengths behind the batch."""
+    choose = builder.choose
     x = builder.conv(Map("x", 3, 6))
     maps = [x]
     for _ in range(choose(range(1, 7))):
-        block = choose(BLOCKS)
+        block = choose(kinds)
         if x.side > 12 or x.channels > 16:
             block = "conv"
         x = getattr(builder, block)(x)
         maps.append(x)
-    outputs = [builder.head(x, 3)]
+    outputs = {builder.head(x, 3): [3]}
     if choose(range(4)) == 0:
-        outputs.append(builder.add("Identity", [choose(maps).name]))
-    return builder.model(outputs, 6)
+        second = choose(maps)
+        outputs[builder.add("Identity", [second.name])] = [second.channels, second.side, second.side]
+    return outputs
+
+
+def old_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:  # noqa: C901, PLR0912 - one branch a block
+    """Build a network in the words of opset 7 to 12: what later became an input is an attribute."""
+    opset = int(choose(range(7, 13)))
+    builder = Builder(choose, seed)
+    x = builder.conv(Map("x", 3, 6), groups=False)
+    for _ in range(choose(range(1, 6))):
+        block = choose(
+            ("conv", "residual", "batch_norm", "activation", "pool", "clip", "slice", "split", "pad", "squeeze")
+        )
+        if block == "activation":
+            x = builder.activation(
+                x, ("Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "Elu", "Selu", "Softplus", "Tanh", "Neg")
+            )
+        elif block == "pool":
+            x = Map(builder.add("GlobalAveragePool", [x.name]), x.channels, 1)
+        elif block == "clip":
+            bounds = {"min": -0.4, "max": 0.9}
+            if opset >= 11:
+                names = [builder.constant(np.float32(bound)) for bound in bounds.values()]
+                x = Map(builder.add("Clip", [x.name, *names]), x.channels, x.side)
+            else:
+                x = Map(builder.add("Clip", [x.name], **bounds), x.channels, x.side)
+        elif block == "slice":
+            start = int(choose(range(x.channels)))
+            if opset >= 10:
+                names = [builder.constant(np.array([v])) for v in (start, x.channels, 1)]
+                x = Map(builder.add("Slice", [x.name, *names]), x.channels - start, x.side)
+            else:
+                x = Map(
+                    builder.add("Slice", [x.name], starts=[start], ends=[x.channels], axes=[1]),
+                    x.channels - start,
+                    x.side,
+                )
+        elif block == "split" and x.channels > 1:
+            first = builder.add("Split", [x.name], 2, axis=1, split=[1, x.channels - 1])
+            names = builder.nodes[-1].output
+            x = Map(builder.add("Concat", [names[1], names[0]], axis=1), x.channels, x.side)
+            assert first in names
+        elif block == "pad":
+            amounts = [0, 0, 1, 1, 0, 1, 1, 1]
+            inputs = [x.name, builder.constant(np.array(amounts))] if opset >= 11 else [x.name]
+            x = Map(
+                builder.add("Pad", inputs, **({} if opset >= 11 else {"pads": amounts})), x.channels + 1, x.side + 2
+            )
+        elif block == "squeeze":
+            y = builder.add("Squeeze", [builder.add("Unsqueeze", [x.name], axes=[2])], axes=[2])
+            x = Map(y, x.channels, x.side)
+        elif block in ("conv", "residual", "batch_norm"):
+            x = getattr(builder, block)(x)
+    if choose((0, 1)):
+        y, features = builder.add("Flatten", [x.name]), x.channels * x.side**2
+    else:
+        y, features = builder.add("ReduceMean", [x.name], axes=[2, 3], keepdims=0), x.channels
+    weight, bias = builder.constant(builder.weight((4, features)), "w"), builder.constant(builder.vector(4), "b")
+    y = builder.add("Gemm", [y, weight, bias], transB=1)
+    y = builder.add("Softmax", [y]) if choose((0, 1)) else y
+    return builder.model({y: [4]}, 6, opset=opset)
 
 
 def plain_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:
@@ -311,4 +516,4 @@ def plain_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:
             x = builder.batch_norm(x)
         else:
             x = builder.activation(x, SMOOTH)
-    return builder.model([builder.head(x, 3)], 6)
+    return builder.model({builder.head(x, 3): [3]}, 6)

@@ -1,36 +1,92 @@
-"""Random networks: the shrunk model is the masked one, in ONNX Runtime, with optimisations off and on."""
+"""Random networks: the shrunk model is the masked one, in ONNX Runtime, with optimisations off and on.
+
+Where a source in float32 is itself off, the judge is the same network in float64: the shrunk one must not be further
+from it. One that rounds activations may take another step at the last bit: it is wrong where it is so for every input.
+"""
 
 from __future__ import annotations
 
 import os
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from relief_export.graph.cost import cost
 from relief_export.graph.shrink import shrink
-from tests.graph.builder import random_network
+from tests.graph.builder import Drawn, any_network
 
 NETWORKS = int(os.environ.get("RELIEF_FUZZ", "500"))
 RELATIVE = 1e-5  # of the output's scale
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
+INPUTS = 3
+KEPT_AS_FLOAT = {"Resize": (2,)}
+"""Operator -> inputs that are float32 whatever the network computes in."""
 
 
 def run(model: ir.Model, x: np.ndarray, level: ort.GraphOptimizationLevel) -> list[np.ndarray]:
     options = ort.SessionOptions()
     options.graph_optimization_level = level
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, ["CPUExecutionProvider"])
     return session.run(None, {"x": x})
 
 
-def size(model: ir.Model) -> tuple[int, int]:
+def exact(model: ir.Model, x: np.ndarray) -> list[np.ndarray]:
+    """Run a network in float64, by onnx's reference implementation."""
+    proto = ir.to_proto(model)
+    kept = {
+        node.input[i] for node in proto.graph.node for i in KEPT_AS_FLOAT.get(node.op_type, ()) if i < len(node.input)
+    }
+    for tensor in proto.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and tensor.name not in kept:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+    for node in proto.graph.node:
+        for attribute in node.attribute if node.op_type == "Cast" else ():
+            attribute.i = onnx.TensorProto.DOUBLE if attribute.i == onnx.TensorProto.FLOAT else attribute.i
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    del proto.graph.value_info[:]
+    return ReferenceEvaluator(proto).run(None, {"x": x.astype(np.float64)})
+
+
+def error(reference: list[np.ndarray], found: list[np.ndarray]) -> float:
+    worst = 0.0
+    for a, b in zip(reference, found, strict=True):
+        assert a.shape == b.shape
+        assert np.isfinite(b).all()
+        worst = max(worst, float(np.abs(a - b).max()) / max(float(np.abs(a).max()), 1e-3))
+    return worst
+
+
+def is_wrong(drawn: Drawn, found: ir.Model, x: np.ndarray) -> bool:
+    for level in LEVELS:
+        # The runtime's own optimisations believe stated shapes.
+        source = run(drawn.model, x, LEVELS[0] if drawn.stale else level)
+        result = run(found, x, level)
+        if error(source, result) > RELATIVE:
+            truth = exact(drawn.model, x)
+            if error(truth, result) > max(RELATIVE, 2 * error(truth, source)):
+                return True
+    return False
+
+
+def size(model: ir.Model) -> int:
+    """Return the bytes of a file, without descriptions of intermediate values."""
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    return proto.ByteSize()
+
+
+def parameters(model: ir.Model) -> int:
     arrays = [v.const_value for v in model.graph.initializers.values()]
-    return sum(a.size for a in arrays if a.dtype.is_floating_point()), sum(a.nbytes for a in arrays)
+    return sum(a.size for a in arrays if a.dtype.is_floating_point())
 
 
 @settings(
@@ -39,18 +95,19 @@ def size(model: ir.Model) -> tuple[int, int]:
 )  # fmt: skip
 @given(st.data(), st.integers(0, 2**32 - 1))
 def test_shrunk_is_masked(data: st.DataObject, seed: int) -> None:
-    model = random_network(lambda options: data.draw(st.sampled_from(options)), seed)
-    result = shrink(model)
-    x = np.random.default_rng(seed).normal(size=(3, 3, 6, 6)).astype(np.float32)
-    for level in LEVELS:
-        for reference, found in zip(run(model, x, level), run(result.model, x, level), strict=True):
-            assert reference.shape == found.shape
-            scale = max(float(np.abs(reference).max()), 1e-3)
-            assert float(np.abs(reference - found).max()) / scale <= RELATIVE
-    parameters, stored = size(model)
-    after_parameters, after_stored = size(result.model)
-    assert after_parameters <= parameters
-    assert cost(result.model).macs.structural <= cost(model).macs.structural
-    if result.modified:
-        assert after_stored <= stored + 32 * len(list(model.graph))
-    assert not shrink(result.model).modified
+    check(any_network(lambda options: data.draw(st.sampled_from(options)), seed), seed)
+
+
+def check(drawn: Drawn, seed: int) -> None:
+    """Require of one network what every shrunk one must be: right, no larger, and left alone by a second run."""
+    result = shrink(drawn.model)
+    rng = np.random.default_rng(seed)
+    inputs = [rng.normal(size=(3, 3, 6, 6)).astype(np.float32) for _ in range(INPUTS if drawn.rounds else 1)]
+    assert not all(is_wrong(drawn, result.model, x) for x in inputs)
+    assert parameters(result.model) <= parameters(drawn.model)
+    assert cost(result.model).macs.structural <= cost(drawn.model).macs.structural
+    if drawn.model.opset_imports[""] == result.model.opset_imports[""]:
+        assert size(result.model) <= size(drawn.model)
+    again = shrink(result.model)
+    assert not again.modified
+    assert size(again.model) == size(result.model)

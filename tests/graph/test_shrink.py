@@ -247,6 +247,17 @@ def test_constant_output_is_computed_from_the_batch_alone():
     assert run(result, {"x": np.zeros((5, 7), np.float32)})[0].shape == (5, 3)
 
 
+@pytest.mark.parametrize("values", [(2, 2, 2), (1, 2, 3)])
+def test_constant_output_of_a_fixed_batch_is_not_stored_for_each_sample(values):
+    text = MLP.replace("[n,", "[4,")
+    model = build(text, arrays_of(mlp(w2=np.zeros((3, 6), np.float32), b2=np.array(values, np.float32))))
+    result = sound(model)
+    assert parameters(result) == len(set(values))
+    again = shrink(fold(result))
+    assert not again.modified
+    assert parameters(again.model) == len(set(values))
+
+
 def test_dead_border_pixels_of_a_picture_are_gathered_away():
     w1 = normal(30, 784)
     inside = np.zeros((28, 28), bool)
