@@ -5,6 +5,7 @@ The text under a field is its documentation; docs/recipes.md lists every key wit
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tomllib
@@ -28,6 +29,9 @@ Positive = Annotated[float, Rule("above 0", lambda value: value > 0)]
 PositiveOrZero = Annotated[float, Rule("0 or more", lambda value: value >= 0)]
 Tolerance = Annotated[float, Rule("in [0, 1]", lambda value: 0 <= value <= 1)]
 BelowOne = Annotated[float, Rule("in [0, 1)", lambda value: 0 <= value < 1)]
+Shares = Annotated[
+    tuple[Share, ...], Rule("falling shares", lambda value: all(b < a for a, b in itertools.pairwise(value)))
+]
 Milestones = Annotated[tuple[Count, ...], Rule("ascending epochs", lambda value: list(value) == sorted(set(value)))]
 HeldOut = Annotated[
     float | int,
@@ -124,6 +128,11 @@ class ReliefConfig(Checked):
     iterations: CountOrZero
     alpha_conv: Share = 0.95
     alpha_fc: Share = 0.95
+    score: Literal["activity", "magnitude", "magnitude-global", "random"] = "activity"
+    """What a connection is worth. activity: the method; the others show what it is worth itself: magnitude is its size
+    alone, compared within each neuron as activity is; magnitude-global compares sizes over the whole network."""
+    keep: Shares = ()
+    """Share of all connections that each iteration keeps, in place of what α keeps; absent lets α decide."""
     samples: Count = 1000
     """Training samples that measure the activity."""
     measure: Literal["at once", "layerwise"] = "at once"
@@ -142,6 +151,15 @@ class ReliefConfig(Checked):
     """Layer names (globs) that are left whole."""
     retrain: TrainConfig | None = None
     """The training after each pruning; keys that are not given are those of [train]."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.score in ("magnitude-global", "random") and not self.keep:
+            raise InputError(f'score = "{self.score}" has no α: say with keep what share each iteration keeps')
+        if self.keep and self.iterations > len(self.keep):
+            raise InputError(f"keep gives shares for {len(self.keep)} iterations, but there are {self.iterations}")
+        if self.measure == "layerwise" and (self.keep or self.score != "activity"):
+            raise InputError('measure = "layerwise" belongs to score = "activity" without keep')
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from relief_export.relief.layers import (
     tensor_name,
 )
 from relief_export.relief.masks import Masks
-from relief_export.relief.scores import Scores, score
-from relief_export.relief.selection import Alpha, select
+from relief_export.relief.scores import Scores, random_scores, score, size_scores
+from relief_export.relief.selection import Alpha, select, select_largest
 from relief_export.state import apply_masks, bare, digest_of, restore, snapshot, tensors_of
 from relief_export.training import distributed, fit
 
@@ -55,6 +55,8 @@ CALIBRATION_BATCH = 100
 
 _ROUNDING = 1e-12
 """A loss of exactly the tolerance is allowed, whatever the last bit of the difference says."""
+_BISECTIONS = 12
+"""Steps towards a given share of connections: to within a 4,000th of all of them."""
 _ONLY_CHOOSES = frozenset({"iterations", "patience", "tolerance"})
 """Settings on which no iteration depends: they say how many there are, and which of them is the result."""
 
@@ -285,7 +287,7 @@ class _Run:
         iteration, started = len(rows), time.perf_counter()
         seconds: dict[str, float] = {}
         found = self.past.masks(iteration)
-        masks = found if found is not None else self._prune(masks, seconds)
+        masks = found if found is not None else self._prune(masks, seconds, iteration)
         self.past.begin(iteration, masks)
         apply_masks(self.model, masks)
         before = self._measure(self.loop.evaluate)
@@ -300,8 +302,10 @@ class _Run:
         rows.append(self._finish(rows, masks, seconds, before, started=started, peak=peak))
         return masks
 
-    def _prune(self, masks: Masks, seconds: dict[str, float]) -> Masks:
+    def _prune(self, masks: Masks, seconds: dict[str, float], iteration: int) -> Masks:
         """Score, select and remove what is disconnected; what is masked stays masked."""
+        if self.config.keep:
+            return self._prune_to(self.config.keep[iteration - 1], masks, seconds, iteration)
         with _timed(seconds, "scoring"):
             selected = masks & self._select()
         with _timed(seconds, "disconnection"):
@@ -309,7 +313,7 @@ class _Run:
 
     def _select(self) -> Masks:
         """Select from all layers as one pass measured them, or from the linear ones after the convolutions."""
-        scored = self._score(self.left_whole)
+        scored = self._worth(0)
         if self.config.measure == "at once":
             return from_main(lambda: select(scored, self.alpha))
         # The order of the authors' code: what the linear layers receive comes from convolutions that are pruned.
@@ -318,6 +322,50 @@ class _Run:
         apply_masks(self.model, first)  # they are final whatever comes, so the network may as well be masked now
         again = self._score((*self.left_whole, *convs.layers, *convs.joins))
         return first & from_main(lambda: select(again, self.alpha))
+
+    def _prune_to(self, share: float, masks: Masks, seconds: dict[str, float], iteration: int) -> Masks:
+        """Prune until no more than ``share`` of all connections is left, what is disconnected taken away.
+
+        The selection is governed by one number, of which less is kept the larger it is: a bisection finds the largest
+        network within the share. Where even the mildest selection keeps less, that one it is.
+        """
+        with _timed(seconds, "scoring"):
+            scored = self._worth(iteration)
+        alphas = [self.alpha.of(name, is_conv=layer.is_conv) for name, layer in scored.layers.items()]
+        # Up to where the mildest layer, too, lets everything but its largest connections go.
+        steepest = 1 / (1 - max((alpha for alpha in alphas if alpha < 1), default=0.0))
+
+        def pruned(severity: float) -> Masks:
+            if self.config.score in ("activity", "magnitude"):
+                found = select(scored, self.alpha.scaled(severity * steepest))
+            else:
+                found = select_largest(scored, 1 - severity)
+            return self._disconnect(masks & found)
+
+        def bisected() -> Masks:
+            low, high, best = 0.0, 1.0, pruned(1.0)
+            for _ in range(_BISECTIONS):
+                middle = (low + high) / 2
+                found = pruned(middle)
+                count = found.count(self.model)
+                if count.kept <= share * count.dense:
+                    high, best = middle, found
+                else:
+                    low = middle
+            return best
+
+        with _timed(seconds, "disconnection"):
+            return from_main(bisected)
+
+    def _worth(self, iteration: int) -> Scores:
+        """Return what each connection is worth, by the recipe's score."""
+        if self.config.score == "activity":
+            return self._score(self.left_whole)
+        layers = [name for name, _ in connected_layers(self.model) if name not in self.left_whole]
+        sizes = size_scores(self.model, layers)
+        if self.config.score == "random":
+            return random_scores(sizes, 1000 * int((self.loop.key or {}).get("seed", 0)) + iteration)
+        return sizes
 
     def _score(self, skip: Collection[str]) -> Scores:
         activity = measure_activity(

@@ -37,7 +37,7 @@ from relief_export.relief.layers import (
 from relief_export.state import bare
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from relief_export.relief.activity import Activity, MeanMap
 
@@ -119,6 +119,48 @@ def score(model: nn.Module, activity: Activity, *, position_norm: PositionNorm =
         layers[first] = made if first == name else _add(layers[first], made)
     pairs = {name: _score_join(join, activity.joins[name]) for name, join in joins(model) if name in activity.joins}
     return Scores(layers, pairs)
+
+
+def size_scores(model: nn.Module, names: Collection[str]) -> Scores:
+    """Score every connection by its size alone: the root mean square of its weights, |w| for a linear layer.
+
+    The mean, and not the sum, makes a kernel and a single weight comparable over the whole network. Joins have no size.
+
+    Args:
+        model: The network as it is at the start of the iteration, earlier masks applied.
+        names: The layers to score.
+    """
+    known = {id(parameter): name for name, parameter in bare(model).named_parameters()}
+    layers: dict[str, LayerScore] = {}
+    seen: set[int] = set()
+    for name, layer in connected_layers(model):
+        if name in names and id(layer.weight) not in seen:
+            seen.add(id(layer.weight))
+            weight = outputs_first(layer, layer.weight.detach().double())
+            sizes = weight.flatten(2).square().mean(dim=2).sqrt() if weight.ndim > 2 else weight.abs()
+            layers[name] = LayerScore(
+                sizes.cpu(),
+                None if layer.bias is None else layer.bias.detach().double().abs().cpu(),
+                known[id(layer.weight)],
+                None if layer.bias is None else known[id(layer.bias)],
+                tuple(weight.shape),
+                is_transposed(layer),
+            )
+    return Scores(layers, {})
+
+
+def random_scores(scores: Scores, seed: int) -> Scores:
+    """Replace the scores of all connections that are not zero by random ones, drawn from ``seed``."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(tensor: Tensor | None) -> Tensor | None:
+        return None if tensor is None else (torch.rand(tensor.shape, generator=generator).double() + 1) * (tensor > 0)
+
+    layers = {
+        name: replace(layer, weight=drawn(layer.weight), bias=drawn(layer.bias))
+        for name, layer in scores.layers.items()
+    }
+    return Scores(layers, {})
 
 
 def _add(first: LayerScore, second: LayerScore) -> LayerScore:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,6 +46,14 @@ class Alpha:
             if not 0 < value <= 1:
                 raise InputError(f"{key}: α must be above 0 and at most 1, not {value}")
 
+    def scaled(self, factor: float) -> Alpha:
+        """Return α that lets ``factor`` times as much of each neuron's score go, at most nearly all."""
+
+        def scale(alpha: float) -> float:
+            return min(1.0, max(1e-9, 1 - factor * (1 - alpha)))
+
+        return Alpha(scale(self.conv), scale(self.fc), {name: scale(value) for name, value in self.layers.items()})
+
     def of(self, name: str, *, is_conv: bool) -> float:
         """Return the α of a layer."""
         own = (value for pattern, value in self.layers.items() if fnmatchcase(name, pattern))
@@ -66,6 +75,27 @@ def select(scores: Scores, alpha: Alpha) -> Masks:
     return Masks(masks)
 
 
+def select_largest(scores: Scores, share: float) -> Masks:
+    """Choose the connections with the largest scores of the whole network, so that ``share`` of its weights stay.
+
+    Biases stay: as a neuron's connection like any other they would be a matter of the neuron's scale. Ties go to the
+    connection that comes first.
+    """
+    layers = list(scores.layers.values())
+    sizes = torch.cat(
+        [torch.full((layer.weight.numel(),), prod(layer.shape[2:])) for layer in layers]
+    )  # weights of each
+    order = torch.cat([layer.weight.flatten() for layer in layers]).sort(descending=True, stable=True).indices
+    # The fewest in front that hold the share; what is zero already is behind all others.
+    count = int((sizes[order].cumsum(0) <= share * int(sizes.sum()) + 0.5).sum())
+    kept = torch.zeros(len(order), dtype=torch.bool)
+    kept[order[:count]] = True
+    masks: dict[str, Tensor] = {}
+    for layer, part in zip(layers, kept.split([layer.weight.numel() for layer in layers]), strict=True):
+        masks[layer.weight_name] = _expanded(layer, part.view(layer.weight.shape))
+    return Masks(masks)
+
+
 def keep_fewest(scores: Tensor, alpha: float) -> Tensor:
     """Return which of the scores ``(neurons, connections)`` of each neuron stay, a boolean array of the same shape."""
     split = scores.double() * (2.0 ** (53 - _BITS) + 1)
@@ -82,9 +112,14 @@ def _select_layer(layer: LayerScore, alpha: float) -> dict[str, Tensor]:
     scores = layer.weight if layer.bias is None else torch.cat([layer.weight, layer.bias[:, None]], dim=1)
     kept = keep_fewest(scores, alpha)
     within = layer.weight.shape[1]
-    kernel = kept[:, :within].reshape(*layer.weight.shape, *[1] * (len(layer.shape) - 2))
-    whole = kernel.expand(layer.shape)
-    masks = {layer.weight_name: (whole.T if layer.transposed else whole).contiguous()}
+    masks = {layer.weight_name: _expanded(layer, kept[:, :within])}
     if layer.bias_name is not None:
         masks[layer.bias_name] = kept[:, within].clone()
     return masks
+
+
+def _expanded(layer: LayerScore, kept: Tensor) -> Tensor:
+    """Return the mask of a layer's weight, of its own layout, for connections ``(out, in/groups)``."""
+    kernel = kept.reshape(*layer.weight.shape, *[1] * (len(layer.shape) - 2))
+    whole = kernel.expand(layer.shape)
+    return (whole.T if layer.transposed else whole).contiguous()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from relief_export.errors import InputError, ReliefError
 from relief_export.formats import artifact
-from relief_export.recipe import load_recipe
+from relief_export.recipe import Recipe, load_recipe
 from relief_export.records import RECORDS, Record, read_record, sha256, write_bytes
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from relief_export.progress import Progress
-    from relief_export.recipe import Recipe
 
 Outcome = dict[str, Any]
 
@@ -94,7 +93,7 @@ class Stage:
             InputError: An input is missing, or the stage before has no record.
             IntegrityError: The record of the stage before is damaged.
         """
-        resolved = json.loads(json.dumps(job.recipe.to_dict()))
+        resolved = job.recipe.to_dict()
         inputs = self._hashes(job)
         if self.after is not None:
             maker = self.after.format(maker=job.maker)
@@ -121,7 +120,12 @@ class Stage:
             return None  # absent, or damaged: the stage is run again and replaces it
         if record.outcome.get("provisional"):
             return None
-        settings = {key: record.recipe.get(key) for key in self.keys}
+        try:
+            # A setting that is younger than the record was, then, what is now its default.
+            resolved = Recipe.from_dict(record.recipe, str(path)).to_dict()
+        except InputError:
+            return None  # it has a setting that is none any more
+        settings = {key: resolved.get(key) for key in self.keys}
         same = record.inputs == needs["inputs"] and settings == needs["recipe"]
         return (
             record

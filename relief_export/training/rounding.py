@@ -1,11 +1,12 @@
 """Trained rounding: weights of few different values, or of int8 steps, that a training has got used to.
 
-With C the entries of a tensor's codebook, and a the assignment of its kept weights to them (k-means, fixed)::
+With C the entries of a tensor's codebook, k-means at first, and a the entry nearest to a kept weight w::
 
-    W_ij = C_a(ij)      dL/dC_k = Σ_{a(ij) = k} dL/dW_ij
+    W_ij = C_a(ij)      dL/dC_k = Σ_{a(ij) = k} dL/dW_ij      dL/dw_ij = dL/dW_ij
 
-(Han, Mao, Dally, arXiv 1510.00149, section 3). For int8, with a scale s_c an output channel and a range an activation
-tensor::
+The entries are trained as in Han, Mao, Dally, arXiv 1510.00149, section 3. There a is fixed; here the weights behind it
+are trained, too, so that one moves to another entry where that helps: entries and biases alone are too few numbers to
+make up for the rounding. For int8, with a scale s_c an output channel and a range an activation tensor::
 
     W_c = s_c · rint(w_c / s_c),  s_c = max |w_c| / 127      x = s_x · (rint(x / s_x + z) - z)
 
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from relief_export.errors import InputError
-from relief_export.formats.kmeans import codebook, nearest
+from relief_export.formats.kmeans import codebook
 from relief_export.relief.layers import NORMS, connected_layers, joins, tensor_name
 from relief_export.training import distributed
 from relief_export.training.fit import FitResult, evaluate, fit
@@ -299,27 +300,35 @@ class _Codebooks(_Rounded):
         self, model: nn.Module, masks: Mapping[str, Tensor], norms: list[tuple[nn.Module, nn.Module]], size: int
     ) -> None:
         super().__init__(model, masks, norms)
-        self.tables = nn.ParameterList()
+        self.tables, self.free = nn.ParameterList(), nn.ParameterList()
         held = dict(model.named_parameters())
         for place, name in enumerate(self.rounded):
-            weight = held[name].detach()
+            weight = held[name].detach().flatten()
             held[name].requires_grad_(requires_grad=False)
-            kept = weight.flatten().nonzero().flatten()
-            found = weight.flatten()[kept].cpu().numpy()
+            kept = weight.nonzero().flatten()
             # Files that store whole kernels keep one code of a convolution's table for zero.
-            entries = codebook(found, size if weight.ndim == 2 else size - 1)
+            entries = codebook(weight[kept].cpu().numpy(), size if held[name].ndim == 2 else size - 1)
             self.tables.append(nn.Parameter(torch.from_numpy(entries)))
+            self.free.append(nn.Parameter(weight[kept].clone()))
             self.register_buffer(f"kept{place}", kept)
-            self.register_buffer(f"codes{place}", torch.from_numpy(nearest(found, entries)).long())
 
     def weights(self) -> dict[str, Tensor]:
-        """Look the kept weights up in the tables."""
+        """Replace each kept weight by the nearest entry of its table."""
         held, found = dict(self.model.named_parameters()), {}
-        for place, (name, table) in enumerate(zip(self.rounded, self.tables, strict=True)):
-            kept, codes = self.get_buffer(f"kept{place}"), self.get_buffer(f"codes{place}")
-            values = _half(table)[codes]
-            found[name] = torch.zeros_like(held[name]).flatten().index_copy(0, kept, values).view(held[name].shape)
+        for place, (name, table, free) in enumerate(zip(self.rounded, self.tables, self.free, strict=True)):
+            entries = _half(table)
+            values = entries[_nearest(free.detach(), entries.detach())]
+            # The weight's own gradient, too: w - w is zero, and its derivative is not.
+            values = values + (free - free.detach())
+            whole = torch.zeros_like(held[name]).flatten()
+            found[name] = whole.index_copy(0, self.get_buffer(f"kept{place}"), values).view(held[name].shape)
         return found
+
+
+def _nearest(values: Tensor, entries: Tensor) -> Tensor:
+    """Return the index of the entry nearest to each value; a training may have put the entries out of order."""
+    ordered, order = entries.sort()
+    return order[torch.bucketize(values, (ordered[1:] + ordered[:-1]) / 2)]
 
 
 class _Int8(_Rounded):

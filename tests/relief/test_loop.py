@@ -67,6 +67,46 @@ def test_the_dense_network_is_the_result_where_nothing_else_is_good_enough():
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True))
 
 
+SHARES = (0.6, 0.35, 0.15)
+
+
+@pytest.mark.parametrize("score", ["activity", "magnitude", "magnitude-global", "random"])
+def test_given_shares_are_kept_whatever_the_score(score):
+    runs = []
+    for _ in range(2):
+        rows = Loop([X], nothing, lambda _: 0.9).run(net(), config(score=score, keep=SHARES)).history
+        runs.append([row.kept for row in rows])
+        for share, row in zip(SHARES, rows[1:], strict=True):
+            assert 0.6 * share * row.dense < row.kept <= share * row.dense
+    assert runs[0] == runs[1]
+
+
+def test_global_magnitude_keeps_the_largest_weights_of_the_whole_network():
+    model, masks = net(), []
+    sizes = torch.cat([model[i].weight.detach().abs().flatten() for i in (0, 2)])
+    Loop([X], lambda _m, found, _i, _c: masks.append(found), lambda _: 0.9).run(
+        model, config(iterations=1, score="magnitude-global", keep=(0.6,))
+    )
+    kept = torch.cat([masks[0][f"{i}.weight"].flatten() for i in (0, 2)])
+    selected = sizes >= sizes[kept].min()
+    # What is above the smallest kept weight is kept, but for what was disconnected with a whole neuron.
+    gone = selected & ~kept
+    alive = masks[0]["0.weight"].any(1) & masks[0]["2.weight"].any(0)
+    dead = torch.cat([(~alive)[:, None].expand(8, 6).flatten(), (~alive)[None].expand(3, 8).flatten()])
+    assert not (gone & ~dead).any()
+    assert kept.sum() < len(kept)
+
+
+def test_random_scores_differ_from_iteration_to_iteration_and_seed_to_seed():
+    found = []
+    for seed in (0, 1):
+        masks = []
+        loop = Loop([X], lambda _m, m, _i, _c, masks=masks: masks.append(m), lambda _: 0.9, key={"seed": seed})
+        loop.run(net(), config(iterations=2, score="random", keep=(0.7, 0.5)))
+        found.append(masks)
+    assert not found[0][0].same(found[1][0])
+
+
 def test_patience_counts_iterations_in_a_row():
     script = [0.9, *(0, 0.5), *(0, 0.9), *(0, 0.5), *(0, 0.5), *(0, 0.9)]
     found = Loop([X], nothing, scripted(script)).run(net(), config(iterations=9, patience=2))
