@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from relief_export.graph.flow import Flow, Tie
     from relief_export.graph.liveness import Liveness
     from relief_export.graph.matrix import Matrix
+    from relief_export.graph.recurrent import Cell
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,17 @@ def layer_name(site: Site) -> str:
 
 
 def measure(liveness: Liveness) -> dict[str, LayerSize]:
-    """Return the size of every linear layer by its first output's name."""
+    """Return the size of every linear or recurrent layer by its name."""
     sizes = {}
     for site, _ in liveness.sites:
         if "matrix" in site.cache:
             matrix: Matrix = site.cache["matrix"]
             groups, outs, ins = site.cache["nonzero"].shape
             sizes[layer_name(site)] = LayerSize(site.node.op_type, groups * outs, groups * ins, groups, matrix.size)
+        elif "cell" in site.cache:
+            cell: Cell = site.cache["cell"]
+            stored = cell.weight.size + cell.recurrent.size
+            sizes[layer_name(site)] = LayerSize(site.node.op_type, len(cell.zero), len(cell.zero_in), 1, stored)
     return sizes
 
 
@@ -102,10 +107,11 @@ def explain(liveness: Liveness, cut: Cut) -> tuple[Kept, ...]:
     reasons = _Reasons(liveness, cut)
     rows: list[Kept] = []
     for site, _ in liveness.sites:
-        if "matrix" not in site.cache:
+        if "const_out" not in site.cache:
             rows += _refused(site)
             continue
-        dead_out = ~liveness.live[site.result].reshape(-1) | ~np.isnan(site.cache["const_out"])
+        needed = site.cache.get("needed", liveness.live[site.result].reshape(-1))
+        dead_out = ~needed | ~np.isnan(site.cache["const_out"])
         unread = ~site.cache["nonzero"].any(axis=1).reshape(-1)
         for side, value, zero in (("output", site.result, dead_out), ("input", site.source, unread)):
             found = reasons.of(site, value, zero)

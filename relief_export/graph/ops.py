@@ -27,6 +27,7 @@ from relief_export.graph.linear import Linear
 from relief_export.graph.matrix import conv, conv_transpose, einsum, gemm, matmul
 from relief_export.graph.norms import BatchNorm, ChannelNorm, Quantize, dequantize, quantize
 from relief_export.graph.products import Contraction
+from relief_export.graph.recurrent import Recurrent
 from relief_export.graph.slicing import Concat, Gather, Pad, Slice, Split
 from relief_export.graph.views import (
     DepthToSpace,
@@ -169,6 +170,10 @@ RULES: dict[str, Rule] = {
     "Gemm": Linear(gemm, has_bias=True),
     "Einsum": Linear(einsum, has_bias=False),
     "MatMul": Linear(matmul, has_bias=False, activations=Contraction()),
+    # recurrent layers
+    "GRU": Recurrent(gates=3, candidate=2, activations=2),
+    "LSTM": Recurrent(gates=4, candidate=3, activations=3),
+    "RNN": Recurrent(gates=1, candidate=0, activations=1),
     # normalisation
     "BatchNormalization": BatchNorm(),
     "InstanceNormalization": ChannelNorm(grouped=False),
@@ -298,18 +303,15 @@ RULES: dict[str, Rule] = {
     "Attention": OPAQUE,
     "ConstantOfShape": OPAQUE,
     "ConvInteger": OPAQUE,
-    "GRU": OPAQUE,
     "GatherElements": OPAQUE,
     "GatherND": OPAQUE,
     "If": OPAQUE,
-    "LSTM": OPAQUE,
     "Loop": OPAQUE,
     "MatMulInteger": OPAQUE,
     "NonMaxSuppression": OPAQUE,
     "OneHot": OPAQUE,
     "QLinearConv": OPAQUE,
     "QLinearMatMul": OPAQUE,
-    "RNN": OPAQUE,
     "Scan": OPAQUE,
     "Range": OPAQUE,
     "ScatterElements": OPAQUE,

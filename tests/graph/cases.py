@@ -477,7 +477,7 @@ def _recurrent(op: str, gates: int) -> Case:
     arrays = CELL | {"w": rng.normal(size=(1, gates * 2, 6)).astype(np.float32)}
     arrays |= {"r": rng.normal(size=(1, gates * 2, 2)).astype(np.float32), "last": i64(0, 2)}
     call = f"{SEQUENCE} o, h = {op}<hidden_size=2>(s, w, r) d = Squeeze(h, ax)"
-    return opaque(op, call, arrays=arrays | {"ax": i64(0)}, flat=True, wide=2, unread=())
+    return Case(op, call, arrays=arrays | {"ax": i64(0)}, flat=True, wide=2, unread=(), left=5, known=0)
 
 
 OPAQUE = [
