@@ -67,7 +67,14 @@ def shrink_file(
 
 
 def convert_file(
-    source: Path, target: Path, kind: str, *, calibration: Path | None = None, verify: bool = True
+    source: Path,
+    target: Path,
+    kind: str,
+    *,
+    calibration: Path | None = None,
+    verify: bool = True,
+    program: str = "net",
+    dimensions: Mapping[str, int] | None = None,
 ) -> formats.Artifact:
     """Write the model at ``source``, in any readable format, to ``target`` as ``kind``.
 
@@ -78,6 +85,8 @@ def convert_file(
         calibration: Samples of the input, for formats that are calibrated.
         verify: Open what was written in ONNX Runtime. A source that the runtime does not load either, because of
             operators of one's own, is converted all the same, and a note says that nothing was opened.
+        program: What generated C is called.
+        dimensions: Sizes of symbolic axes by name, which generated C needs.
 
     Raises:
         InputError: ``source`` is absent or no model, or has a file that ``target`` would replace, or the samples that
@@ -86,7 +95,8 @@ def convert_file(
     """
     check_calibration([kind], given=calibration is not None)
     model = _read(source, target)
-    return _write(model, source, target, kind, formats.Options(calibration=calibration, verify=verify))
+    options = formats.Options(calibration=calibration, verify=verify, program=program, dimensions=dimensions)
+    return _write(model, source, target, kind, options)
 
 
 def check_calibration(kinds: Iterable[str], *, given: bool) -> None:

@@ -70,3 +70,12 @@ class MissingToolError(InputError):
     def __reduce__(self) -> tuple[type[MissingToolError], tuple[str, str, str]]:
         """Let it travel between processes, as ``MissingExtraError`` does."""
         return type(self), self._arguments
+
+
+class MissingCompilerError(InputError):
+    """Generated C cannot be compiled: there is no compiler."""
+
+    def __init__(self, what: object) -> None:
+        super().__init__(
+            f"{what} is C, and there is no C compiler: install gcc or clang, set CC, or pip install 'relief-export[c]'"
+        )

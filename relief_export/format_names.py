@@ -18,5 +18,6 @@ FormatName = Literal[
     "csr",
     "int8",
     "ort",
+    "c",
 ]
 FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)

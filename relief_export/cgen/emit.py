@@ -9,12 +9,14 @@ import numpy as np
 
 from relief_export.cgen import host
 from relief_export.cgen.host import render
+from relief_export.cgen.lower import lower
 from relief_export.errors import InputError
 from relief_export.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    import onnx_ir as ir
     from numpy.typing import NDArray
 
     from relief_export.cgen.plan import Plan
@@ -30,15 +32,32 @@ _KEYWORDS = frozenset({
 })  # fmt: skip
 
 
+def generate(
+    model: ir.Model, name: str = "net", *, dims: Mapping[str, int] | None = None
+) -> tuple[dict[str, bytes], Plan, host.Program]:
+    """Return the files of a model's program, its plan, and the program taken apart.
+
+    Raises:
+        InputError: ``name`` is no identifier of C, or the sizes of axes are not known.
+        UnsupportedModelError: The generator has no code for a node of the model.
+    """
+    plan = lower(model, dims=dims)
+    program = host.generate(plan)
+    return _files(plan, program, name), plan, program
+
+
 def sources(plan: Plan, name: str = "net") -> dict[str, bytes]:
-    """Return the files of the program by name; the same plan gives the same bytes.
+    """Return the files of a plan's program by name; the same plan gives the same bytes.
 
     Raises:
         InputError: ``name`` is no identifier of C.
     """
+    return _files(plan, host.generate(plan), name)
+
+
+def _files(plan: Plan, program: host.Program, name: str) -> dict[str, bytes]:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in _KEYWORDS:
         raise InputError(f"--name {name} is no identifier of C: use letters, digits and underscores")
-    program = host.generate(plan)
     tables, blob = _tables(program.tables, name)
     title = (
         f"{plan.input_name} ({host.times(plan.input_shape)}) -> {plan.output_name} ({host.times(plan.output_shape)})"
@@ -48,7 +67,7 @@ def sources(plan: Plan, name: str = "net") -> dict[str, bytes]:
         "input_size": int(np.prod(plan.input_shape)), "output_size": int(np.prod(plan.output_shape)),
         "input_name": host.comment(plan.input_name), "output_name": host.comment(plan.output_name),
         "input_shape": host.times(plan.input_shape), "output_shape": host.times(plan.output_shape),
-        "arena": program.arena * 4, "weights": f" {name}_weights.c" if blob else "",
+        "arena": program.arena_bytes, "weights": f" {name}_weights.c" if blob else "",
     }  # fmt: skip
     code = re.sub(r"/\*.*?\*/", "", "\n".join(program.calls))
     text = render(

@@ -131,7 +131,7 @@ class Program:
     Attributes:
         kernels: C functions in order of use, called NAME. names: What each is called.
         calls: Lines of ``net_run``. tables: name -> (C type, values).
-        arena: Floats. functions: Names of the activations used. caps: Lengths of vectors used.
+        arena_bytes: Memory that the caller lends. functions: Activations used. caps: Lengths of vectors used.
         choices: One row a linear step: its name, the kernel that serves it, connections, multiply-adds.
     """
 
@@ -139,7 +139,7 @@ class Program:
     names: dict[str, str]
     calls: tuple[str, ...]
     tables: dict[str, tuple[str, NDArray[Any]]]
-    arena: int
+    arena_bytes: int
     functions: frozenset[str]
     caps: tuple[int, ...]
     choices: tuple[dict[str, Any], ...]
@@ -193,7 +193,7 @@ class _Generator:
             _EMITTERS[type(step)](self, step)
         self._emit_output()
         return Program(
-            tuple(self.instances), self.instances, tuple(self.calls), self.tables.arrays, self.arena,
+            tuple(self.instances), self.instances, tuple(self.calls), self.tables.arrays, 4 * self.arena,
             frozenset(self.functions), tuple(cap for cap in (*_CAPS, 1) if cap in self.caps), tuple(self.choices),
         )  # fmt: skip
 

@@ -40,7 +40,7 @@ from relief_export.cgen.plan import (
 )
 from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.graph.fold import constant_array, fold
-from relief_export.graph.shapes import data_inputs, static_shape, with_static_shapes
+from relief_export.graph.shapes import data_inputs, static_shape, with_dimensions, with_static_shapes
 from relief_export.graph.shrink import shrink
 
 if TYPE_CHECKING:
@@ -98,18 +98,7 @@ def _prepared(model: ir.Model, dims: Mapping[str, int]) -> ir.Model:
             f"the model has {len(inputs)} inputs and {len(model.graph.outputs)} outputs: "
             "the c format takes models of one input and one output"
         )
-    bound = model.clone()
-    (value,) = data_inputs(bound)
-    unknown = set(dims)
-    if value.shape is not None:
-        sizes: list[int | ir.SymbolicDim] = []
-        for axis in value.shape:
-            size = dims.get(str(axis.value)) if isinstance(axis, ir.SymbolicDim) else None
-            unknown -= {str(axis.value)} if isinstance(axis, ir.SymbolicDim) else set()
-            sizes.append(axis if size is None else size)
-        value.shape = ir.Shape(sizes)
-    if unknown:
-        raise InputError(f"input {value.name!r} of shape {value.shape} has no axis named {min(unknown)!r}")
+    bound = with_dimensions(model, dims) if dims else model
     static = with_static_shapes(bound)
     (value,) = data_inputs(static)
     if value.shape is None or not value.shape.is_static():

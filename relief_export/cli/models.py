@@ -76,9 +76,20 @@ def _shrunk_lines(done: Shrunk) -> list[str]:
 @click.argument("target", metavar="OUT", type=PATH)
 @click.option("--to", "kind", type=click.Choice(FORMAT_NAMES), required=True, help="Format to write.")
 @click.option("--calibration", type=PATH, help="An .npz with samples x of the model's input, for int8 and packed-int8.")
+@click.option("--name", default="net", show_default=True, help="What generated C is called: NAME.c, NAME_run.")
+@dimension_option
 @verify_option
 @json_option
-def convert(source: Path, target: Path, kind: str, calibration: Path | None, verify: bool, as_json: bool) -> int:
+def convert(
+    source: Path,
+    target: Path,
+    kind: str,
+    calibration: Path | None,
+    name: str,
+    dimensions: dict[str, int],
+    verify: bool,
+    as_json: bool,
+) -> int:
     """Write IN.onnx in another format.
 
     IN is a model file, or a csr, artifacts or build folder.
@@ -88,11 +99,14 @@ def convert(source: Path, target: Path, kind: str, calibration: Path | None, ver
     relief-export convert model.onnx model.small.onnx --to packed-codebook16
     relief-export convert model.onnx model.int8.onnx --to int8 --calibration train.npz
     relief-export convert build/digits-lenet5/artifacts/csr model.onnx --to dense
+    relief-export convert model.onnx program --to c --name lenet
     """
     from relief_export import convert as conversion
     from relief_export.subjects import model_path
 
-    done = conversion.convert_file(model_path(source), target, kind, calibration=calibration, verify=verify)
+    done = conversion.convert_file(
+        model_path(source), target, kind, calibration=calibration, verify=verify, program=name, dimensions=dimensions
+    )
     entry: dict[str, Any] = done.to_dict()
     found = {"file": str(target), "file_bytes": done.bytes} | {key: entry[key] for key in ("format", "tolerance")}
     found["files"] = [

@@ -151,9 +151,10 @@ def export(folder: Path, force: bool, progress: bool | None, as_json: bool) -> i
 @click.command(short_help="Check every file against the network on test data.")
 @click.argument("folder", type=PATH)
 @click.option("--data", type=PATH, help="An .npz with arrays x and y to validate on; torch is then not needed.")
+@click.option("--strict", is_flag=True, help="Fail where generated C cannot be compiled, for want of a C compiler.")
 @progress_option
 @json_option
-def validate(folder: Path, data: Path | None, progress: bool | None, as_json: bool) -> int:
+def validate(folder: Path, data: Path | None, strict: bool, progress: bool | None, as_json: bool) -> int:
     """Check every file in FOLDER against the pruned network on test data, in ONNX Runtime; exit 1 if one differs.
 
     FOLDER is a build folder (build/NAME), a folder that an export wrote (it has a manifest.json), or one file of it.
@@ -167,7 +168,7 @@ def validate(folder: Path, data: Path | None, progress: bool | None, as_json: bo
     from relief_export.progress import bars
 
     with bars(wanted=progress) as callback:
-        done = stages.validate(folder, data=data, progress=callback)
+        done = stages.validate(folder, data=data, strict=strict, progress=callback)
     echo(done.to_dict(), as_json=as_json, lines=_stage_lines(done))
     return 0 if done.ok else 1
 

@@ -280,8 +280,8 @@ def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measure
             require_files(manifest.folder, artifact)
             manifest.check(artifact)
             path, paths = manifest.path(artifact), [manifest.folder / file.path for file in artifact.files]
-            # ONNX Runtime's own format goes one way, and holds the network of the dense file.
-            network = dense if artifact.format == "ort" else formats.read(path)
+            # Formats that go one way hold the network of the dense file.
+            network = dense if formats.FORMATS[artifact.format].read is None else formats.read(path)
             files[artifact.name] = (path, artifact.format, artifact.tolerance.accuracy_drop, paths, network)
     found = {}
     for name, (path, form, drop, paths, network) in files.items():
@@ -291,7 +291,10 @@ def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measure
         except UnsupportedModelError as error:
             unknown = str(error)
         unpacked = _unpacked_bytes(path, form, network)
-        planned, need = (None, None) if arena is None else (arena.bytes, arena.bytes + unpacked)
+        planned = None if arena is None else arena.bytes
+        if form == "c":
+            planned = formats.c.about(path).arena_bytes  # the program has a plan of its own
+        need = None if planned is None else planned + unpacked
         row = FileSize(name, form, drop, size, need, planned, unpacked, unknown, form not in _NOT_LOADED)
         found[name] = _Measured(row, arena, network)
     return found
@@ -300,6 +303,8 @@ def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measure
 def _unpacked_bytes(path: Path, form: str, network: ir.Model) -> int:
     """Return the bytes of the weights that are not in the file as they are used: a runtime makes them in memory."""
     stored: set[str] = set()
+    if form == "c":
+        return 0
     if form == "ort":
         # Written from the sparse form, and unpacked like it.
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Models in ONNX Runtime, fed with samples batch by batch."""
+"""Models in ONNX Runtime, and generated C, fed with samples batch by batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from relief_export import formats
+from relief_export.cgen.session import ProgramSession
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
+from relief_export.formats import c
 from relief_export.formats.runtime import load, reason
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class Session:
     """
 
     name: str
-    inner: ort.InferenceSession
+    inner: ort.InferenceSession | ProgramSession
     threads: int
     optimised: bool
 
@@ -124,7 +126,7 @@ def open_session(source: Path | ir.Model, *, name: str = "", optimised: bool = T
 
     Args:
         source: An ``.onnx`` or ``.ort`` file, which the runtime reads itself; a folder of SciPy matrices, which is
-            rebuilt; or a model in memory.
+            rebuilt; a folder of generated C, which is compiled, with vectors where ``optimised``; or a model in memory.
         name: What messages call it; the path by default.
         optimised: All graph optimisations, or none.
         threads: Intra-op threads; 0 leaves the choice to ONNX Runtime.
@@ -132,10 +134,13 @@ def open_session(source: Path | ir.Model, *, name: str = "", optimised: bool = T
     Raises:
         InputError: There is no such file.
         IntegrityError: The file is damaged.
+        MissingCompilerError: It is C, and there is no compiler.
         UnsupportedModelError: It has an operator that the runtime does not know, not exactly one input, or an output
             that is not of numbers.
     """
     name = name or str(source if isinstance(source, Path) else source.graph.name)
+    if isinstance(source, Path) and c.is_program(source):
+        return Session(name, ProgramSession(source, vectors=optimised), 1, optimised)
     inner = load(_loadable(source), name=name, optimised=optimised, threads=threads, fault=IntegrityError)
     inputs = inner.get_inputs()
     if len(inputs) != 1:

@@ -1,4 +1,7 @@
-"""The gate: every file of a manifest against the masked network's outputs, in ONNX Runtime, optimised and not."""
+"""The gate: every file of a manifest against the masked network's outputs, in ONNX Runtime, optimised and not.
+
+Generated C is compiled with the machine's compiler, with its whole instruction set (optimised) and in plain C (not).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from relief_export import formats
-from relief_export.errors import Failure, InputError, IntegrityError
+from relief_export.errors import Failure, InputError, IntegrityError, MissingCompilerError
 from relief_export.evaluation.compare import Agreement, Array, Check, classes, failures, judge, measure
 from relief_export.evaluation.samples import check_labels
 from relief_export.evaluation.sessions import open_session
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
 MASKED = "masked.onnx"
 """The masked network before anything was removed, which stands in for PyTorch where that is not installed."""
+NOT_PROVEN = "not proven: no C compiler"
+"""What is said of generated C that could not be compiled."""
 _LISTED = "is what the manifest says"
 
 
@@ -73,6 +78,7 @@ def validate(
     logits: Array | None,
     *,
     only: str | None = None,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Validation:
     """Check every file of ``folder/manifest.json`` against its tolerance.
@@ -84,6 +90,7 @@ def validate(
         logits: The masked PyTorch network's outputs ``(N, ...)``; None takes ``masked.onnx``, run unoptimised,
             which is compared with the manifest's SHA-256 first; nothing is measured against a file that differs.
         only: Name of the one artifact to check; by default all.
+        strict: Generated C that cannot be compiled here fails; otherwise its check says that it is not proven.
         progress: Called for every batch of every session.
 
     Returns:
@@ -114,6 +121,9 @@ def validate(
             found = [_run(manifest, artifact, x, y, reference, optimised=on, progress=progress) for on in (False, True)]
         except IntegrityError as error:
             checks.append(_about_file(artifact.name, "loads", str(error), ok=False))
+            continue
+        except MissingCompilerError:
+            checks.append(_about_file(artifact.name, "compiled", NOT_PROVEN, ok=not strict))
             continue
         measurements += found
         for each in found:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from relief_export.format_names import FORMAT_NAMES, FormatName
-from relief_export.formats import csr, dense, int8, ort, packed, sparse
+from relief_export.formats import c, csr, dense, int8, ort, packed, sparse
 from relief_export.formats.artifact import (
     EXACT,
     VALUES,
@@ -119,6 +119,7 @@ FORMATS: dict[str, Format] = {
             calibrated=True, made_by_runtime=True,
         ),
         Format("ort", "model.ort", ort.write, None, made_by_runtime=True),
+        Format("c", "c", c.write, None, c.TOLERANCE, loadable=False),
     )
 }  # fmt: skip
 
@@ -129,8 +130,10 @@ def read(path: Path) -> ir.Model:
     Raises:
         InputError: There is no such file.
         IntegrityError: It is damaged, or differs from the manifest beside it.
-        UnsupportedModelError: It is in ONNX Runtime's own format.
+        UnsupportedModelError: It is in ONNX Runtime's own format, or generated C.
     """
+    if c.is_program(path):
+        c.refuse(path)
     if path.is_dir():
         return csr.read(path)
     if path.suffix == ".ort":

@@ -51,11 +51,15 @@ class Options:
         external_bytes: A dense model with more bytes of weights keeps them in ``NAME.data`` beside it; protobuf ends
             at 2 GiB.
         verify: Open the written file in ONNX Runtime, which takes the memory of the whole model once more.
+        program: What generated C is called: NAME.c, NAME_run.
+        dimensions: Sizes of symbolic axes by name, for formats that fix them.
     """
 
     calibration: np.ndarray[Any, Any] | Path | None = field(default=None, compare=False)
     external_bytes: int = 2_000_000_000
     verify: bool = True
+    program: str = "net"
+    dimensions: Mapping[str, int] | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the written bytes, as plain data."""

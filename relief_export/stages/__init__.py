@@ -116,6 +116,7 @@ def run_stage(
     force: bool = False,
     progress: Progress | None = None,
     data: Path | None = None,
+    strict: bool = False,
 ) -> Done:
     """Run one stage on a build folder; one that is up to date is skipped unless ``force``.
 
@@ -126,6 +127,7 @@ def run_stage(
         force: Start afresh.
         progress: Called as ``progress(task, done, total, note)``.
         data: Samples for validation, instead of the recipe's test set.
+        strict: Validation fails where generated C cannot be compiled.
 
     Raises:
         InputError: ``folder`` is no build folder, another process works in it, an earlier stage has not been run, or
@@ -136,7 +138,7 @@ def run_stage(
     with _alone_in(folder), _processes():
         if recipe is not None and is_main_process():
             write_recipe(recipe, folder)
-        return perform(STAGES[name], Job(folder, resolved, progress, data), force=force)
+        return perform(STAGES[name], Job(folder, resolved, progress, data, strict=strict), force=force)
 
 
 def check_settings(recipe: Recipe) -> None:
@@ -151,14 +153,16 @@ def check_settings(recipe: Recipe) -> None:
         raise InputError(f"[audit] of the recipe {recipe.name!r}: {error}") from None
 
 
-def validate(subject: Path, *, data: Path | None = None, progress: Progress | None = None) -> Done:
+def validate(
+    subject: Path, *, data: Path | None = None, strict: bool = False, progress: Progress | None = None
+) -> Done:
     """Validate a build folder, a folder that an export wrote, or one file of such a folder.
 
     The record of a build folder is that of the stage. A folder that an export wrote gets validation.json too, which the
-    report reads; one file gets none.
+    report reads; one file gets none. ``strict`` fails generated C that cannot be compiled here.
     """
     if (subject / "recipe.toml").is_file():
-        return run_stage("validate", subject, force=True, progress=progress, data=data)
+        return run_stage("validate", subject, force=True, progress=progress, data=data, strict=strict)
     from relief_export import evaluation
     from relief_export.formats import read_manifest
     from relief_export.subjects import artifacts_folder
@@ -169,7 +173,9 @@ def validate(subject: Path, *, data: Path | None = None, progress: Progress | No
         raise InputError(f"{subject} has no manifest.json beside it: give what an export wrote, or compare two models")
     read_manifest(folder)  # before the samples, so that a wrong folder is called wrong and not its samples
     samples = shipping.stored_samples(folder, data)
-    found = evaluation.validate(folder, samples.x, samples.y, samples.logits, only=name, progress=progress)
+    found = evaluation.validate(
+        folder, samples.x, samples.y, samples.logits, only=name, strict=strict, progress=progress
+    )
     outcome = json.loads(json.dumps(found.to_dict() | {"source": samples.source, "provisional": False}))
     seconds = round(time.perf_counter() - start, 3)
     if name is None and not (folder.parent / "recipe.toml").is_file():

@@ -37,12 +37,14 @@ class Job:
         recipe: The resolved recipe.
         progress: Where to report it; None where nobody looks.
         data: Samples for validation, instead of the recipe's test set.
+        strict: Validation fails where generated C cannot be compiled.
     """
 
     folder: Path
     recipe: Recipe
     progress: Progress | None = None
     data: Path | None = None
+    strict: bool = False
 
     @property
     def network(self) -> str:

@@ -163,7 +163,7 @@ def validate(job: Job) -> Outcome:
     """
     samples = _samples(job)
     folder = job.folder / "artifacts"
-    found = evaluation.validate(folder, samples.x, samples.y, samples.logits, progress=job.progress)
+    found = evaluation.validate(folder, samples.x, samples.y, samples.logits, strict=job.strict, progress=job.progress)
     models = {name: folder / f"{name}.onnx" for name in BASELINES}
     models |= {each.artifact: folder / each.artifact for each in found.measurements if each.optimised}
     latency = evaluation.measure_latency(models, samples.x) if found.ok else []

@@ -1,0 +1,103 @@
+"""Generated C: a folder with a program that computes the network from its connections.
+
+``program.json`` says what the program is called and which tensors it takes and gives; everything else is for a C
+compiler (docs/c_format.md). The format goes one way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
+from relief_export.formats.artifact import Artifact, File, Options, Tolerance
+from relief_export.records import atomic_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx_ir as ir
+
+PROGRAM, VERSION = "program.json", 1
+TOLERANCE = Tolerance(relative_error=1e-5, accuracy_drop=0.0)
+"""Sums in another order than the reference's, and nothing else."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """What program.json says.
+
+    Attributes:
+        name: Of the program: its files are NAME.h and NAME.c. version: Of this file.
+        input, output: Names of the ONNX values. input_shape, output_shape: For one sample, with a first axis of 1.
+        arena_bytes: Memory that the caller lends.
+        steps: One row a linear step: name, kernel that serves it, connections, multiply-adds.
+    """
+
+    version: int
+    name: str
+    input: str
+    input_shape: list[int]
+    output: str
+    output_shape: list[int]
+    arena_bytes: int
+    steps: list[dict[str, Any]]
+
+
+def write(model: ir.Model, path: Path, options: Options) -> Artifact:
+    """Write the folder ``path``; a folder there is replaced only if it is one of ours.
+
+    Raises:
+        InputError: ``path`` is something else that this writer must not replace, or the program's name is none.
+        UnsupportedModelError: The generator has no code for a node of the model, or for its inputs and outputs.
+    """
+    from relief_export.cgen.emit import generate  # noqa: PLC0415  # only this format needs the generator
+
+    if path.exists() and not is_program(path) and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{path} exists and is no folder of generated C: give a new folder, this one is left alone")
+    files, plan, program = generate(model, options.program, dims=options.dimensions)
+    facts = Program(
+        VERSION, options.program, plan.input_name, list(plan.input_shape), plan.output_name, list(plan.output_shape),
+        program.arena_bytes, list(program.choices),
+    )  # fmt: skip
+    with atomic_folder(path) as folder:
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        write_json(folder / PROGRAM, asdict(facts))
+    names = (PROGRAM, *files)
+    described = options.to_dict() | {"program": options.program}
+    return Artifact(path.name, "c", tuple(File.of(path.parent, path / name) for name in names), TOLERANCE, described)
+
+
+def is_program(path: Path) -> bool:
+    """Return True if ``path`` is a folder of generated C."""
+    return path.is_dir() and (path / PROGRAM).is_file()
+
+
+def about(path: Path) -> Program:
+    """Read what a folder of generated C says of itself.
+
+    Raises:
+        IntegrityError: program.json is damaged.
+    """
+    data = read_json(path / PROGRAM)
+    kinds = {
+        "version": int, "name": str, "input": str, "input_shape": list, "output": str, "output_shape": list,
+        "arena_bytes": int, "steps": list,
+    }  # fmt: skip
+    sound = set(data) == set(kinds) and all(type(data[key]) is kind for key, kind in kinds.items())
+    sizes = [*data["input_shape"], *data["output_shape"]] if sound else []
+    if not sound or not data["name"].isidentifier() or not all(type(n) is int and n > 0 for n in sizes):
+        raise IntegrityError(f"{path / PROGRAM} is malformed: export again")
+    if data["version"] != VERSION:
+        raise IntegrityError(f"{path / PROGRAM} has version {data['version']}, this program reads {VERSION}")
+    return Program(**data)
+
+
+def refuse(path: Path) -> NoReturn:
+    """Refuse to read a network back from its program.
+
+    Raises:
+        UnsupportedModelError: Always.
+    """
+    raise UnsupportedModelError(f"{path} is generated C, which goes one way: use the .onnx it came from")
