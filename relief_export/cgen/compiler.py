@@ -77,12 +77,18 @@ class Library:
         path: The shared library. name: The network's. sizes: Floats of input and output. arena: Bytes.
         own: A folder that goes when the library does. Its file must stay as long: the loader tells libraries apart by
             the numbers of their files, and a new file may get the number of one that is gone.
+
+    Raises:
+        IntegrityError: It is no library, or lacks the function.
     """
 
     def __init__(self, path: Path, name: str, sizes: tuple[int, int], arena: int, own: Path | None = None) -> None:
         if own is not None:
             weakref.finalize(self, shutil.rmtree, own, ignore_errors=True)
-        self._function = getattr(ctypes.CDLL(str(path.resolve())), f"{name}_run")
+        try:
+            self._function = getattr(ctypes.CDLL(str(path.resolve())), f"{name}_run")
+        except (OSError, AttributeError) as error:
+            raise IntegrityError(f"the program {name} has no function {name}_run ({error}): export again") from None
         self._function.restype = None
         self._function.argtypes = [ctypes.c_void_p] * 3
         self.sizes = sizes

@@ -338,3 +338,29 @@ def test_accuracy_cannot_be_promised_of_maps(samples, weights, tmp_path):
     found = validate(tmp_path, samples[0], None, reference)
     assert {failure.code for failure in found.failures} == {"predictions"}
     assert "outputs are no scores of classes" in found.failures[0].message
+
+
+def test_without_a_compiler_c_is_not_proven(export, samples, monkeypatch):
+    folder = export("dense", "c")
+    monkeypatch.setattr("relief_export.cgen.session.find_compiler", lambda: None)
+    found = validate(folder, *samples)
+    assert found.ok
+    assert [m.format for m in found.measurements] == ["dense", "dense"]
+    assert [check.message for check in found.checks if check.quantity == "compiled"] == ["c: not proven: no C compiler"]
+    strict = validate(folder, *samples, strict=True)
+    assert [(failure.file, failure.code) for failure in strict.failures] == [("c", "compiled")]
+
+
+def test_a_changed_number_in_the_c_source_is_found(export, samples, refresh):
+    folder = export("c")
+    path = folder / "c" / "net.c"
+    text = path.read_text()
+    table = text.index("static const float weight_")
+    place = text.index("{", table) + 1
+    path.write_text(text[:place] + " 1000.0f, " + text[text.index(",", place) + 1 :])
+    assert {failure.code for failure in validate(folder, *samples).failures} == {"sha256"}
+    refresh(folder)
+    assert "relative_error" in {failure.code for failure in validate(folder, *samples).failures}
+    path.write_text(text.replace("void net_run", "void net_ran"))
+    refresh(folder)
+    assert {failure.code for failure in validate(folder, *samples).failures} == {"loads"}
