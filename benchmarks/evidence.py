@@ -4,6 +4,10 @@
 the last whole epoch. Every finished run leaves its record in benchmarks/results/runs/, from which docs/results.md is
 rendered; build/evidence.log has one line a run, rewritten every few seconds, and ``--status`` prints it.
 
+A run may be a *baseline*: a score's name (magnitude, magnitude-global, random) behind a recipe runs it again with that
+score in place of relief's, from the same dense network, to the same shares of connections in the same rounds with the
+same retraining. What relief itself is worth is the difference.
+
 ``--minutes N`` fits the list into N minutes. A run that would go beyond them ends with the rounds of pruning that it
 has (its record's command says how many), because an unfinished run proves nothing; one without a finished round waits
 for the next call.
@@ -13,7 +17,9 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import itertools
 import json
+import shutil
 import sys
 import time
 from contextlib import contextmanager
@@ -26,7 +32,7 @@ from benchmarks.runs import RUNS, summary
 from relief_export import stages
 from relief_export.errors import InputError, ReliefError
 from relief_export.recipe import load_recipe, parse_overrides
-from relief_export.records import read_json, write_bytes, write_json
+from relief_export.records import RECORDS, read_json, write_bytes, write_json
 from relief_export.report.facts import read_run
 from relief_export.report.text import format_percent, format_seconds
 
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
 
 LIST = ROOT / "pipelines" / "evidence.txt"
 LOG = "evidence.log"
+BASELINES = ("magnitude", "magnitude-global", "random")
 _EVERY = 5.0
 """Seconds between two writings of the log."""
 _CLOSING = 0.15
@@ -49,10 +56,11 @@ class _TimeUpError(Exception):
 
 @dataclass(frozen=True)
 class Entry:
-    """One run of the list: a resolved recipe and the build folder it goes to."""
+    """One run of the list: a resolved recipe and its build folder; of a baseline, relief's own folder, too."""
 
     recipe: Recipe
     folder: Path
+    relief: Path | None = None
 
     @property
     def epochs(self) -> int:
@@ -63,12 +71,33 @@ class Entry:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """The finished rounds of pruning, the dense network first."""
-        history = self.folder / "relieved" / "history.jsonl"
-        return [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+        return _rows(self.folder)
+
+    def resolved(self) -> Recipe:
+        """Return the recipe; of a baseline with the shares that relief kept, and its dense network in place.
+
+        Raises:
+            InputError: The run of relief that it is compared with is not finished.
+        """
+        if self.relief is None:
+            return self.recipe
+        if not (self.relief / RECORDS["relieve"]).exists():
+            raise InputError(f"the run {self.relief.name}, whose shares are kept here, is not finished")
+        shares = [row["kept"] / row["dense"] for row in _rows(self.relief)]
+        falling = [share for before, share in itertools.pairwise(shares) if share < before]
+        if not (self.folder / "dense").exists():
+            shutil.copytree(self.relief / "dense", self.folder / "dense")
+        relief = replace(self.recipe.relief, keep=tuple(falling), iterations=len(falling))
+        return replace(self.recipe, relief=relief)
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    history = folder / "relieved" / "history.jsonl"
+    return [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
 
 
 def read_list(path: Path, build: Path, settings: dict[str, str]) -> list[Entry]:
-    """Read lines of ``RECIPE[@VARIANT] [SEED]``; what follows a # is a comment.
+    """Read lines of ``RECIPE[@VARIANT] [SEED] [SCORE]``; what follows a # is a comment.
 
     Raises:
         InputError: A line is malformed, or names no recipe; the sentence has its number.
@@ -79,17 +108,28 @@ def read_list(path: Path, build: Path, settings: dict[str, str]) -> list[Entry]:
         raise InputError(f"the list {path} cannot be read: {error.strerror}") from None
     entries = []
     for number, line in enumerate(lines, 1):
-        words = line.partition("#")[0].split()
-        if not words:
+        if not (words := line.partition("#")[0].split()):
             continue
-        if len(words) > 2 or not all(word.isdecimal() for word in words[1:]):
-            raise InputError(f'{path}, line {number}: "{line}" is not RECIPE[@VARIANT] [SEED]')
+        recipe_name, *rest = words
+        seed = rest.pop(0) if rest and rest[0].isdecimal() else "0"
+        score = rest.pop(0) if rest and rest[0] in BASELINES else None
+        if rest:
+            raise InputError(
+                f'{path}, line {number}: "{line}" is not RECIPE[@VARIANT] [SEED] [SCORE], a score being '
+                f"{', '.join(BASELINES)}"
+            )
         try:
-            recipe = load_recipe(words[0], settings | ({"seed": words[1]} if words[1:] else {}))
+            recipe = load_recipe(recipe_name, settings | {"seed": seed})
         except InputError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
-        name = words[0] + (f"-seed{recipe.seed}" if recipe.seed else "")
-        entries.append(Entry(recipe, build / name))
+        folder = build / (recipe_name + (f"-seed{recipe.seed}" if recipe.seed else ""))
+        if score is None:
+            entries.append(Entry(recipe, folder))
+        else:
+            # The shares are known once relief has run; until then one stands in for them.
+            relief = replace(recipe.relief, score=score, keep=tuple(0.9**k for k in range(recipe.relief.iterations)))
+            plain = replace(recipe, relief=relief, quantise=None)
+            entries.append(Entry(plain, folder.with_name(f"{folder.name}-{score}"), folder))
     return entries
 
 
@@ -128,6 +168,7 @@ class Queue:
 
     def _finish(self, entry: Entry) -> bool:
         started = time.monotonic()
+        entry = replace(entry, recipe=entry.resolved())
         try:
             passed = stages.run(entry.recipe, entry.folder, progress=self._watch(entry))
         except _TimeUpError:

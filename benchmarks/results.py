@@ -1,12 +1,13 @@
-"""Render docs/results.md from the records of runs and benchmarks: ``python -m benchmarks.results``.
+"""Render docs/results.md and a page for each run from the records: ``python -m benchmarks.results``.
 
-No number on that page is typed: runs come from benchmarks/results/runs/*.json, benchmarks from the files beside it.
+No number on these pages is typed: runs come from benchmarks/results/runs/*.json, benchmarks from the files beside it.
 A section whose records are absent is left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import shlex
@@ -33,16 +34,17 @@ from relief_export.report.text import (
 
 Table = dict[str, Any]
 
-PAGE = ROOT / "docs" / "results.md"
+DOCS = ROOT / "docs"
 PUBLISHED = Path(__file__).with_name("published.json")
-"""What others report, by data/network: accuracies are fractions, ``fewer`` is dense over kept connections."""
+"""What others report, by data/network: accuracies are fractions, ``fewer`` is dense over kept connections, ``bytes`` of
+the weights as they store them; null where a publication does not say."""
 EXPORTED = "exported, in ONNX Runtime"
 _HOW_FAR = re.compile(r"(seed|relief\.iterations|relief\.patience)=")
 """Settings in which runs of one group may differ."""
 
 
-def render(results: Path = RESULTS) -> str:
-    """Return the page as Markdown.
+def render(results: Path = RESULTS) -> dict[str, str]:
+    """Return the pages as Markdown, by their paths in docs/: one screen of everything, and a page for each run.
 
     Raises:
         IntegrityError: A record is damaged, or lacks what its section needs; the message names it.
@@ -64,21 +66,71 @@ def render(results: Path = RESULTS) -> str:
         "duration": format_seconds,
     }
     environment.globals |= {"ratio": format_ratio, "points": format_points, "cell": cell, "smallest": smallest}
+    environment.globals |= {"EXPORTED": EXPORTED, "page_name": page_name}
+
+    def page(template: str, **context: Any) -> str:  # noqa: ANN401  whatever the template shows
+        text = environment.get_template(template).render(**context)
+        return "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n"
+
     try:
         seeds = [group for group in map(seed_group, _alike(runs)) if len(set(group["numbers"])) > 1]
-        page = environment.get_template("results.md.j2").render(
-            runs=runs,
-            seeds=seeds,
-            others=beside(runs),
-            benchmarks=tables,
-            EXPORTED=EXPORTED,
-            machines=machines(runs, tables),
-        )
+        # A baseline is no result of its own: it stands beside the run that it is compared with.
+        ours = [run for run in runs if _score(run) == "activity"]
+        pages = {
+            "results.md": page(
+                "results.md.j2",
+                runs=ours,
+                seeds=seeds,
+                scores=scores(runs),
+                others=beside(ours),
+                machines=machines(runs, tables),
+            )
+        }
+        for run in runs:
+            group = next((group for group in seeds if run["name"] in group["names"]), None)
+            pages[f"results/{page_name(run)}"] = page("results_run.md.j2", run=run, group=group)
+        if tables:
+            pages["results/benchmarks.md"] = page("results_benchmarks.md.j2", benchmarks=tables)
     except (jinja2.UndefinedError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
             f"a record under {results} lacks what docs/results.md shows ({error}): make it again"
         ) from None
-    return "\n".join(line.rstrip() for line in page.strip().splitlines()) + "\n"
+    return pages
+
+
+def page_name(run: Table) -> str:
+    """Return the file name of a run's page: that of its record, whose @ would end a link in some readers."""
+    return f"{run['name'].replace('@', '-')}.md"
+
+
+def _score(run: Table) -> str:
+    """Return what a run pruned by; records of earlier versions do not say it."""
+    return str(run.get("score", "activity"))
+
+
+def scores(runs: list[Table]) -> list[Table]:
+    """Group each run of relief with its baselines: the runs with its name, a dash and their score behind it.
+
+    Returns:
+        For each group its name, its runs with relief's first, and for each round the share that relief kept and the
+        test accuracy of each run; None where a run has no such round.
+    """
+    groups = []
+    for own in runs:
+        named = {f"{own['name']}-{_score(run)}": run for run in runs}
+        baselines = [run for name, run in sorted(named.items()) if run["name"] == name]
+        if _score(own) != "activity" or not baselines:
+            continue
+        together = [own, *baselines]
+        rounds = [
+            {"kept": rows[0]["kept"] / rows[0]["dense"], "test": [row and row["test_accuracy"] for row in rows]}
+            for rows in itertools.zip_longest(*(run["history"] for run in together))
+            if rows[0] is not None
+        ]
+        groups.append(
+            {"name": own["name"], "runs": [run | {"score": _score(run)} for run in together], "rounds": rounds}
+        )
+    return groups
 
 
 def _alike(runs: list[Table]) -> list[list[Table]]:
@@ -109,7 +161,8 @@ def seed_group(runs: list[Table]) -> Table:
         for rows in zip(*(run["history"] for run in runs), strict=False)  # as far as all of them went
     ]
     spread = {name: _spread(values) for name, values in columns.items()}
-    return {"recipe": runs[0]["recipe"], "numbers": [run["seed"] for run in runs], "rounds": rounds} | spread
+    about = {"recipe": runs[0]["recipe"], "numbers": [run["seed"] for run in runs], "rounds": rounds}
+    return about | {"names": [run["name"] for run in runs]} | spread
 
 
 def _spread(values: list[float]) -> tuple[float, float, float] | None:
@@ -127,9 +180,9 @@ def beside(runs: list[Table]) -> list[Table]:
     ]
 
 
-def smallest(run: Table, *, exact: bool) -> Table:
-    """Return the smallest file of a run that passed and that ONNX Runtime loads, exact or rounded."""
-    files = [file for file in run["files"] if file["ok"] and file["loads"] and file["exact"] == exact]
+def smallest(run: Table, *, exact: bool = False) -> Table:
+    """Return the smallest file of a run that passed and that ONNX Runtime loads: of all, or of the exact ones."""
+    files = [file for file in run["files"] if file["ok"] and file["loads"] and (file["exact"] or not exact)]
     return min(files, key=lambda file: file["bytes"], default={})
 
 
@@ -152,13 +205,18 @@ def cell(row: Table, column: Table) -> str:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the pages, and remove those of runs that have no record any more."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.results", description="Render docs/results.md.")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the records (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=PAGE, help="page to write (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=DOCS, help="folder of the pages (default: %(default)s)")
     options = parser.parse_args()
-    write_bytes(options.out, render(options.results).encode())
-    print(options.out)
+    pages = render(options.results)
+    for path in (options.out / "results").glob("*.md"):
+        if f"results/{path.name}" not in pages:
+            path.unlink()
+    for name, text in pages.items():
+        write_bytes(options.out / name, text.encode())
+        print(options.out / name)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def summary(run: Run) -> dict[str, Any]:
         "name": run.folder.resolve().name,
         "recipe": run.recipe["name"],
         "seed": run.recipe["seed"],
+        "score": run.recipe["relief"].get("score", "activity"),
         "description": run.recipe["description"],
         "command": command(run.recipe),
         "verdict": " ".join(verdict(run)),

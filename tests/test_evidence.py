@@ -78,6 +78,24 @@ def test_a_queue_stopped_in_training_and_in_relief_goes_on_and_keeps_a_record_of
         assert call()[::2] == (2, f"a queue is running in {tmp_path / 'build'} already: see it with --status\n")
 
 
+def test_a_baseline_keeps_what_relief_kept_from_the_same_dense_network(call, tmp_path):
+    (tmp_path / "list.txt").write_text(
+        "digits-lenet300\ndigits-lenet300 magnitude-global\ndigits-lenet300@sgd random\n"
+    )
+    code, printed, errors = call("digits-lenet300", "digits-lenet300-magnitude-global", "digits-lenet300@sgd-random")
+    assert code == 1, errors  # of the last one relief has not run
+    assert "failed: the run digits-lenet300@sgd, whose shares are kept here, is not finished" in printed
+    relief, baseline = (
+        read_json(tmp_path / "runs" / f"digits-lenet300{name}.json") for name in ("", "-magnitude-global")
+    )
+    assert (relief["score"], baseline["score"]) == ("activity", "magnitude-global")
+    assert baseline["accuracy"]["dense"] == relief["accuracy"]["dense"]
+    assert len(baseline["history"]) == len(relief["history"]) == 3
+    for ours, theirs in zip(relief["history"][1:], baseline["history"][1:], strict=True):
+        assert 0.8 * ours["kept"] < theirs["kept"] <= ours["kept"]
+    assert relief["layers"] != baseline["layers"]
+
+
 def test_limited_time_ends_a_run_with_the_rounds_it_has_or_leaves_it_for_the_next_call(call, tmp_path, monkeypatch):
     assert call("--minutes", "0")[0] == 1
     assert not (tmp_path / "runs").exists()
@@ -102,7 +120,11 @@ def test_limited_time_ends_a_run_with_the_rounds_it_has_or_leaves_it_for_the_nex
 @pytest.mark.parametrize(
     ("content", "arguments", "message"),
     [
-        ("digits-lenet300 x", (), r'list\.txt, line 1: "digits-lenet300 x" is not RECIPE\[@VARIANT\] \[SEED\]'),
+        (
+            "digits-lenet300 x",
+            (),
+            r'list\.txt, line 1: "digits-lenet300 x" is not RECIPE\[@VARIANT\] \[SEED\] \[SCORE\]',
+        ),
         ("\ndigits-lenet9", (), r"list\.txt, line 2: there is no recipe"),
         ("digits-lenet300", ("digits",), r'list\.txt has no run "digits"'),
         ("", ("--status",), r"evidence\.log does not exist: no queue was started here"),

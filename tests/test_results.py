@@ -32,14 +32,21 @@ def kept(module, demo, tmp_path):
     return tmp_path, found
 
 
-def test_the_committed_page_is_what_the_records_say(module):
-    page = (ROOT / "docs" / "results.md").read_text()
-    assert page == module("results").render()
-    assert_tables_are_whole(page)
+def test_the_committed_pages_are_what_the_records_say(module):
+    pages = module("results").render()
+    docs = ROOT / "docs"
+    there = {path.relative_to(docs).as_posix(): path.read_text() for path in (docs / "results").glob("*.md")}
+    assert there | {"results.md": (docs / "results.md").read_text()} == pages
+    for name, page in pages.items():
+        assert_tables_are_whole(page)
+        for link in re.findall(r"\]\((?!http)([^)#]+)", page):
+            assert (docs / name).parent.joinpath(link).is_file(), (name, link)
 
 
 def test_without_records_no_section_is_left(module, tmp_path):
-    page = module("results").render(tmp_path)
+    pages = module("results").render(tmp_path)
+    assert list(pages) == ["results.md"]
+    page = pages["results.md"]
     assert page.startswith("# Results\n")
     assert "## " not in page
     assert not re.search(r"\d+\.\d+ %|×", page)
@@ -47,11 +54,22 @@ def test_without_records_no_section_is_left(module, tmp_path):
 
 def test_a_run_is_shown_with_the_figures_of_its_records(module, kept, demo):
     folder, found = kept
-    page = module("results").render(folder)
+    pages = module("results").render(folder)
+    assert f"[{demo.folder.name}](results/{demo.folder.name}.md)" in pages["results.md"]
+    page = pages[f"results/{demo.folder.name}.md"]
     relieved = json.loads((demo.folder / "relieved" / "record.json").read_text())["outcome"]
     dense, left = relieved["connections"]["dense"], relieved["connections"]["kept"]
-    assert f"({left:,} of {dense:,})" in page
-    assert f"{100 * relieved['test']:.2f} %" in page
+    share, fewer = f"{100 * left / dense:.2f} %", f"{dense / left:.3g}×"
+    assert f"| {100 * relieved['test']:.2f} % |" in pages["results.md"]
+    assert f"| {share} | {fewer} |" in pages["results.md"]
+    layers = [row.split(" | ") for row in page.partition("| layer |")[2].splitlines()[2:]]
+    assert (
+        sum(int(row[1].replace(",", "")) for row in layers),
+        sum(int(row[2].replace(",", "")) for row in layers),
+    ) == (
+        left,
+        dense,
+    )
     for entry in json.loads((demo.folder / "artifacts" / "manifest.json").read_text())["artifacts"]:
         size = sum(file["bytes"] for file in entry["files"])
         assert f"| {entry['name']} | {size:,} | " in page
@@ -76,12 +94,30 @@ def test_several_seeds_of_a_recipe_are_summarised(module, kept):
         other["history"][0]["test_accuracy"] = accuracy
         (folder / "runs" / f"demo-{seed}.json").write_text(json.dumps(other))
     first = found["accuracy"]["dense"]["test"]
-    page = module("results").render(folder)
+    pages = module("results").render(folder)
+    page = pages["results.md"]
     mean = f"{100 * (first + 0.5 + 0.75) / 3:.2f} % (50.00 % to {100 * max(first, 0.75):.2f} %)"
     assert f"| digits-lenet5 | 0, 1, 2 | {mean} |" in page  # the run with another learning rate stands alone
     started = found["history"][0]["test_accuracy"]
     mean = f"{100 * (started + 0.5 + 0.75) / 3:.2f} % (50.00 % to {100 * max(started, 0.75):.2f} %)"
-    assert f"| 0 | 100.00 % (100.00 % to 100.00 %) | {mean} | – |" in page
+    for name in ("demo", "demo-1", "demo-2"):
+        assert f"| 0 | 100.00 % (100.00 % to 100.00 %) | {mean} | – |" in pages[f"results/{name}.md"]
+    assert "Over seeds" not in pages["results/demo-3.md"]
+
+
+def test_baselines_stand_beside_the_run_whose_shares_they_kept(module, kept):
+    folder, found = kept
+    for score, accuracy in (("random", 0.25), ("magnitude-global", 0.75)):
+        other = json.loads(json.dumps(found)) | {"name": f"{found['name']}-{score}", "score": score}
+        other["history"][1]["test_accuracy"] = accuracy
+        (folder / "runs" / f"{score}.json").write_text(json.dumps(other))
+    pages = module("results").render(folder)
+    name, row = found["name"], found["history"][1]
+    assert f"| {name}: connections kept | activity | magnitude-global | random |" in pages["results.md"]
+    share, own = (f"{100 * value:.2f} %" for value in (row["kept"] / row["dense"], row["test_accuracy"]))
+    assert f"| {share} | {own} | 75.00 % | 25.00 % |" in pages["results.md"]
+    assert f"[{name}-random]" not in pages["results.md"]  # it is no result of its own, but it has a page
+    assert f"results/{name}-random.md" in pages
 
 
 def test_runs_are_alike_but_for_the_seed_and_how_far_they_went(module):
@@ -100,14 +136,16 @@ def test_runs_are_alike_but_for_the_seed_and_how_far_they_went(module):
 
 def test_published_figures_stand_beside_the_runs_of_their_network(module, kept):
     folder, found = kept
-    assert "Beside other methods" not in module("results").render(folder)  # nobody's figures for the digits
+    assert (
+        "Beside other methods" not in module("results").render(folder)["results.md"]
+    )  # nobody's figures for the digits
     name = "mine-mnist-lenet5@tuned"
     other = json.loads(json.dumps(found)) | {"name": name, "recipe": "mnist-lenet5@tuned"}
     (folder / "runs" / "other.json").write_text(json.dumps(other))
-    section = module("results").render(folder).partition("### Beside other methods")[2].partition("###")[0]
+    section = module("results").render(folder)["results.md"].partition("## Beside other methods")[2]
     relieved, count = found["accuracy"]["relieved"]["test"], found["connections"]
     assert re.search(
-        r"^\| mnist/lenet5 \| sparse variational.* \| 99.25 % \| 0.36 % \| 280× \|$", section, re.MULTILINE
+        r"^\| mnist/lenet5 \| sparse variational.* \| 99.25 % \| 0.36 % \| 280× \| – \|$", section, re.MULTILINE
     )
     (own,) = [line for line in section.splitlines() if "relief" in line]
     assert f"| relief, {name} |" in own
@@ -136,8 +174,8 @@ def test_a_benchmark_is_run_recorded_and_shown(module, tmp_path):
     content = json.loads(benchmark.write(tmp_path).read_text())
     assert content["command"] == "python -m benchmarks toy"
     assert all(set(row["machine"]) == {"cpu", "cores", "system"} for row in content["rows"])
-    page = module("results").render(tmp_path)
-    assert "### Toy\n\nHow long is a piece? Held fixed.\n\n`python -m benchmarks toy`, seeds 4, 5" in page
+    page = module("results").render(tmp_path)["results/benchmarks.md"]
+    assert "## Toy\n\nHow long is a piece? Held fixed.\n\n`python -m benchmarks toy`, seeds 4, 5" in page
     assert "| case | time, ms | size |\n| --- | --- | --- |\n| a\\|b | 12.5 | 12,345 |\n| c | – | 1 |\n" in page
 
 

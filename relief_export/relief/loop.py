@@ -348,7 +348,7 @@ class _Run:
                 middle = (low + high) / 2
                 found = pruned(middle)
                 count = found.count(self.model)
-                if count.kept <= share * count.dense:
+                if count.kept <= share * count.dense + 0.5:  # a share that was computed from a count
                     high, best = middle, found
                 else:
                     low = middle
