@@ -12,19 +12,32 @@ from typing import TYPE_CHECKING
 from relief_export.version import VERSION as __version__  # noqa: N811 - the name every package gives it
 
 if TYPE_CHECKING:
-    from relief_export.api import cost, export, relieve, shrink, validate
+    from relief_export.api import cost, export, prune, relieve, shrink, validate
     from relief_export.recipe import TrainConfig
-    from relief_export.relief.masks import Masks
+    from relief_export.relief.masks import Masks, read_masks
 
-__all__ = ["Masks", "TrainConfig", "__version__", "cost", "export", "relieve", "shrink", "validate"]
+__all__ = [
+    "Masks",
+    "TrainConfig",
+    "__version__",
+    "cost",
+    "export",
+    "prune",
+    "read_masks",
+    "relieve",
+    "shrink",
+    "validate",
+]
 
 _HOMES = {
     "cost": "api",
     "export": "api",
+    "prune": "api",
     "relieve": "api",
     "shrink": "api",
     "validate": "api",
     "Masks": "relief.masks",
+    "read_masks": "relief.masks",
     "TrainConfig": "recipe",
 }
 

@@ -173,7 +173,28 @@ def scripted():
         (lambda: rx.relieve(small(), pair(X), train=3), "train must be a table, not 3"),
         (lambda: rx.relieve(small(), pair(X, tst=(X, Y))), "data has no split 'tst'; did you mean \"test\""),
         (lambda: rx.relieve(small(), {"train": (X, Y)}), "data lacks 'validation': give"),
-        (lambda: rx.relieve(small(), {"train": X, "validation": X}), r"data\['train'\] must be a pair \(x, y\)"),
+        (
+            lambda: rx.relieve(small(), {"train": X, "validation": X}),
+            r"data\['train'\] must be a pair \(x, y\) of inputs",
+        ),
+        (
+            lambda: rx.relieve(small(), pair(X), task="ranking"),
+            "there is no task 'ranking'; known: classification, multi",
+        ),
+        (
+            lambda: rx.relieve(small(), pair(X), task="regression", train={"watch_test": True, "epochs": 1}),
+            "watch_test is",
+        ),
+        (
+            lambda: rx.relieve(small(), pair(X), task="regression"),
+            r"outputs \(64, 3\) float32 and labels \(64,\) .* do not",
+        ),
+        (lambda: rx.relieve(small(), {"train": [(X, Y)], "validation": iter([(X, Y)])}), "gone through only once"),
+        (lambda: rx.relieve(small(), {"train": [X], "validation": [X]}), "a batch has no labels: give tuples"),
+        (
+            lambda: rx.relieve(small(), {"train": [(X, Y)]}, **OWN),
+            "data is a list of batches or a DataLoader, not a dict",
+        ),
         (lambda: rx.relieve(small(), [X]), "or give retrain and evaluate"),
         (lambda: rx.relieve(small(), [X], **OWN | {"evaluate": lambda _: None}), "evaluate returned a NoneType"),
         (lambda: rx.relieve(small().requires_grad_(False), pair(X)), "so there is nothing to retrain: unfreeze it"),
@@ -215,6 +236,133 @@ def test_what_people_have_is_taken_as_it_is(tmp_path):
     found.masks.save(path)
     assert rx.Masks.load(path).same(found.masks)
     assert read_masks(path, model).masks.same(found.masks)
+
+
+class Forked(nn.Module):
+    """Two inputs, two outputs."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(10, 8), nn.Linear(10, 8), nn.Linear(8, 3)
+
+    def forward(self, u, v):
+        hidden = torch.relu(self.a(u) + self.b(v))
+        return {"logits": self.c(hidden), "hidden": hidden}
+
+
+def test_several_inputs_and_outputs_from_relief_to_validation(tmp_path):
+    model, v = Forked(), X.flip(0)
+    loader = torch.utils.data.DataLoader([{"u": u, "v": w, "labels": y} for u, w, y in zip(X, v, Y, strict=True)], 16)
+    data = {"train": loader, "validation": [((X, v), Y)]}
+    dense = model.state_dict()["a.weight"].clone()
+    found = rx.prune(model, data, iterations=1, output="logits", train={"epochs": 2, "lr": 0.01}, tolerance=1.0)
+    assert found.chosen.kept < found.chosen.dense
+    manifest = rx.export(
+        model, (X[:4], v[:4]), tmp_path / "out", masks=found.masks, samples=((X, v), Y), formats=("packed", "int8")
+    )
+    # The network that relief was given is the original, without a copy by the caller.
+    original = onnx.load(tmp_path / "out/original.onnx")
+    (stored,) = (onnx.numpy_helper.to_array(t) for t in original.graph.initializer if t.name == "a.weight")
+    assert np.array_equal(stored, dense.numpy())
+    assert manifest.extra["cost"]["original"]["parameters"]["nonzero"] == found.chosen.dense
+    outputs = model.eval()(X, v)
+    found = rx.validate(tmp_path / "out", (X, v), Y, outputs)
+    exact = [check for check in found.checks if "int8" not in check.artifact]
+    assert all(check.ok for check in exact)
+    assert {check.artifact for check in exact} >= {"model.packed.onnx", "model.packed.onnx, output 'hidden'"}
+    outputs["hidden"] = outputs["hidden"] * 1.01
+    wrong = rx.validate(tmp_path / "out", {"u": X, "v": v}, Y, outputs)
+    assert {c.quantity for c in wrong.checks if not c.ok and "hidden" in c.artifact} == {"relative_error"}
+    stored = np.load(tmp_path / "out/reference.npz")
+    assert set(stored.files) == {"x.u", "x.v", "y", "logits.logits", "logits.hidden"}
+    # A network that was trained since is its own original.
+    with torch.no_grad():
+        model.a.bias.add_(1)
+    again = rx.export(model, (X[:4], v[:4]), tmp_path / "again", output=lambda o: o["logits"], output_names=("scores",))
+    assert (
+        again.extra["cost"]["original"]["parameters"]["nonzero"]
+        < manifest.extra["cost"]["original"]["parameters"]["nonzero"]
+    )
+    assert rx.validate(tmp_path / "again", (X, v)).ok
+
+
+def f1(outputs, labels):
+    chosen, wanted = outputs > 0, labels == 1
+    both = (chosen & wanted).sum()
+    precision, recall = both / chosen.sum(), both / wanted.sum()
+    return 2 * precision * recall / (precision + recall)
+
+
+def iou(outputs, labels):
+    chosen, known = outputs.argmax(1), labels != 255
+    shares = []
+    for one in range(4):
+        mine, theirs = (chosen == one) & known, labels == one
+        if (mine | theirs).any():
+            shares.append((mine & theirs).sum() / (mine | theirs).sum())
+    return torch.stack(shares).mean()
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "metric"),
+    [
+        (
+            "regression",
+            (X.sum(1, keepdim=True) / 3).double(),
+            lambda o, y: 1 - ((o - y) ** 2).sum() / ((y - y.mean()) ** 2).sum(),
+        ),
+        ("multilabel", (X[:, :2] > 0).long(), f1),
+        ("segmentation", ((X.cumsum(1) > 0).long() + (X > 1).long()).view(64, 10, 1), iou),
+    ],
+)
+def test_other_tasks_are_retrained_and_measured(task, labels, metric):
+    torch.manual_seed(0)
+    maps = task == "segmentation"
+    x = X.view(64, 1, 10, 1) if maps else X
+    model = (
+        nn.Sequential(nn.Conv2d(1, 4, (3, 1), padding=(1, 0)), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        if maps
+        else nn.Sequential(nn.Linear(10, 16), nn.ReLU(), nn.Linear(16, labels.shape[1]))
+    )
+    if maps:
+        labels = labels.clone()
+        labels[:3] = 255  # not labelled
+    data = {"train": (x, labels), "validation": (x, labels)}
+    found = rx.relieve(
+        model, data, task=task, iterations=1, train={"epochs": 8, "lr": 0.02, "batch": 16}, tolerance=1.0
+    )
+    assert found.history[1].accuracy > found.history[1].accuracy_before
+    with torch.no_grad():
+        assert found.chosen.accuracy == pytest.approx(float(metric(model.eval()(x), labels)), rel=1e-4)
+
+
+def test_a_loss_and_a_metric_of_ones_own():
+    model = small()
+    batches = [{"row": X[i : i + 16], "y": Y[i : i + 16]} for i in range(0, 64, 16)]
+    found = rx.relieve(
+        model,
+        {"train": batches, "validation": batches},
+        iterations=1,
+        train=rx.TrainConfig(epochs=1),
+        tolerance=1.0,
+        forward=lambda network, batch: network(batch["row"]),
+        loss=nn.functional.multi_margin_loss,
+        metric=lambda outputs, labels: -nn.functional.cross_entropy(outputs, labels),
+    )
+    with torch.no_grad():
+        expected = -nn.functional.cross_entropy(model.eval()(X), Y)
+    assert found.chosen.accuracy == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_normalised_weights_are_folded_and_progress_draws_bars(capfd):
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(10, 16)), nn.ReLU(), nn.Linear(16, 3))
+    found = rx.relieve(model, [(X, Y)], **OWN, iterations=1, progress=True)
+    assert set(model.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
+    assert found.chosen.layers["0"]["kept"] < found.chosen.layers["0"]["dense"]
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert "relief" in err
 
 
 def test_the_reference_is_computed_in_batches(tmp_path):
@@ -276,14 +424,7 @@ def test_a_network_of_tokens_is_exported_and_validated(tmp_path):
         rx.validate(tmp_path / "out", tokens.float().numpy())
 
 
-class Pair(nn.Module):
-    def forward(self, x):
-        return x.flatten(1), x
-
-
 def test_what_cannot_be_shipped_is_refused_before_anything_is_written(model, digits, tmp_path):
-    with pytest.raises(InputError, match="Pair gives a tuple: wrap it"):
-        rx.export(Pair(), digits[0][:4], tmp_path / "out")
     with pytest.raises(InputError, match="calibration is for int8 and packed-int8"):
         rx.export(model, digits[0][:4], tmp_path / "out", calibration=digits[0][:4])
     with pytest.raises(UnsupportedModelError, match="are all connections masked"):
@@ -318,5 +459,7 @@ def test_a_network_that_gives_maps_is_exported_and_proven(tmp_path):
     assert {m.agreement.agreement for m in found.measurements} == {None}
     moved = np.asarray(network(x).detach()) * 1.001
     assert not rx.validate(tmp_path / "artifacts", x.numpy(), logits=moved).ok
-    with pytest.raises(InputError, match="example_input is one batch, a tensor, not a tuple"):
+    with pytest.raises(
+        InputError, match=r"Sequential fails on inputs \(\(16, 1, 8, 8\) float32, .*positional arguments"
+    ):
         rx.export(network, (x, x), tmp_path / "other")

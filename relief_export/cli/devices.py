@@ -69,8 +69,9 @@ def run_on(
     from relief_export.formats import Tolerance
 
     arrays = evaluation.load_arrays(data)
-    x = arrays.x[:samples]
-    y, logits = (None if array is None else array[:samples] for array in (arrays.y, arrays.logits))
+    x = arrays.one_input[:samples]
+    y = None if arrays.y is None else arrays.y[:samples]
+    logits = None if arrays.logits is None else evaluation.part(arrays.logits, 0, samples)
     if reference is not None:
         (logits,) = evaluation.open_session(reference, threads=1).run(x)
     done = verdicts.run_on(

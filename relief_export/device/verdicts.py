@@ -179,7 +179,8 @@ def run_on(
         MissingToolError: The compiler or the emulator is not installed.
         UnsupportedModelError: There is no emulator of that core.
     """
-    x = data.x.astype(np.float32) if data.x.dtype.kind == "f" else data.x
+    given = data.one_input
+    x = given.astype(np.float32) if given.dtype.kind == "f" else given
     found = emulate(folder, target, x, optimise=optimise, defines=defines)
     agreement, equal = None, None
     checks: tuple[Check, ...] = ()

@@ -4,7 +4,7 @@ from relief_export.device.targets import TARGETS, Target
 from relief_export.evaluation.budget import Audit, Budget, FileSize, Growth, arena_figures, audit
 from relief_export.evaluation.compare import Comparison, compare
 from relief_export.evaluation.latency import Latency, measure_latency
-from relief_export.evaluation.samples import Arrays, load_arrays
+from relief_export.evaluation.samples import Arrays, ByName, load_arrays, named, part
 from relief_export.evaluation.sessions import Session, open_session
 from relief_export.evaluation.validation import Validation, validate
 
@@ -13,6 +13,7 @@ __all__ = [
     "Arrays",
     "Audit",
     "Budget",
+    "ByName",
     "Comparison",
     "FileSize",
     "Growth",
@@ -25,6 +26,8 @@ __all__ = [
     "compare",
     "load_arrays",
     "measure_latency",
+    "named",
     "open_session",
+    "part",
     "validate",
 ]

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from relief_export.errors import Failure, InputError
-from relief_export.evaluation.samples import check_labels
+from relief_export.evaluation.samples import check_labels, size
 from relief_export.evaluation.sessions import open_session
 from relief_export.formats import Tolerance
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+    from relief_export.evaluation.samples import ByName
     from relief_export.evaluation.sessions import Progress
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -226,7 +227,7 @@ class Comparison:
 def compare(
     a: Path,
     b: Path,
-    x: Array,
+    x: ByName,
     *,
     y: Array | None = None,
     tolerance: float | Tolerance,
@@ -237,7 +238,7 @@ def compare(
     Args:
         a: The reference; an ``.onnx`` or ``.ort`` file, or a folder of SciPy matrices.
         b: The other one.
-        x: Samples ``(N, ...)`` of both models' one input.
+        x: Samples ``(N, ...)`` of both models' inputs.
         y: Labels ``(N,)`` for the accuracies of the first output.
         tolerance: What ``b`` may differ by. A number bounds the relative error and asks for equal predictions;
             ``Tolerance(None, 0.01)`` lets the accuracy fall by one point and any output differ.
@@ -245,7 +246,7 @@ def compare(
 
     Raises:
         InputError: The samples or labels do not fit, or the models have different outputs.
-        UnsupportedModelError: A model has several inputs, no batch axis, or an operator the runtime does not know.
+        UnsupportedModelError: A model has no batch axis, or an operator the runtime does not know.
     """
     limits = tolerance if isinstance(tolerance, Tolerance) else Tolerance(tolerance, 0.0)
     found: dict[str, Agreement] = {}
@@ -261,8 +262,8 @@ def compare(
         for index, (name, (expected, got)) in enumerate(zip(names, pairs, strict=True)):
             labels = y if index == 0 else None
             if labels is not None:
-                check_labels(labels, len(x), classes(expected.shape))
+                check_labels(labels, size(x), classes(expected.shape))
             found[name] = measure(got, expected, labels)
             where = b.name if len(names) == 1 else f"{b.name}, output {name!r}"
             checks += judge(found[name], limits, where, optimised=optimised)
-    return Comparison(str(a), str(b), len(x), limits, found, tuple(checks))
+    return Comparison(str(a), str(b), size(x), limits, found, tuple(checks))

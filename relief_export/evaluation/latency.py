@@ -12,11 +12,14 @@ import numpy as np
 
 from relief_export import records
 from relief_export.errors import InputError
+from relief_export.evaluation.samples import part, size
 from relief_export.evaluation.sessions import Session, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from relief_export.evaluation.samples import ByName
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -67,9 +70,9 @@ def measure_latency(
         InputError: Fewer than two repeats, fewer samples than ``batch``, or samples that do not fit a model.
         UnsupportedModelError: A model cannot be run; see ``open_session``.
     """
-    if repeats < 2 or len(x) < batch:
+    if repeats < 2 or size(x) < batch:
         raise InputError(
-            f"{repeats} repeats on {len(x)} samples in batches of {batch}: give at least 2, and a full batch"
+            f"{repeats} repeats on {size(x)} samples in batches of {batch}: give at least 2, and a full batch"
         )
     sessions: dict[str, Session] = {}
     load: dict[str, float] = {}
@@ -77,8 +80,9 @@ def measure_latency(
         started = time.perf_counter()
         sessions[name] = open_session(path, name=name, threads=threads)
         load[name] = time.perf_counter() - started
-    feeds = {name: session.feed(x[:batch]) for name, session in sessions.items()}
-    calls = {name: _calls(sessions[name], x[:batch], warmup) for name in models}
+    x = part(x, 0, batch)
+    feeds = {name: session.feed(x) for name, session in sessions.items()}
+    calls = {name: _calls(sessions[name], x, warmup) for name in models}
     seconds = _interleaved(sessions, feeds, calls, repeats)
     return [
         Latency(
@@ -88,12 +92,12 @@ def measure_latency(
     ]  # fmt: skip
 
 
-def _calls(session: Session, x: Array, warmup: int) -> int:
+def _calls(session: Session, x: ByName, warmup: int) -> int:
     """Warm a session up and return how many calls fill one tick of the clock."""
     for _ in range(warmup):
-        session.run(x, batch=len(x))
+        session.run(x, batch=size(x))
     started = time.perf_counter()
-    session.run(x, batch=len(x))
+    session.run(x, batch=size(x))
     return max(1, math.ceil(_TICK / max(time.perf_counter() - started, 1e-7)))
 
 

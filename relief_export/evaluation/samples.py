@@ -1,7 +1,11 @@
-"""Test sets: arrays x, y and logits, and the check that they fit each other."""
+"""Test sets: arrays x, y and logits, and the check that they fit each other.
+
+Of a model with several inputs the file holds an array ``x.NAME`` for each, of one with several outputs ``logits.NAME``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,15 +18,47 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Array: TypeAlias = np.ndarray[Any, Any]
+ByName: TypeAlias = Array | Mapping[str, Array]
+"""The array ``(N, ...)`` of a model's one input or output, or those of several by their names."""
 
 
 @dataclass(frozen=True)
 class Arrays:
     """Samples ``x: (N, ...)``, labels ``y: (N,)`` and reference logits ``(N, classes)``; the last two may be absent."""
 
-    x: Array
+    x: ByName
     y: Array | None = None
-    logits: Array | None = None
+    logits: ByName | None = None
+
+    @property
+    def one_input(self) -> Array:
+        """The samples of a model's one input.
+
+        Raises:
+            InputError: They are of several.
+        """
+        if isinstance(self.x, Mapping):
+            raise InputError(f"the samples are of {len(self.x)} inputs ({', '.join(self.x)}): give a model of one")
+        return self.x
+
+
+def size(samples: ByName) -> int:
+    """Return the number of samples."""
+    return len(next(iter(samples.values()), ())) if isinstance(samples, Mapping) else len(samples)
+
+
+def part(samples: ByName, start: int, stop: int) -> ByName:
+    """Return the samples from ``start`` to before ``stop``."""
+    if isinstance(samples, Mapping):
+        return {name: array[start:stop] for name, array in samples.items()}
+    return samples[start:stop]
+
+
+def named(what: str, arrays: ByName) -> dict[str, Array]:
+    """Return arrays under the names that they have in a file."""
+    return (
+        {f"{what}.{name}": array for name, array in arrays.items()} if isinstance(arrays, Mapping) else {what: arrays}
+    )
 
 
 def load_arrays(path: Path) -> Arrays:
@@ -43,11 +79,20 @@ def load_arrays(path: Path) -> Arrays:
         why = "another kind of file" if "pickle" in str(error) else " ".join(str(error).split())[:120]
         raise IntegrityError(f"{path} is no readable .npz file ({why}): write it with numpy.savez") from None
     check_listed(path)
-    if "x" not in found:
+    x, logits = (_by_name(found, what) for what in ("x", "logits"))
+    if x is None:
         raise InputError(f"{path} has no array 'x': save the samples under that name")
-    if not found["x"].ndim:
-        raise InputError(f"{path}: array 'x' is a single number: give samples along its first axis")
-    return Arrays(found["x"], found.get("y"), found.get("logits"))
+    for name, array in named("x", x).items():
+        if not array.ndim:
+            raise InputError(f"{path}: array {name!r} is a single number: give samples along its first axis")
+        if len(array) != size(x):
+            raise InputError(f"{path}: array {name!r} holds {len(array)} samples, another one {size(x)}")
+    return Arrays(x, found.get("y"), logits)
+
+
+def _by_name(found: Mapping[str, Array], what: str) -> ByName | None:
+    several = {key.removeprefix(f"{what}."): array for key, array in found.items() if key.startswith(f"{what}.")}
+    return several or found.get(what)
 
 
 def _read(path: Path) -> dict[str, Array]:
@@ -55,7 +100,7 @@ def _read(path: Path) -> dict[str, Array]:
     if not isinstance(loaded, np.lib.npyio.NpzFile):
         raise InputError(f"{path} is a single array: save x and y with numpy.savez")
     with loaded as file:
-        return {key: _array(file, key, path) for key in ("x", "y", "logits") if key in file.files}
+        return {key: _array(file, key, path) for key in file.files if key.partition(".")[0] in {"x", "y", "logits"}}
 
 
 def _array(file: Any, key: str, path: Path) -> Array:  # noqa: ANN401 - NumPy's NpzFile is untyped

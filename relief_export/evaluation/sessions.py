@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,6 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 from relief_export import formats
 from relief_export.cgen.session import ProgramSession
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
+from relief_export.evaluation import samples
 from relief_export.formats import c
 from relief_export.formats.runtime import load, reason
 
@@ -41,7 +43,7 @@ _DTYPES = _FLOATS | {f"tensor({kind})": np.dtype(kind) for kind in ("int8", "int
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model with one input whose first axis is the batch.
+    """A loaded model whose inputs' first axis is the batch.
 
     Attributes:
         name: What error messages call the model.
@@ -56,7 +58,7 @@ class Session:
 
     @property
     def input_shape(self) -> tuple[int | str | None, ...]:
-        """Shape of the input as the model states it; the first axis is the batch."""
+        """Shape of the first input as the model states it; the first axis is the batch."""
         return tuple(self.inner.get_inputs()[0].shape)
 
     @property
@@ -64,13 +66,28 @@ class Session:
         """Names of the outputs."""
         return tuple(output.name for output in self.inner.get_outputs())
 
-    def feed(self, x: Array) -> dict[str, Array]:
-        """Check samples ``(N, ...)`` against the input and name them.
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs."""
+        return tuple(each.name for each in self.inner.get_inputs())
+
+    def feed(self, x: samples.ByName) -> dict[str, Array]:
+        """Check samples ``(N, ...)`` against the inputs and name them.
 
         Raises:
-            InputError: Rank, an axis or the element type does not fit.
+            InputError: An input has no samples, or rank, an axis or the element type does not fit.
         """
-        given = self.inner.get_inputs()[0]
+        given = {each.name: each for each in self.inner.get_inputs()}
+        if not isinstance(x, Mapping):
+            if len(given) != 1:
+                names = ", ".join(given)
+                raise InputError(f"{self.name} has {len(given)} inputs ({names}): give samples of each by its name")
+            x = {next(iter(given)): x}
+        if set(x) != set(given):
+            raise InputError(f"{self.name} has the inputs {', '.join(given)}, the samples are of {', '.join(x)}")
+        return {name: self._fitted(each, x[name]) for name, each in given.items()}
+
+    def _fitted(self, given: Any, x: Array) -> Array:  # noqa: ANN401  the runtime's argument, or a program's
         wanted = _DTYPES.get(given.type)
         fits = len(x.shape) == len(given.shape) and all(
             not isinstance(axis, int) or axis == size for axis, size in zip(given.shape[1:], x.shape[1:], strict=True)
@@ -84,9 +101,9 @@ class Session:
                 f"{self.name}: input {given.name!r} is {given.type} and the samples are {x.dtype}: "
                 "give floating-point samples to a floating-point model, whole numbers to one of whole numbers"
             )
-        return {given.name: np.ascontiguousarray(x, dtype=wanted)}
+        return np.ascontiguousarray(x, dtype=wanted)
 
-    def run(self, x: Array, *, batch: int = BATCH, progress: Progress | None = None) -> tuple[Array, ...]:
+    def run(self, x: samples.ByName, *, batch: int = BATCH, progress: Progress | None = None) -> tuple[Array, ...]:
         """Run samples ``(N, ...)`` batch by batch and return every output ``(N, ...)``.
 
         A model with a fixed batch is run with that many samples at a time.
@@ -95,26 +112,28 @@ class Session:
             InputError: The samples do not fit, or their number is no multiple of a fixed batch.
             UnsupportedModelError: The first axis of an output is not the batch.
         """
-        fixed = self.input_shape[0] if self.input_shape else None
-        size = fixed if isinstance(fixed, int) else batch
-        if not len(x) or not size or (isinstance(fixed, int) and len(x) % fixed):
-            raise InputError(f"{self.name}: {len(x)} samples cannot be run in batches of {size}: give a multiple of it")
+        first = (each.shape[0] for each in self.inner.get_inputs() if each.shape)
+        fixed = next((axis for axis in first if isinstance(axis, int)), None)
+        size, count = batch if fixed is None else fixed, samples.size(x)
+        if not count or not size or (fixed is not None and count % fixed):
+            raise InputError(f"{self.name}: {count} samples cannot be run in batches of {size}: give a multiple of it")
         parts = []
-        for start in range(0, len(x), size):
-            parts.append(self._step(x[start : start + size]))
+        for start in range(0, count, size):
+            parts.append(self._step(samples.part(x, start, start + size)))
             if progress is not None:
-                progress(self.name, min(start + size, len(x)), len(x), "")
+                progress(self.name, min(start + size, count), count, "")
         return tuple(np.concatenate(pieces) for pieces in zip(*parts, strict=True))
 
-    def _step(self, x: Array) -> list[Array]:
+    def _step(self, x: samples.ByName) -> list[Array]:
+        count = samples.size(x)
         try:
             results: list[Array] = self.inner.run(None, self.feed(x))
         except _RUNTIME_ERRORS as error:
             raise UnsupportedModelError(
-                f"{self.name} does not run with {len(x)} samples ({reason(error)}): export it with a batch axis"
+                f"{self.name} does not run with {count} samples ({reason(error)}): export it with a batch axis"
             ) from None
         for output, result in zip(self.outputs, results, strict=True):
-            if not isinstance(result, np.ndarray) or result.shape[:1] != (len(x),):
+            if not isinstance(result, np.ndarray) or result.shape[:1] != (count,):
                 raise UnsupportedModelError(
                     f"{self.name}: output {output!r} has no batch axis in front: export the model with one"
                 )
@@ -135,19 +154,16 @@ def open_session(source: Path | ir.Model, *, name: str = "", optimised: bool = T
         InputError: There is no such file.
         IntegrityError: The file is damaged.
         MissingCompilerError: It is C, and there is no compiler.
-        UnsupportedModelError: It has an operator that the runtime does not know, not exactly one input, or an output
-            that is not of numbers.
+        UnsupportedModelError: It has an operator that the runtime does not know, an input without a batch axis, or an
+            output that is not of numbers.
     """
     name = name or str(source if isinstance(source, Path) else source.graph.name)
     if isinstance(source, Path) and c.is_program(source):
         return Session(name, ProgramSession(source, vectors=optimised), 1, optimised)
     inner = load(_loadable(source), name=name, optimised=optimised, threads=threads, fault=IntegrityError)
     inputs = inner.get_inputs()
-    if len(inputs) != 1:
-        names = ", ".join(repr(value.name) for value in inputs)
-        raise UnsupportedModelError(f"{name} has {len(inputs)} inputs ({names}): only models with one can be compared")
-    if not inputs[0].shape:
-        raise UnsupportedModelError(f"{name}: input {inputs[0].name!r} has no batch axis: export the model with one")
+    if scalar := next((each.name for each in inputs if not each.shape), None):
+        raise UnsupportedModelError(f"{name}: input {scalar!r} has no batch axis: export the model with one")
     for output in inner.get_outputs():
         if not _NUMBERS.fullmatch(output.type):
             raise UnsupportedModelError(f"{name}: output {output.name!r} is {output.type}: give one of numbers")

@@ -6,19 +6,21 @@ Generated C is compiled with the machine's compiler, with its whole instruction 
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from relief_export import formats
 from relief_export.errors import Failure, InputError, IntegrityError, MissingCompilerError
 from relief_export.evaluation.compare import Agreement, Array, Check, classes, failures, judge, measure
-from relief_export.evaluation.samples import check_labels
+from relief_export.evaluation.samples import check_labels, named, size
 from relief_export.evaluation.sessions import open_session
 from relief_export.subjects import artifacts_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from relief_export.evaluation.samples import ByName
     from relief_export.evaluation.sessions import Progress
 
 MASKED = "masked.onnx"
@@ -38,6 +40,9 @@ class Measurement:
     optimised: bool
     seconds: float
     agreement: Agreement
+    """Of the only output, or the first."""
+    others: dict[str, Agreement] = field(default_factory=dict)
+    """Of the others, by name."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,9 @@ class Validation:
 
 def validate(
     folder: Path,
-    x: Array,
+    x: ByName,
     y: Array | None,
-    logits: Array | None,
+    logits: ByName | None,
     *,
     only: str | None = None,
     strict: bool = False,
@@ -85,10 +90,11 @@ def validate(
 
     Args:
         folder: The artifacts' folder, or the build folder that has it.
-        x: Samples ``(N, ...)``, preprocessed as the network's input.
-        y: Labels ``(N,)``; without them no accuracy is checked.
-        logits: The masked PyTorch network's outputs ``(N, ...)``; None takes ``masked.onnx``, run unoptimised,
-            which is compared with the manifest's SHA-256 first; nothing is measured against a file that differs.
+        x: Samples ``(N, ...)``, preprocessed as the network's input; of several inputs those of each by its name.
+        y: Labels ``(N,)`` of the first output; without them no accuracy is checked.
+        logits: The masked PyTorch network's outputs ``(N, ...)``, of several by their names; None takes
+            ``masked.onnx``, run unoptimised, which is compared with the manifest's SHA-256 first; nothing is measured
+            against a file that differs.
         only: Name of the one artifact to check; by default all.
         strict: Generated C that cannot be compiled here fails; otherwise its check says that it is not proven.
         progress: Called for every batch of every session.
@@ -100,7 +106,7 @@ def validate(
     Raises:
         InputError: No manifest, a missing file, or samples, labels and logits that fit neither the model nor each
             other.
-        UnsupportedModelError: An artifact has several inputs, no batch axis, or an operator the runtime does not know.
+        UnsupportedModelError: An artifact has no batch axis, or an operator the runtime does not know.
     """
     folder = artifacts_folder(folder)
     manifest = formats.read_manifest(folder)
@@ -109,7 +115,7 @@ def validate(
     measurements: list[Measurement] = []
     checks = _reference_checks(manifest) if logits is None else []
     if not all(check.ok for check in checks):
-        return Validation(len(x), MASKED, None, (), tuple(checks))
+        return Validation(size(x), MASKED, None, (), tuple(checks))
     reference = _masked_logits(folder, x, progress) if logits is None else logits
     _check_reference(x, y, reference)
     for artifact in manifest.artifacts if only is None else (manifest[only],):
@@ -128,9 +134,16 @@ def validate(
         measurements += found
         for each in found:
             checks += judge(each.agreement, artifact.tolerance, artifact.name, optimised=each.optimised)
-    accuracy = None if y is None else measure(reference, reference, y).accuracy
+            if (
+                artifact.tolerance.relative_error is not None
+            ):  # where only accuracy is promised, it is the first output's
+                for name, other in each.others.items():
+                    where = f"{artifact.name}, output {name!r}"
+                    checks += judge(other, artifact.tolerance, where, optimised=each.optimised)
+    first = next(iter(reference.values())) if isinstance(reference, Mapping) else reference
+    accuracy = None if y is None else measure(first, first, y).accuracy
     source = MASKED if logits is None else "given"
-    return Validation(len(x), source, accuracy, tuple(measurements), tuple(checks))
+    return Validation(size(x), source, accuracy, tuple(measurements), tuple(checks))
 
 
 def require_files(folder: Path, artifact: formats.Artifact) -> None:
@@ -171,9 +184,9 @@ def _about_file(name: str, quantity: str, message: str, *, ok: bool) -> Check:
 def _run(
     manifest: formats.Manifest,
     artifact: formats.Artifact,
-    x: Array,
+    x: ByName,
     y: Array | None,
-    reference: Array,
+    reference: ByName,
     *,
     optimised: bool,
     progress: Progress | None,
@@ -182,28 +195,41 @@ def _run(
     session = open_session(manifest.path(artifact), optimised=optimised)
     task = f"{artifact.name} ({'optimised' if optimised else 'plain'})"
     report = None if progress is None else lambda _name, done, total, note: progress(task, done, total, note)
-    outputs = session.run(x, progress=report)[0]
-    if outputs.shape != reference.shape:
-        raise InputError(
-            f"{artifact.name} gives outputs {outputs.shape} where the reference has {reference.shape}: "
-            "use the samples and logits of this network"
-        )
+    outputs = dict(zip(session.outputs, session.run(x, progress=report), strict=True))
+    expected = reference if isinstance(reference, Mapping) else {session.outputs[0]: reference}
+    found: dict[str, Agreement] = {}
+    for name, wanted in expected.items():
+        if name not in outputs:
+            raise InputError(f"{artifact.name} has no output {name!r} of the reference: it has {', '.join(outputs)}")
+        if outputs[name].shape != wanted.shape:
+            raise InputError(
+                f"{artifact.name} gives outputs {outputs[name].shape} where the reference has {wanted.shape}: "
+                "use the samples and logits of this network"
+            )
+        one = measure(outputs[name], wanted, None if found else y)
+        # Features and boxes have a largest entry too, and it is no class.
+        found[name] = replace(one, agreement=None, disagreeing=0, first_disagreement=None) if found else one
     seconds = time.perf_counter() - started
-    found = measure(outputs, reference, y)
-    return Measurement(artifact.name, artifact.format, artifact.bytes, optimised, seconds, found)
+    first = next(iter(found))
+    return Measurement(artifact.name, artifact.format, artifact.bytes, optimised, seconds, found.pop(first), found)
 
 
-def _masked_logits(folder: Path, x: Array, progress: Progress | None) -> Array:
+def _masked_logits(folder: Path, x: ByName, progress: Progress | None) -> ByName:
     path = folder / MASKED
     if not path.is_file():
         raise InputError(f"{path} does not exist: give the reference's logits, or export again")
-    return open_session(path, optimised=False).run(x, progress=progress)[0]
+    session = open_session(path, optimised=False)
+    outputs = session.run(x, progress=progress)
+    return outputs[0] if len(outputs) == 1 else dict(zip(session.outputs, outputs, strict=True))
 
 
-def _check_reference(x: Array, y: Array | None, logits: Array) -> None:
-    if not len(x):
+def _check_reference(x: ByName, y: Array | None, logits: ByName) -> None:
+    count = size(x)
+    if not count:
         raise InputError("the test set has no samples")
-    if not logits.ndim or len(logits) != len(x):
-        raise InputError(f"logits have shape {logits.shape} for {len(x)} samples: give those of each sample")
+    outputs = named("logits", logits)
+    for name, array in outputs.items():
+        if not array.ndim or len(array) != count:
+            raise InputError(f"{name} have shape {array.shape} for {count} samples: give those of each sample")
     if y is not None:
-        check_labels(y, len(x), classes(logits.shape))
+        check_labels(y, count, classes(next(iter(outputs.values())).shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -14,7 +15,7 @@ from relief_export.format_names import FORMAT_NAMES
 from relief_export.records import read_json, sha256, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
 Values = Literal["f32", "f16", "int8", "codebook16", "codebook256"]
 VALUES: tuple[Values, ...] = get_args(Values)
@@ -46,8 +47,8 @@ class Options:
     """What every writer understands; a writer ignores what it has no use for.
 
     Attributes:
-        calibration: Samples of the model's input for int8: an array ``(N, ...)``, or an .npz file whose array ``x``
-            (or whose only array) holds them.
+        calibration: Samples of the model's input for int8: an array ``(N, ...)``, those of several inputs by their
+            names, or an .npz file whose array ``x`` (or whose only array) holds them.
         external_bytes: A dense model with more bytes of weights keeps them in ``NAME.data`` beside it; protobuf ends
             at 2 GiB.
         verify: Open the written file in ONNX Runtime, which takes the memory of the whole model once more.
@@ -55,7 +56,9 @@ class Options:
         dimensions: Sizes of symbolic axes by name, for formats that fix them.
     """
 
-    calibration: np.ndarray[Any, Any] | Path | None = field(default=None, compare=False)
+    calibration: np.ndarray[Any, Any] | Mapping[str, np.ndarray[Any, Any]] | Path | None = field(
+        default=None, compare=False
+    )
     external_bytes: int = 2_000_000_000
     verify: bool = True
     program: str = "net"
@@ -64,7 +67,11 @@ class Options:
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the written bytes, as plain data."""
         source = self.calibration
-        described = f"array {source.shape}" if isinstance(source, np.ndarray) else source and str(source)
+        described = None if source is None else str(source)
+        if isinstance(source, np.ndarray):
+            described = f"array {source.shape}"
+        elif isinstance(source, Mapping):
+            described = ", ".join(f"{name} {array.shape}" for name, array in source.items())
         return {"calibration": described, "external_bytes": self.external_bytes}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -120,7 +121,7 @@ def _silent() -> Iterator[None]:
         logging.disable(level)
 
 
-def _batches(model: ir.Model, source: Array | Path | None) -> list[dict[str, Array]]:
+def _batches(model: ir.Model, source: Array | Mapping[str, Array] | Path | None) -> list[dict[str, Array]]:
     """Cut the samples into what the model takes at a time: its fixed first axis, or a batch.
 
     An input that is a single number gets the same one each time, or one after the other from a vector of them.
@@ -158,7 +159,7 @@ def _cut(array: Array, steps: int, size: int | None, shape: ir.Shape | None) -> 
     return np.array_split(array if size is None else array[: steps * size], steps)
 
 
-def _samples(names: list[str], source: Array | Path | None) -> dict[str, Array]:
+def _samples(names: list[str], source: Array | Mapping[str, Array] | Path | None) -> dict[str, Array]:
     """Return the calibration samples of each input.
 
     Raises:
@@ -169,6 +170,8 @@ def _samples(names: list[str], source: Array | Path | None) -> dict[str, Array]:
         raise InputError("int8 needs calibration samples: give an .npz file with an array x of the model's inputs")
     if isinstance(source, np.ndarray):
         arrays = {"x": source}
+    elif isinstance(source, Mapping):
+        arrays = dict(source)
     else:
         try:
             with np.load(source, allow_pickle=False) as archive:

@@ -35,9 +35,9 @@ TEST_SET = "test set"
 class Samples(NamedTuple):
     """Inputs ``x``, labels ``y`` and the masked network's ``logits``; where they come from."""
 
-    x: np.ndarray[Any, Any]
+    x: evaluation.ByName
     y: np.ndarray[Any, Any] | None
-    logits: np.ndarray[Any, Any] | None
+    logits: evaluation.ByName | None
     source: str
 
 
@@ -80,7 +80,10 @@ def ship(
             if progress is not None:
                 progress("export", done + 1, len(chosen), name)
             artifacts.append(FORMATS[name].write(result.model, folder / FORMATS[name].suffix, options))
-        arrays = {key: value for key, value in reference._asdict().items() if key != "source" and value is not None}
+        given = {"x": reference.x, "y": reference.y, "logits": reference.logits}
+        arrays = {
+            k: v for what, held in given.items() if held is not None for k, v in evaluation.named(what, held).items()
+        }
         with atomic_path(folder / "reference.npz") as path:
             np.savez(path, **arrays)
         outcome = _figures(graphs, result) | {"baselines": baselines, "artifacts": [a.to_dict() for a in artifacts]}
@@ -182,7 +185,7 @@ def _samples(job: Job) -> Samples:
 
     if job.data is not None:
         given = stored_samples(job.folder / "artifacts", job.data)
-        return given._replace(logits=shipped_logits(job, given.x))
+        return given._replace(logits=shipped_logits(job, evaluation.Arrays(given.x).one_input))
     data, _ = load_task(job.recipe)
     x, y = (tensor.numpy() for tensor in data.test.tensors())
     return Samples(x, y, shipped_logits(job, x), TEST_SET)

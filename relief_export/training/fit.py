@@ -120,7 +120,7 @@ def fit(
     _synchronise([*model.parameters(), *model.buffers()])
     enforce = mask_enforcer(model, masks or {})
     enforce()
-    optimizer = _OPTIMIZERS[config.optimizer](_groups(model, config), config)
+    optimizer = make_optimizer(model, config)
     optimizer.register_step_post_hook(lambda *_: enforce())
     state = Checkpoint(fingerprint(model, masks or {}, asdict(config), seed, data.train.labels))
     if checkpoint is not None and checkpoint.exists():
@@ -237,6 +237,11 @@ class _Loop:
             raise InputError(
                 f"the training diverged in epoch {epoch + 1} (loss {losses[0]}): lower train.lr = {self.config.lr}"
             )
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimizer of a training, over all parameters of the network."""
+    return _OPTIMIZERS[config.optimizer](_groups(model, config), config)
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:

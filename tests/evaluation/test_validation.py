@@ -12,7 +12,7 @@ import pytest
 
 from relief_export import formats
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
-from relief_export.evaluation import load_arrays, open_session, validate
+from relief_export.evaluation import compare, load_arrays, open_session, validate
 from relief_export.formats import Options
 from tests.evaluation.conftest import parse
 
@@ -235,7 +235,6 @@ def test_hostile_arrays_are_refused(tmp_path, content, kind, message):
 @pytest.mark.parametrize(
     ("graph", "message"),
     [
-        ("g (float[n, 3] x, float[n, 3] z) => (float[n, 3] y) { y = Add (x, z) }", "has 2 inputs .'x', 'z'."),
         ("g (float[n, 3] x) => (string[n, 3] y) { y = Cast <to = 8> (x) }", r"'y' is tensor.string.: give one of num"),
         ("g (float[n, 3] x) => (bfloat16[n, 3] y) { y = Cast <to = 16> (x) }", r"'y' is tensor.bfloat16.: give one"),
         ("g (float x) => (float y) { y = Relu (x) }", "input 'x' has no batch axis"),
@@ -364,3 +363,45 @@ def test_a_changed_number_in_the_c_source_is_found(export, samples, refresh):
     path.write_text(text.replace("void net_run", "void net_ran"))
     refresh(folder)
     assert {failure.code for failure in validate(folder, *samples).failures} == {"loads"}
+
+
+TWO = """
+<ir_version: 10, opset_import: ["" : 21]>
+g (float[n, 3] a, int64[n, 2] b) => (float[n, 3] sums, float[n] means) {
+  c = Cast <to = 1> (b)
+  t = ReduceSum <keepdims = 1> (c, axis)
+  sums = Add (a, t)
+  means = ReduceMean <keepdims = 0> (sums, axis)
+}
+"""
+
+
+def test_samples_of_several_inputs_go_by_name(tmp_path):
+    graph = ir.from_onnx_text(TWO)
+    axis = ir.Value(name="axis", const_value=ir.tensor(np.array([1]), name="axis"))
+    graph.graph.register_initializer(axis)
+    for node in graph.graph:
+        for place, value in enumerate(node.inputs):
+            if value is not None and value.name == "axis":
+                node.replace_input_with(place, axis)
+    path = tmp_path / "two.onnx"
+    ir.save(graph, path)
+    a, b = np.random.default_rng(0).random((7, 3), dtype=np.float32), np.arange(14).reshape(7, 2)
+    np.savez(tmp_path / "two.npz", **{"x.a": a, "x.b": b, "y": np.zeros(7, dtype=int), "logits.sums": a})
+    arrays = load_arrays(tmp_path / "two.npz")
+    assert set(arrays.x) == {"a", "b"}
+    assert list(arrays.logits) == ["sums"]
+    session = open_session(path)
+    sums, means = session.run(arrays.x, batch=3)
+    np.testing.assert_allclose(sums, a + b.sum(1, keepdims=True), rtol=1e-6)
+    np.testing.assert_allclose(means, sums.mean(1), rtol=1e-6)
+    assert compare(path, path, arrays.x, tolerance=0.0).ok
+    with pytest.raises(InputError, match=r"has 2 inputs \(a, b\): give samples of each by its name"):
+        session.run(a)
+    with pytest.raises(InputError, match=r"has the inputs a, b, the samples are of a$"):
+        session.run({"a": a})
+    with pytest.raises(InputError, match=r"the samples are of 2 inputs \(a, b\): give a model of one"):
+        _ = arrays.one_input
+    np.savez(tmp_path / "odd.npz", **{"x.a": a, "x.b": b[:3]})
+    with pytest.raises(InputError, match=r"odd.npz: array 'x.b' holds 3 samples, another one 7"):
+        load_arrays(tmp_path / "odd.npz")
