@@ -74,6 +74,7 @@ def convert_file(
     calibration: Path | None = None,
     verify: bool = True,
     program: str = "net",
+    onnxruntime: bool = False,
     dimensions: Mapping[str, int] | None = None,
 ) -> formats.Artifact:
     """Write the model at ``source``, in any readable format, to ``target`` as ``kind``.
@@ -86,6 +87,7 @@ def convert_file(
         verify: Open what was written in ONNX Runtime. A source that the runtime does not load either, because of
             operators of one's own, is converted all the same, and a note says that nothing was opened.
         program: What generated C is called.
+        onnxruntime: Add an operator for ONNX Runtime to it.
         dimensions: Sizes of symbolic axes by name, which generated C needs.
 
     Raises:
@@ -95,7 +97,9 @@ def convert_file(
     """
     check_calibration([kind], given=calibration is not None)
     model = _read(source, target)
-    options = formats.Options(calibration=calibration, verify=verify, program=program, dimensions=dimensions)
+    options = formats.Options(
+        calibration=calibration, verify=verify, program=program, onnxruntime=onnxruntime, dimensions=dimensions
+    )
     return _write(model, source, target, kind, options)
 
 

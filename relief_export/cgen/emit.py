@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from relief_export.cgen import host
 from relief_export.cgen.host import render
@@ -33,9 +34,11 @@ _KEYWORDS = frozenset({
 
 
 def generate(
-    model: ir.Model, name: str = "net", *, dims: Mapping[str, int] | None = None
+    model: ir.Model, name: str = "net", *, dims: Mapping[str, int] | None = None, onnxruntime: bool = False
 ) -> tuple[dict[str, bytes], Plan, host.Program]:
     """Return the files of a model's program, its plan, and the program taken apart.
+
+    ``onnxruntime`` adds NAME_ort.c and NAME.onnx, the network as one operator.
 
     Raises:
         InputError: ``name`` is no identifier of C, or the sizes of axes are not known.
@@ -43,7 +46,7 @@ def generate(
     """
     plan = lower(model, dims=dims)
     program = host.generate(plan)
-    return _files(plan, program, name), plan, program
+    return _files(plan, program, name, onnxruntime=onnxruntime), plan, program
 
 
 def sources(plan: Plan, name: str = "net") -> dict[str, bytes]:
@@ -55,7 +58,7 @@ def sources(plan: Plan, name: str = "net") -> dict[str, bytes]:
     return _files(plan, host.generate(plan), name)
 
 
-def _files(plan: Plan, program: host.Program, name: str) -> dict[str, bytes]:
+def _files(plan: Plan, program: host.Program, name: str, *, onnxruntime: bool = False) -> dict[str, bytes]:
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in _KEYWORDS:
         raise InputError(f"--name {name} is no identifier of C: use letters, digits and underscores")
     tables, blob = _tables(program.tables, name)
@@ -84,7 +87,24 @@ def _files(plan: Plan, program: host.Program, name: str) -> dict[str, bytes]:
     if blob:
         found[f"{name}_weights.bin"] = blob
         found[f"{name}_weights.c"] = render("weights.c", **facts).encode("ascii")
+    if onnxruntime:
+        facts["output_dims"] = host.times(plan.output_shape, ", ")
+        found[f"{name}_ort.c"] = render("net_ort.c", **facts).encode("ascii")
+        found[f"{name}.onnx"] = _operator(plan)
     return found
+
+
+def _operator(plan: Plan) -> bytes:
+    """Return a model of one node, relief::Network, with inputs and outputs as in the source and any batch."""
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *shape[1:]])
+        for name, shape in ((plan.input_name, plan.input_shape), (plan.output_name, plan.output_shape))
+    ]
+    node = helper.make_node("Network", [plan.input_name], [plan.output_name], name="network", domain="relief")
+    graph = helper.make_graph([node], "network", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 13), helper.make_opsetid("relief", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    return bytes(model.SerializeToString(deterministic=True))
 
 
 def _prelude(program: host.Program) -> str:

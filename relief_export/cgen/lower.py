@@ -155,6 +155,11 @@ class _Lowering:
         for node in self.model.graph:
             self._take(node)
         view = self._output(result)
+        if view.shape[:1] != (1,):
+            raise UnsupportedModelError(
+                f"output {result.name!r} has shape {view.shape} for one sample, with no batch axis in front: "
+                "export the model with one"
+            )
         plan = Plan(str(given.name), str(result.name), shape, view.shape, self.maps, self.steps, view.ravel())
         self._fuse_pools(plan)
         self._drop_unread(plan)

@@ -77,6 +77,7 @@ def _shrunk_lines(done: Shrunk) -> list[str]:
 @click.option("--to", "kind", type=click.Choice(FORMAT_NAMES), required=True, help="Format to write.")
 @click.option("--calibration", type=PATH, help="An .npz with samples x of the model's input, for int8 and packed-int8.")
 @click.option("--name", default="net", show_default=True, help="What generated C is called: NAME.c, NAME_run.")
+@click.option("--onnxruntime", is_flag=True, help="Add to generated C what makes it one operator of ONNX Runtime.")
 @dimension_option
 @verify_option
 @json_option
@@ -86,6 +87,7 @@ def convert(
     kind: str,
     calibration: Path | None,
     name: str,
+    onnxruntime: bool,
     dimensions: dict[str, int],
     verify: bool,
     as_json: bool,
@@ -99,13 +101,20 @@ def convert(
     relief-export convert model.onnx model.small.onnx --to packed-codebook16
     relief-export convert model.onnx model.int8.onnx --to int8 --calibration train.npz
     relief-export convert build/digits-lenet5/artifacts/csr model.onnx --to dense
-    relief-export convert model.onnx program --to c --name lenet
+    relief-export convert model.onnx program --to c --name lenet --onnxruntime
     """
     from relief_export import convert as conversion
     from relief_export.subjects import model_path
 
     done = conversion.convert_file(
-        model_path(source), target, kind, calibration=calibration, verify=verify, program=name, dimensions=dimensions
+        model_path(source),
+        target,
+        kind,
+        calibration=calibration,
+        verify=verify,
+        program=name,
+        onnxruntime=onnxruntime,
+        dimensions=dimensions,
     )
     entry: dict[str, Any] = done.to_dict()
     found = {"file": str(target), "file_bytes": done.bytes} | {key: entry[key] for key in ("format", "tolerance")}

@@ -53,6 +53,7 @@ class Options:
             at 2 GiB.
         verify: Open the written file in ONNX Runtime, which takes the memory of the whole model once more.
         program: What generated C is called: NAME.c, NAME_run.
+        onnxruntime: Generated C comes with an operator for ONNX Runtime.
         dimensions: Sizes of symbolic axes by name, for formats that fix them.
     """
 
@@ -62,6 +63,7 @@ class Options:
     external_bytes: int = 2_000_000_000
     verify: bool = True
     program: str = "net"
+    onnxruntime: bool = False
     dimensions: Mapping[str, int] | None = field(default=None, compare=False)
 
     def to_dict(self) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
 
     if path.exists() and not is_program(path) and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists and is no folder of generated C: give a new folder, this one is left alone")
-    files, plan, program = generate(model, options.program, dims=options.dimensions)
+    files, plan, program = generate(model, options.program, dims=options.dimensions, onnxruntime=options.onnxruntime)
     facts = Program(
         VERSION, options.program, plan.input_name, list(plan.input_shape), plan.output_name, list(plan.output_shape),
         program.arena_bytes, list(program.choices),
@@ -65,7 +65,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
             (folder / name).write_bytes(content)
         write_json(folder / PROGRAM, asdict(facts))
     names = (PROGRAM, *files)
-    described = options.to_dict() | {"program": options.program}
+    described = options.to_dict() | {"program": options.program, "onnxruntime": options.onnxruntime}
     return Artifact(path.name, "c", tuple(File.of(path.parent, path / name) for name in names), TOLERANCE, described)
 
 
