@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from relief_export.errors import InputError
 from relief_export.format_names import FormatName  # noqa: TC001 - its annotations are read to check a recipe
-from relief_export.schema import Checked, Rule, build, did_you_mean, is_size, plain
+from relief_export.schema import Checked, Rule, build, convert, did_you_mean, fields_of, is_size, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -102,10 +102,15 @@ class TrainConfig(Checked):
     """SGD with Nesterov's momentum."""
     label_smoothing: BelowOne = 0.0
     """Share of the target that is spread evenly over all classes; measured losses are without it."""
+    shift: CountOrZero = 0
+    """Pictures are shifted at random by up to so many pixels in both directions; data.augment does more than that."""
     batch: Count = 128
     """Samples of one step, over all processes together."""
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = False
+    cuda_graph: bool = False
+    """Record the optimizer step as a CUDA graph, where there is one CUDA device and one process: for small networks,
+    which are bound by the launches of their kernels."""
     watch_test: bool = False
     """Measure the test set after each epoch too: it decides nothing, and shows what a choice by it would have been."""
 
@@ -171,6 +176,8 @@ class QuantiseConfig(Checked):
     epochs: CountOrZero = 5
     """0 rounds to the nearest value and leaves it at that."""
     lr: Positive = 1e-3
+    shift: CountOrZero | None = None
+    """As train.shift; absent is as there."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +223,13 @@ class Recipe(Checked):
     export: ExportConfig = field(default_factory=ExportConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        tables = {"train": self.train, "relief.retrain": self.relief.retrain, "quantise": self.quantise}
+        for key, table in tables.items():
+            if self.data.augment and table is not None and table.shift:
+                raise InputError(f"{key}.shift: data.augment shifts by up to 4 pixels already; leave one of them out")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as plain data; ``from_dict`` gives an equal recipe."""
         result: dict[str, Any] = plain(self)
@@ -232,6 +246,15 @@ class Recipe(Checked):
             return build(cls, content, "")
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+
+    @classmethod
+    def part(cls, key: str, content: object) -> Any:  # noqa: ANN401  # plain data is any of the JSON types
+        """Return one key of a recipe, from plain data, as plain data with today's defaults for what it does not name.
+
+        Raises:
+            InputError: A key in it is unknown or missing, or a value is of the wrong type or impossible.
+        """
+        return None if content is None else plain(convert(content, fields_of(cls)[key], key))
 
     def to_toml(self) -> str:
         """Return the resolved recipe as TOML that ``load_recipe`` reads back."""

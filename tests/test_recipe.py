@@ -126,6 +126,7 @@ def test_any_text_is_read_back_from_the_resolved_recipe(small, tmp_path, text):
         ("train.warmup", "4", r"train: warmup = 4 epochs leave none of 4 for the rest of the schedule"),
         ("train.nesterov", "true", r'train: nesterov needs optimizer = "sgd" with a momentum above 0, not "adam"'),
         ("train.label_smoothing", "1", r"train\.label_smoothing must be in \[0, 1\)"),
+        ("train.shift", "-1", r"train\.shift must be 0 or more, not -1"),
         ("train.milestones", "[3, 2]", r"train\.milestones must be ascending epochs"),
         ("train.milestones", "3", r"train\.milestones must be a list, not 3"),
         ("train.channels_last", "1", r"train\.channels_last must be true or false, not 1"),
@@ -153,6 +154,13 @@ def test_a_wrong_key_or_value_is_refused_in_one_sentence_with_key_and_file(small
     with pytest.raises(InputError, match=rf"small\.toml: {message}") as refusal:
         load_recipe(small, {key: value})
     assert "\n" not in str(refusal.value)
+
+
+def test_two_augmentations_are_one_too_many(small):
+    with pytest.raises(
+        InputError, match=r"small\.toml: relief\.retrain\.shift: data\.augment shifts by up to 4 pixels"
+    ):
+        load_recipe(small, {"data.augment": "true", "relief.retrain.shift": "1"})
 
 
 def test_missing_keys_files_variants_and_broken_toml_are_refused(small, tmp_path):

@@ -124,10 +124,9 @@ class Stage:
             return None
         try:
             # A setting that is younger than the record was, then, what is now its default.
-            resolved = Recipe.from_dict(record.recipe, str(path)).to_dict()
+            settings = {key: Recipe.part(key, record.recipe.get(key)) for key in self.keys}
         except InputError:
             return None  # it has a setting that is none any more
-        settings = {key: resolved.get(key) for key in self.keys}
         same = record.inputs == needs["inputs"] and settings == needs["recipe"]
         return (
             record

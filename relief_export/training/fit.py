@@ -113,27 +113,65 @@ def fit(
         IntegrityError: The checkpoint is damaged.
     """
     started = time.monotonic()
-    device = distributed.device()
+    device, masks = distributed.device(), masks or {}
     model.to(device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     _synchronise([*model.parameters(), *model.buffers()])
-    enforce = mask_enforcer(model, masks or {})
+    enforce = mask_enforcer(model, masks)
     enforce()
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config, captured=_captures(config, device))
+    # After the step, and not on the gradients: momentum and weight decay move a weight whose gradient is zero.
     optimizer.register_step_post_hook(lambda *_: enforce())
-    state = Checkpoint(fingerprint(model, masks or {}, asdict(config), seed, data.train.labels))
+    state = Checkpoint(fingerprint(model, masks, asdict(config), seed, data.train.labels))
     if checkpoint is not None and checkpoint.exists():
         state.resume(checkpoint, model, optimizer)
     resumed_at = state.epoch
-    with _reproducible(device), skipping(model, masks or {}):
+    shard = rank, world = distributed.rank(), distributed.world()
+    samples, steps = len(data.train), data.train.steps(config.batch, world=world)
+    with _reproducible(device), skipping(model, masks):
         if config.epochs == 0:
             came = evaluate(model, data.validation)
             state.note(0, model, came.accuracy, came.loss)
-        loop = _Loop(model, optimizer, data, config, seed=seed, device=device)
+        step = (_CapturedStep if _captures(config, device) else _Step)(model, optimizer, config)
         for epoch in range(state.epoch, config.epochs):
-            line = loop.run(epoch, _teller(progress, task, config.epochs, epoch, state.history))
-            state.note(epoch + 1, model, line.validation_accuracy, line.validation_loss, asdict(line))
+            began = time.monotonic()
+            # Everything random is drawn from the seed and the epoch's number, so that a resumed training needs the
+            # state of no generator. Processes draw the same order, from which each takes its share, but not the same
+            # dropout.
+            draw = (seed * 1_000_003 + epoch) % 2**63
+            torch.manual_seed((draw + (rank << 40)) % 2**63)
+            batches = data.train.batches(
+                config.batch,
+                shuffle=torch.Generator().manual_seed(draw),
+                augment=data.augment,
+                shift=config.shift,
+                device=device,
+                shard=shard,
+            )
+            tell = _teller(progress, task, config.epochs, epoch, state.history)
+            model.train()
+            loss, done = torch.zeros((), dtype=torch.float64, device=device), 0
+            for number, (x, y) in enumerate(batches):
+                size = min(config.batch, samples - done)  # over all processes
+                loss += step(x, y, size, learning_rate(config, epoch * steps + number, steps)).double()
+                done += size
+                tell(done, samples)
+            if not done:
+                raise InputError(f"{samples} training samples make no batch: at least 2 a process are needed")
+            # Each process has batch norm statistics of its own; the main process's are the network's.
+            _synchronise(model.buffers())
+            mean = float(distributed.all_reduce(loss)) / done
+            found = evaluate(model, data.validation)
+            if not (math.isfinite(mean) and math.isfinite(found.loss)):
+                raise InputError(
+                    f"the training diverged in epoch {epoch + 1} (loss {mean}): lower train.lr = {config.lr}"
+                )
+            watched = evaluate(model, data.test).accuracy if config.watch_test else None
+            first, spent = learning_rate(config, epoch * steps, steps), time.monotonic() - began
+            line = Epoch(epoch + 1, first, mean, found.accuracy, found.loss, spent, watched)
+            state.note(epoch + 1, model, found.accuracy, found.loss, asdict(line))
+            # The checkpoint is the last thing of an epoch: whoever is killed before it does the epoch again.
             if checkpoint is not None and distributed.is_main():
                 state.save(checkpoint, model, optimizer)
     restore(model, state.best)
@@ -170,58 +208,30 @@ def evaluate(model: nn.Module, split: Split, *, batch: int = 1000, logits: bool 
     return Evaluation(correct / count, loss_sum / count, int(count), torch.cat(found) if logits else None)
 
 
-class _Loop:
-    """What stays the same from epoch to epoch."""
+class _Step:
+    """One optimizer step, operation by operation."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        data: DataSet,
-        config: TrainConfig,
-        *,
-        seed: int,
-        device: torch.device,
-    ) -> None:
-        self.model, self.optimizer, self.data, self.config = model, optimizer, data, config
-        self.seed, self.device, self.world = seed, device, distributed.world()
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+        self.optimizer, self.config, self.world = optimizer, config, distributed.world()
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         wrap = self.world > 1 and any(parameter.requires_grad for parameter in model.parameters())
         self.forward: nn.Module = DistributedDataParallel(model) if wrap else model
 
-    def run(self, epoch: int, tell: Callable[[int, int], None]) -> Epoch:
-        """Run epoch number ``epoch``, from 0, and measure it."""
-        started = time.monotonic()
-        config, train = self.config, self.data.train
-        steps = train.steps(config.batch, world=self.world)
-        first = learning_rate(config, epoch * steps, steps)
-        seed = self.seed * 1_000_003 + epoch
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        torch.manual_seed((seed + (distributed.rank() << 40)) % 2**63)  # what the model draws
-        self.model.train()
-        total, done = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        shard = (distributed.rank(), self.world)
-        batches = train.batches(
-            config.batch, shuffle=generator, augment=self.data.augment, device=self.device, shard=shard
-        )
-        for number, (x, y) in enumerate(batches):
-            size = min(config.batch, len(train) - done)
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(config, epoch * steps + number, steps)
-            total += self.step(x, y, size).double()
-            done += size
-            tell(done, len(train))
-        _synchronise(self.model.buffers())  # each process has its own batch norm statistics
-        mean = float(distributed.all_reduce(total)) / done if done else math.nan
-        found = evaluate(self.model, self.data.validation)
-        self.check(epoch, done, mean, found.loss)
-        watched = evaluate(self.model, self.data.test).accuracy if config.watch_test else None
-        return Epoch(epoch + 1, first, mean, found.accuracy, found.loss, time.monotonic() - started, watched)
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, size: int, lr: float) -> torch.Tensor:
+        """Take a step on this process's part of a batch of ``size`` samples and return the summed loss of that part."""
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(lr)  # where it is: a captured step reads it there
+            else:
+                group["lr"] = lr
+        return self.run(x.contiguous(memory_format=self.layout) if x.ndim == 4 else x, y, size)
 
-    def step(self, x: torch.Tensor, y: torch.Tensor, size: int) -> torch.Tensor:
-        """Take one optimizer step on this process's part of a batch of ``size`` samples; return its summed loss."""
-        with torch.autocast(self.device.type, _DTYPES[self.config.precision], enabled=self.config.precision != "fp32"):
-            out = logits_of(self.forward(x.contiguous(memory_format=self.layout) if x.ndim == 4 else x))
+    def run(self, x: torch.Tensor, y: torch.Tensor, size: int) -> torch.Tensor:
+        """Take the step at the learning rate that is set."""
+        dtype = _DTYPES[self.config.precision]
+        # Without autocast's cache of converted weights, whose entries a captured step would read after their time.
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32, cache_enabled=self.caches):
+            out = logits_of(self.forward(x))
         loss = F.cross_entropy(out.float(), y, reduction="sum", label_smoothing=self.config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         # Gradients are averaged over processes, so the sum over all of them is the mean over the batch.
@@ -229,19 +239,86 @@ class _Loop:
         self.optimizer.step()
         return loss.detach()
 
-    def check(self, epoch: int, done: int, *losses: float) -> None:
-        """Refuse an epoch that had no batch or diverged."""
-        if not done:
-            raise InputError(f"{len(self.data.train)} training samples make no batch: at least 2 a process are needed")
-        if not all(map(math.isfinite, losses)):
-            raise InputError(
-                f"the training diverged in epoch {epoch + 1} (loss {losses[0]}): lower train.lr = {self.config.lr}"
-            )
+    caches = True
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimizer of a training, over all parameters of the network."""
-    return _OPTIMIZERS[config.optimizer](_groups(model, config), config)
+class _CapturedStep(_Step):
+    """One optimizer step as a CUDA graph: its some hundred kernels are launched together.
+
+    Small networks are bound by the launches. The first whole batch is run three times to let libraries choose and
+    allocate, and what that did to the network and the optimizer is taken back; then the step is recorded once. Batches
+    of another size, as the last of an epoch, are run operation by operation.
+    """
+
+    caches = False
+    _WARM_UP = 3
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
+        super().__init__(model, optimizer, config)
+        self.model = model
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.x = self.y = self.loss = torch.empty(0)
+
+    def run(self, x: torch.Tensor, y: torch.Tensor, size: int) -> torch.Tensor:
+        """Take the step, recorded if the batch is whole."""
+        if size != self.config.batch:
+            return super().run(x, y, size)
+        if self.graph is None:
+            self._capture(x, y, size)
+        self.x.copy_(x)
+        self.y.copy_(y)
+        assert self.graph is not None  # noqa: S101  captured by the lines before
+        self.graph.replay()
+        return self.loss.clone()
+
+    def _capture(self, x: torch.Tensor, y: torch.Tensor, size: int) -> None:
+        self.x, self.y = x.clone(memory_format=torch.preserve_format), y.clone()
+        held = {id(tensor): (tensor, tensor.detach().clone()) for tensor in self._state()}
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # not in torch's stubs
+        stream.wait_stream(torch.cuda.current_stream())
+        random = torch.cuda.get_rng_state()
+        with torch.cuda.stream(stream):
+            for _ in range(self._WARM_UP):
+                super().run(self.x, self.y, size)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.no_grad():
+            for tensor in self._state():
+                # What the optimizer made while warming up starts from zero, as it would have.
+                tensor.copy_(held[id(tensor)][1]) if id(tensor) in held else tensor.zero_()
+        torch.cuda.set_rng_state(random)
+        self.graph = torch.cuda.CUDAGraph()
+        self.optimizer.zero_grad(set_to_none=True)  # the gradients' memory becomes the graph's own
+        with torch.cuda.graph(self.graph):
+            self.loss = super().run(self.x, self.y, size)
+
+    def _state(self) -> list[torch.Tensor]:
+        """Return every tensor that a step changes."""
+        moments = [value for held in self.optimizer.state.values() for value in held.values()]
+        own = [*self.model.parameters(), *self.model.buffers(), *moments]
+        return [tensor for tensor in own if isinstance(tensor, torch.Tensor)]
+
+
+def _captures(config: TrainConfig, device: torch.device) -> bool:
+    return config.cuda_graph and device.type == "cuda" and distributed.world() == 1
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig, *, captured: bool = False) -> torch.optim.Optimizer:
+    """Return the optimizer of a training, over all parameters of the network.
+
+    Args:
+        model: The network.
+        config: The training.
+        captured: Keep the learning rate and the count of steps on the network's device, where a CUDA graph reads them.
+    """
+    rate: float | torch.Tensor = config.lr
+    if captured:
+        rate = torch.tensor(config.lr, device=next(model.parameters()).device)
+    groups, fused = _groups(model, config), True
+    if config.optimizer == "sgd":
+        momentum, nesterov = config.momentum, config.nesterov
+        return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, fused=fused)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=rate, fused=fused, capturable=captured)
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -286,21 +363,6 @@ def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
         others = [parameter for parameter in groups[config.weight_decay] if parameter.ndim <= 1]
         groups = {config.weight_decay: weights, 0.0: others}
     return [{"params": held, "weight_decay": decay} for decay, held in groups.items() if held]
-
-
-def _adam(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.Adam(groups, lr=config.lr, fused=True)
-
-
-def _adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
-
-
-def _sgd(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
-
-
-_OPTIMIZERS = {"adam": _adam, "adamw": _adamw, "sgd": _sgd}
 
 
 def _synchronise(tensors: Iterator[torch.Tensor] | list[torch.Tensor]) -> None:

@@ -115,17 +115,22 @@ class FilePixels(Dataset[torch.Tensor]):
                 raise InputError(f"{container}/{name} has size {sizes}: set data.size to one side for all")
             decoded[row] = picture
 
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(_processors()) as pool:
             list(pool.map(place, range(len(numbers)), chunksize=64))
         return decoded
 
     def batches(self, rows: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
         """Yield the pictures of each of ``rows``, on ``device``, decoded ahead by worker processes."""
         order = [numbers.tolist() for numbers in rows]
-        workers = min(_WORKERS, os.cpu_count() or 1, len(order) // 4)
+        workers = min(_WORKERS, _processors(), len(order) // 4)
         pinned = device.type == "cuda"
         for pictures in DataLoader(self, batch_sampler=order, num_workers=workers, pin_memory=pinned):
             yield pictures.to(device, non_blocking=pinned)
+
+
+def _processors() -> int:
+    """Return the processors that this process may run on, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cached(pixels: FilePixels) -> torch.Tensor:

@@ -124,6 +124,7 @@ def round_weights(
     settings = replace(
         train, epochs=config.epochs, lr=config.lr, optimizer="adam", schedule="one-cycle",
         milestones=(), warmup=None, weight_decay=0.0, nesterov=False, watch_test=False,
+        shift=train.shift if config.shift is None else config.shift,
     )  # fmt: skip
     with wrapped.hooked():
         result = fit(

@@ -10,8 +10,7 @@ from sklearn.datasets import load_digits
 
 from relief_export.errors import InputError
 from relief_export.recipe import DataConfig
-from relief_export.training.data import IMAGENET_MEAN, IMAGENET_STD, Split, crop_and_flip, load_data
-from relief_export.training.sources import spread
+from relief_export.training.data import IMAGENET_MEAN, IMAGENET_STD, Split, crop_and_flip, load_data, spread
 
 CPU = torch.device("cpu")
 DIGITS = DataConfig("digits", validation=0.15)
@@ -162,3 +161,19 @@ def test_what_cannot_be_prepared_is_refused():
         load_data(DataConfig("digits", normalize="imagenet"), seed=0)
     with pytest.raises(InputError, match=r"there are 3 inputs but 2 labels"):
         Split.of(torch.zeros(3, 2), torch.zeros(2))
+
+
+def test_shifts_move_whole_pictures_by_up_to_as_many_pixels_and_flip_none():
+    pictures = torch.zeros(300, 1, 9, 9, dtype=torch.uint8)
+    pictures[:, 0, 4, 4], pictures[:, 0, 4, 5] = 255, 51  # left of its neighbour, which a flip would show
+    split = Split.of(pictures, torch.zeros(300, dtype=torch.int64))
+    seen = set()
+    for x, _ in split.batches(100, shuffle=torch.Generator().manual_seed(0), shift=2):
+        for picture in x:
+            row, column = divmod(int(picture.flatten().argmax()), 9)
+            assert picture[0, row, column + 1] == 51 / 255
+            assert picture.count_nonzero() == 2
+            seen.add((row - 4, column - 4))
+    assert seen == {(down, right) for down in range(-2, 3) for right in range(-2, 3)}
+    with pytest.raises(InputError, match=r"samples of shape \(3,\) are no pictures: nothing to shift"):
+        next(Split.of(torch.rand(8, 3), torch.zeros(8)).batches(4, shuffle=torch.Generator(), shift=1))

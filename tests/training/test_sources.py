@@ -7,6 +7,7 @@ import struct
 import types
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from PIL import Image
 
 from relief_export.errors import InputError, IntegrityError
 from relief_export.recipe import DataConfig
-from relief_export.training import pixels, sources
-from relief_export.training.data import load_data
-from relief_export.training.sources import SOURCES, read_idx
+from relief_export.schema import fields_of
+from relief_export.training import data as sources
+from relief_export.training import pixels
+from relief_export.training.data import SOURCES, load_data, read_idx
 
 PARTS = {"train": 12, "t10k": 6}
 
@@ -75,13 +77,13 @@ def write_tree(folder, *, counts=(6, 3), suffix="png", sides=(8, 8)):
 )
 def test_idx_files_are_found_gzipped_or_not(root, source, folder, zipped):
     write_mnist(root / folder, zipped=zipped)
-    train, test = SOURCES[source](DataConfig(source))
+    train, test = SOURCES[source].load(DataConfig(source))
     assert (len(train), len(test), train.classes[9]) == (12, 6, "9")
     assert train.pixels.tensor.shape == (12, 1, 28, 28)
     expected = np.random.default_rng(0).integers(0, 256, (12, 28, 28), dtype=np.uint8)
     assert np.array_equal(train.pixels.tensor[:, 0].numpy(), expected)
     assert train.labels.tolist() == [0, 1, 2] * 4
-    resized, _ = SOURCES[source](DataConfig(source, size=14))
+    resized, _ = SOURCES[source].load(DataConfig(source, size=14))
     assert resized.pixels.tensor.shape == (12, 1, 14, 14)
 
 
@@ -110,14 +112,14 @@ def test_images_and_labels_must_agree(root):
 
 def test_trees_and_archives_of_pictures_hold_the_same(root):
     write_tree(root / "cifar10")
-    tree = SOURCES["cifar10"](DataConfig("cifar10"))
+    tree = SOURCES["cifar10"].load(DataConfig("cifar10"))
     write_tree(root / "loose")
     (root / "cifar100").mkdir()
     for archive, pattern in (("train-1", "train/*/[0-2].png"), ("train-2", "train/*/[3-9].png"), ("test", "test/*/*")):
         with zipfile.ZipFile(root / "cifar100" / f"{archive}.zip", "w") as opened:
             for path in sorted((root / "loose").glob(pattern)):
                 opened.write(path, path.relative_to(root / "loose"))
-    zips = SOURCES["cifar100"](DataConfig("cifar100"))
+    zips = SOURCES["cifar100"].load(DataConfig("cifar100"))
     for from_tree, from_zips in zip(tree, zips, strict=True):
         assert from_tree.classes == from_zips.classes == ("ape", "bee")
         both = [sorted(zip(part.labels.tolist(), _codes(part), strict=True)) for part in (from_tree, from_zips)]
@@ -177,7 +179,7 @@ def test_tiny_imagenet_takes_its_labelled_validation_part_as_the_test_set(root):
         picture(10 * number + number % 2, 64).save(folder / "val" / "images" / f"val_{number}.JPEG", quality=100)
         lines.append(f"val_{number}.JPEG\tn0{number % 2 + 1}\t0\t0\t62\t62")
     (folder / "val" / "val_annotations.txt").write_text("\n".join(lines) + "\n")
-    train, test = SOURCES["tiny-imagenet"](DataConfig("tiny-imagenet"))
+    train, test = SOURCES["tiny-imagenet"].load(DataConfig("tiny-imagenet"))
     assert (len(train), train.classes) == (10, ("n01", "n02"))
     assert [test.labels[number].item() for number in range(4)] == [0, 1, 0, 1]
     assert [abs(code - 10 * number - number % 2) <= 2 for number, code in enumerate(_codes(test))] == [True] * 4
@@ -269,3 +271,7 @@ def test_read_idx_keeps_order_and_shape(tmp_path):
     array = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     (tmp_path / "a").write_bytes(idx(array))
     assert np.array_equal(read_idx(tmp_path / "a"), array)
+
+
+def test_every_source_that_a_recipe_may_name_has_a_row():
+    assert set(get_args(fields_of(DataConfig)["source"])) == set(SOURCES)
