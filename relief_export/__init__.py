@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from relief_export.version import VERSION as __version__  # noqa: N811 - the name every package gives it
 
 if TYPE_CHECKING:
-    from relief_export.api import cost, export, prune, relieve, shrink, validate
+    from relief_export.api import cost, export, prune, quantise, relieve, shrink, validate
     from relief_export.recipe import TrainConfig
     from relief_export.relief.masks import Masks, read_masks
 
@@ -23,6 +23,7 @@ __all__ = [
     "cost",
     "export",
     "prune",
+    "quantise",
     "read_masks",
     "relieve",
     "shrink",
@@ -33,6 +34,7 @@ _HOMES = {
     "cost": "api",
     "export": "api",
     "prune": "api",
+    "quantise": "api",
     "relieve": "api",
     "shrink": "api",
     "validate": "api",

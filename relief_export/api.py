@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from relief_export.relief.masks import Masks
     from relief_export.relief.retraining import Loss, Metric, Task
     from relief_export.training.data import DataSet
+    from relief_export.training.rounding import Rounded
 
     Array = np.ndarray[Any, Any]
     Pair = tuple[Tensor, Tensor]
@@ -145,6 +146,56 @@ def relieve(
 
 
 prune = relieve
+
+
+def quantise(
+    model: nn.Module,
+    data: DataSet | Mapping[str, Any],
+    masks: Mapping[str, Tensor] | None = None,
+    *,
+    values: int | str = 16,
+    epochs: int = 5,
+    lr: float = 1e-3,
+    train: TrainConfig | Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: Progress | bool | None = None,
+) -> Rounded:
+    """Round the weights of a classifier to few values, in place, with a training that makes up for it.
+
+    A file in the format packed-codebook16 is then exact to the network, as are int8 files to one of ``values="int8"``
+    up to their activations.
+
+    Args:
+        model: A trained network, relieved or not; masked entries must be zero.
+        data: ``{"train": (x, y), "validation": (x, y)}``: ready inputs and labels.
+        masks: Parameter name -> True where it is kept, such as `relieve` returns.
+        values: How many different non-zero values each weight may hold at most, or "int8".
+        epochs: Of Adam in one cycle; the best by validation is kept.
+        lr: The highest learning rate.
+        train: What else a training needs, such as the batch.
+        seed: Draws the order of the samples.
+        progress: Called as ``progress(task, done, total, note)``; True draws bars.
+
+    Raises:
+        InputError: An argument is wrong, or a weight has fewer entries than values are asked for.
+    """
+    _need_torch("relief_export.quantise")
+    from relief_export.recipe import QuantiseConfig, TrainConfig
+    from relief_export.schema import build, convert
+    from relief_export.state import apply_masks, bare, digest_of, tensors_of
+    from relief_export.training.rounding import round_weights
+
+    config = build(QuantiseConfig, {"values": values, "epochs": epochs, "lr": lr}, "")
+    settled = TrainConfig(epochs=epochs) if train is None else convert(train, TrainConfig, "train")
+    before = _remembered(model)
+    network, kept = bare(model), masks or {}
+    apply_masks(network, kept)
+    with _shown(progress) as told:
+        done = round_weights(network, _data_set(data, network), kept, config, settled, seed=seed, progress=told)
+    if before is not None:
+        _ORIGINALS[network] = before, digest_of(tensors_of(model))
+    return done
+
 
 _ORIGINALS: WeakKeyDictionary[Any, tuple[dict[str, Any], str]] = WeakKeyDictionary()
 """Network -> the state before its relief, and the digest of the one after, as long as the network is there."""

@@ -12,6 +12,7 @@ import torch
 from helpers import convolutional, data
 from torch import nn
 
+import relief_export as rx
 from relief_export.capture import capture
 from relief_export.errors import InputError
 from relief_export.formats import FORMATS, Options
@@ -190,3 +191,13 @@ def test_an_interrupted_rounding_ends_with_the_same_bits(trained, tmp_path):
     done = round_weights(model, trained[2], trained[1], config, TRAIN, **places)
     assert done.fit.resumed_at == 1
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), whole.state_dict().values(), strict=True))
+
+
+def test_a_network_of_ones_own_is_rounded_from_python(trained):
+    model, samples = copy.deepcopy(trained[0]), trained[2]
+    pairs = {name: getattr(samples, name).tensors() for name in ("train", "validation")}
+    done = rx.quantise(model, pairs, trained[1], values=4, epochs=2, lr=0.01)
+    assert done.values["2.weight"] == different(model[2].weight) <= 4
+    assert evaluate(model, samples.validation).accuracy == done.fit.validation_accuracy
+    with pytest.raises(InputError, match=r'values must be a number from 2 to 256, or "int8", not 1'):
+        rx.quantise(model, pairs, values=1)
