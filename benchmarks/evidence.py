@@ -33,8 +33,8 @@ from relief_export import stages
 from relief_export.errors import InputError, ReliefError
 from relief_export.recipe import load_recipe, parse_overrides
 from relief_export.records import RECORDS, read_json, write_bytes, write_json
-from relief_export.report.facts import read_run
-from relief_export.report.text import format_percent, format_seconds
+from relief_export.report.numbers import format_percent, format_seconds
+from relief_export.report.run import read_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

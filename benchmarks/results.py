@@ -22,8 +22,7 @@ from benchmarks.common import RESULTS, ROOT
 from relief_export.errors import IntegrityError
 from relief_export.recipe import load_recipe
 from relief_export.records import read_json, write_bytes
-from relief_export.report.page import escape_markdown
-from relief_export.report.text import (
+from relief_export.report.numbers import (
     format_bytes,
     format_milliseconds,
     format_percent,
@@ -31,6 +30,7 @@ from relief_export.report.text import (
     format_ratio,
     format_seconds,
 )
+from relief_export.report.page import escape_markdown
 
 Table = dict[str, Any]
 

@@ -18,13 +18,13 @@ from benchmarks.common import RESULTS
 from relief_export.errors import ReliefError
 from relief_export.recipe import load_recipe
 from relief_export.records import write_json
-from relief_export.report.facts import read_run
-from relief_export.report.views import verdict
+from relief_export.report.page import verdict
+from relief_export.report.run import read_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from relief_export.report.facts import Run
+    from relief_export.report.run import Run
 
 RUNS = RESULTS / "runs"
 _WORDS = ("name", "description", "reproduces")

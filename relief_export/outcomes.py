@@ -222,6 +222,7 @@ class Export(TypedDict):
     baselines: Baselines
     anatomy: dict[str, dict[str, int]]
     artifacts: list[ArtifactEntry]
+    input_shape: NotRequired[list[int]]
 
 
 class FailureEntry(TypedDict):
@@ -277,6 +278,7 @@ class Validate(TypedDict):
     ok: bool
     failures: list[FailureEntry]
     samples: int
+    reference_accuracy: float | None
     source: NotRequired[str]
     provisional: NotRequired[bool]
     measurements: list[MeasurementEntry]

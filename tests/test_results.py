@@ -25,7 +25,7 @@ def module(monkeypatch):
 @pytest.fixture
 def kept(module, demo, tmp_path):
     """Return a folder of results with the demonstration's run in it, and its summary."""
-    runs, facts = module("runs"), importlib.import_module("relief_export.report.facts")
+    runs, facts = module("runs"), importlib.import_module("relief_export.report.run")
     found = json.loads(json.dumps(runs.summary(facts.read_run(demo.folder))))
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "demo.json").write_text(json.dumps(found))

@@ -18,16 +18,18 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
-from relief_export.report.text import format_bytes, format_count
+from relief_export.report.numbers import format_bytes, format_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from matplotlib.axes import Axes
 
+GROUND = "#fbfbfa"
 INK, MUTED, GRID = "#1c2126", "#5d6772", "#d9dee3"
 ACCENT, SECOND, GOOD = "#2264a8", "#a85c0d", "#1d7a46"
 _VARIABLES = {
+    GROUND: "var(--ground)",
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     GRID: "var(--rule)",
@@ -121,17 +123,17 @@ def _log_axis(axes: Axes, values: Sequence[float], show: Callable[[float], str],
     axes.xaxis.set_tick_params(which="minor", bottom=False)
 
 
-def iterations_chart(
+def rounds_chart(
     *,
-    kept: Sequence[float],
+    density: Sequence[float],
     accuracy: Sequence[float],
     dense: float | None,
     floor: float | None,
     chosen: int | None,
 ) -> Markup:
-    """Accuracy against the share of connections kept, both fractions, one point an iteration.
+    """Accuracy against density, both fractions, one point a pruning round.
 
-    ``floor`` is the lowest accuracy that the recipe accepts, ``chosen`` the index of the iteration that was exported.
+    ``floor`` is the lowest accuracy that the recipe accepts, ``chosen`` the index of the round that was exported.
     """
 
     def plot(axes: Axes) -> None:
@@ -139,19 +141,22 @@ def iterations_chart(
             axes.axhline(dense, color=MUTED, linewidth=1, linestyle="--", label="dense")
         if floor is not None:
             axes.axhline(floor, color=SECOND, linewidth=1, linestyle=":", label="lowest accepted")
-        axes.plot(kept, accuracy, color=ACCENT, marker="o", markersize=4, linewidth=1.5, label="after retraining")
+        axes.plot(density, accuracy, color=ACCENT, marker="o", markersize=4, linewidth=1.5, label="after retraining")
         if chosen is not None:
-            axes.plot(kept[chosen], accuracy[chosen], "o", markersize=10, mfc="none", mec=GOOD, mew=2, label="exported")
-        _log_axis(axes, [*kept, 1.0], lambda value: f"{100 * value:g} %")
+            at = density[chosen], accuracy[chosen]
+            axes.plot(*at, "o", markersize=10, mfc="none", mec=GOOD, mew=2, label="exported")
+        _log_axis(axes, [*density, 1.0], lambda value: f"{100 * value:g} %")
         axes.invert_xaxis()
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        axes.set_xlabel("connections kept (log scale)")
+        axes.set_xlabel("density: weights that are left (log scale)")
         axes.set_ylabel("validation accuracy")
-        axes.legend(loc="best")
+        axes.figure.legend(loc="outside lower center", ncols=2)  # outside, where it covers no point
 
-    last = len(kept) - 1 if chosen is None else chosen
-    words = f"Accuracy through {len(kept)} iterations: from {accuracy[0]:.2%} with {kept[0]:.2%} of the connections to"
-    return _draw(f"{words} {accuracy[last]:.2%} with {kept[last]:.2%}.", 260, plot)
+    last = len(density) - 1 if chosen is None else chosen
+    words = (
+        f"Accuracy through {len(density)} pruning rounds: from {accuracy[0]:.2%} at a density of {density[0]:.2%} to"
+    )
+    return _draw(f"{words} {accuracy[last]:.2%} at {density[last]:.2%}.", 300, plot)
 
 
 def bytes_chart(sizes: Sequence[tuple[str, int]], marks: Sequence[tuple[str, int]]) -> Markup:
@@ -165,7 +170,11 @@ def bytes_chart(sizes: Sequence[tuple[str, int]], marks: Sequence[tuple[str, int
         axes.plot(values, range(len(values)), "o", color=ACCENT, markersize=7)
         for row, size in enumerate(values):
             label = format_bytes(size)
-            axes.annotate(label, (size, row), xytext=(7, 0), textcoords="offset points", va="center", fontsize=9)
+            # On a ground of its own: the reference lines stop at a label instead of striking it through.
+            behind = {"boxstyle": "square,pad=0.2", "facecolor": GROUND, "edgecolor": "none"}
+            axes.annotate(
+                label, (size, row), xytext=(8, 0), textcoords="offset points", va="center", fontsize=9, bbox=behind
+            )
         _rows(axes, [name for name, _ in sizes])
         _log_axis(axes, [*values, *(size for _, size in marks)], format_bytes, headroom=0.45)
         if marks:
@@ -245,7 +254,7 @@ def frontier(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def pixels_chart(uses: Sequence[Sequence[int]]) -> Markup:
-    """Draw how many connections still read each input pixel: the fuller a square, the more; an empty one is unused."""
+    """Draw how many weights still read each input pixel: the fuller a square, the more; an empty one is unused."""
     height, width, most = len(uses), len(uses[0]), max(1, *(max(row) for row in uses))
     levels: dict[int, list[str]] = {}
     for y, row in enumerate(uses):
@@ -258,7 +267,5 @@ def pixels_chart(uses: Sequence[Sequence[int]]) -> Markup:
         for level, squares in sorted(levels.items())
     )
     frame = f'<rect width="{width}" height="{height}" fill="var(--panel)"/>'
-    words = (
-        f"{used} of {height * width} input pixels are still used; the fuller a square, the more connections read it."
-    )
+    words = f"{used} of {height * width} input pixels are still used; the fuller a square, the more weights read it."
     return _element(f'viewBox="0 0 {width} {height}"', words, f"{frame}{paths}</svg>", "pixels")

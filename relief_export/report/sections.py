@@ -1,86 +1,143 @@
-"""The sections of one run, in the order of the page: each turns facts into tables of cells, charts and words.
+"""The sections of one run, in the order of the page: each turns what was recorded into tables, charts and words.
 
-What follows them is in ``closing``.
+A section that has nothing to say of a run returns None.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from relief_export.report import charts
-from relief_export.report.layout import Section, TableView
-from relief_export.report.text import NONE, format_percent, format_points, format_ratio, format_seconds, percent
+from relief_export.report.numbers import (
+    NONE,
+    format_bytes,
+    format_milliseconds,
+    format_percent,
+    format_points,
+    format_ratio,
+    format_seconds,
+    percent,
+)
 
 if TYPE_CHECKING:
-    from relief_export.report.facts import File, Run
+    from markupsafe import Markup
 
+    from relief_export.report.run import File, Run
+
+
+@dataclass(frozen=True)
+class TableView:
+    """Rows of cells under heads; the first column, and those in ``words``, hold words, the others numbers."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    words: tuple[int, ...] = ()
+    folded: bool = False
+
+    @property
+    def wide(self) -> bool:
+        """Whether it has more columns than a phone shows at once."""
+        return len(self.heads) > _PHONE
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section: text, charts (each with its caption), tables, code, a note."""
+
+    title: str
+    text: str = ""
+    charts: tuple[tuple[Markup, str], ...] = ()
+    tables: tuple[TableView, ...] = ()
+    code: str = ""
+    language: str = ""
+    note: str = ""
+
+
+_PHONE = 5
+"""Columns that a phone shows side by side."""
 _FOLD = 12
 """Rows beyond which a table starts folded on the page."""
 _SIDES = ("outputs", "inputs", "weights")
+NETWORKS = {"relieved": "pruned", "exported, in ONNX Runtime": "exported file, in ONNX Runtime"}
+"""What the page calls a network, where its records call it otherwise."""
 
 _CONVENTIONS = (
-    "Dense: the trained network, batch norm folded. Structural: what is stored and computed once disconnected neurons "
-    "are removed, zeros included. Non-zero: the same, exact zeros skipped. One MAC is one product added to a sum in a "
+    "Dense: the trained network, batch norm folded. Structural: what is stored and computed once dead channels are "
+    "removed, zeros included. Non-zero: the same, exact zeros skipped. One MAC is one product added to a sum in a "
     "convolution or matrix product; FLOPs are 2·MACs and bias additions; the paper's formula (arXiv 2109.10795) is "
-    "kept apart. Connections are entries of the masks over weights and biases, batch norm left out. The arena is a "
+    "kept apart. Density is the share of weights and biases that pruning left, batch norm left out. The arena is a "
     "static plan of the activations."
 )
 _SIZES = (
-    "Smaller: against the dense network as an ONNX file. Largest error: of a logit against the relieved network, "
-    "relative to the largest logit, with ONNX Runtime's optimisations off and on. The entropy bounds are "
+    "Smaller: against the dense network as an ONNX file. Largest error: of an output against the pruned network, "
+    "relative to the largest output, with ONNX Runtime's optimisations off and on. The entropy bounds are "
     "what positions and values of the non-zero weights need at least."
 )
-
-_ANATOMY = (
+_BREAKDOWN = (
     "Weights: the data of constants, positions and values together. Headers: their names, types and shapes. Decoding: "
     "nodes that make weights of constants, once, when the file is loaded. Network: the other nodes. Container: inputs, "
     "outputs and versions. The bound is the least for positions and values of that precision. Weight by weight, packed "
     "is with a stream and nodes of its own; in a file they share them."
 )
-_ITERATIONS = (
-    "Each round scores the connections by neural activity, drops the weakest of each neuron, and retrains. Of the "
-    "rounds within the tolerance of the dense network's validation accuracy, the smallest network is exported."
+_ROUNDS = (
+    "Each pruning round scores the weights by neural activity, drops the weakest of each neuron, and retrains. Of the "
+    "rounds whose validation accuracy is close enough to the dense network's, the one with the fewest weights is "
+    "exported."
 )
+_SNIPPET = """\
+import numpy as np, onnxruntime as ort
+session = ort.InferenceSession("{path}")
+x = np.load("{samples}")["x"]  # {shape}
+outputs = session.run(None, {{session.get_inputs()[0].name: x}})[0]
+print(outputs.argmax(axis=1))"""
+_LOADING = {
+    "csr": "SciPy, scipy.sparse.load_npz for each weight; relief-export convert csr model.onnx --to dense",
+    "ort": "ONNX Runtime, a reduced build too: the list of operators lies beside it",
+    "c": "any C99 compiler: compile the sources, include the header",
+}
+"""Format -> what takes its files, where it is not the five lines above."""
 
 
-def accuracy(run: Run) -> Section:
+def accuracy(run: Run) -> Section | None:
     """Accuracy of each network, on validation and test data."""
-    dense = run.accuracy["dense"][1]
+    if not any(value is not None for pair in run.accuracy.values() for value in pair):
+        return None
+    dense = run.accuracy.get("dense", (None, None))[1]
     rows = tuple(
-        (label, percent(validation), percent(test), format_points(test, dense))
+        (NETWORKS.get(label, label), percent(validation), percent(test), format_points(test, dense))
         for label, (validation, test) in run.accuracy.items()
     )
+    note = ""
+    if run.samples:
+        note = "Every choice was made on the validation split; the test set decided nothing. "
+        note += f"Samples: {', '.join(f'{count:,} {name}' for name, count in run.samples.items())}."
     return Section(
-        "Accuracy",
-        tables=(TableView(("network", "validation", "test", "test, points against dense"), rows),),
-        note="Every choice was made on the validation split; the test set decided nothing. "
-        f"Samples: {', '.join(f'{count:,} {name}' for name, count in run.samples.items())}.",
+        "Accuracy", tables=(TableView(("network", "validation", "test", "points against dense"), rows),), note=note
     )
 
 
 def costs(run: Run) -> Section:
-    """Connections, parameters and operations in their named columns."""
-    dense, kept = run.connections
-    rows = [("connections (masks)", f"{dense:,}", NONE, f"{kept:,}", format_ratio(dense, kept))]
+    """Weights, parameters and operations in their named columns."""
+    rows = []
+    if run.connections is not None:
+        dense, kept = run.connections
+        rows.append(("weights and biases (density)", f"{dense:,}", NONE, f"{kept:,}", format_ratio(dense, kept)))
     titles = {"parameters": "parameters stored", "macs": "MACs", "flops": "FLOPs"}
     for key, title in titles.items():
         whole, structural, live = run.costs[key]
         rows.append((title, f"{whole:,}", f"{structural:,}", f"{live:,}", format_ratio(whole, structural)))
     before, after = run.paper_flops
     rows.append(("FLOPs, formula of the paper", f"{before:,}", f"{after:,}", NONE, format_ratio(before, after)))
-    for key, title in {"bytes": "RAM arena, bytes"}.items():
-        whole, structural = (run.arena[name][key] for name in ("original", "shrunk"))
-        rows.append((title, f"{whole:,}", f"{structural:,}", NONE, format_ratio(whole, structural)))
+    whole, structural = (run.arena[name]["bytes"] for name in ("original", "shrunk"))
+    rows.append(("RAM arena, bytes", f"{whole:,}", f"{structural:,}", NONE, format_ratio(whole, structural)))
     heads = ("at batch 1", "dense", "structural", "non-zero", "fewer")
-    return Section(
-        "Connections, parameters and operations",
-        tables=(TableView(heads, tuple(rows)),),
-        note=_CONVENTIONS,
-    )
+    return Section("Weights, parameters and operations", tables=(TableView(heads, tuple(rows)),), note=_CONVENTIONS)
 
 
 def files(run: Run) -> Section:
-    """Bytes of each file beside the references, and what validation measured."""
+    """Bytes of each file beside the references, size against accuracy, and what validation measured."""
     original = run.sizes["original"]
     rows = [_reference("original.onnx", "the dense network", original, original)]
     rows.append(_reference("masked.onnx", "zeros in place", run.sizes["masked"], original))
@@ -92,14 +149,12 @@ def files(run: Run) -> Section:
         marks.append(("entropy bound, int8", run.sizes["bound int8"]))
     rows.append(_reference("original.onnx, gzipped", "for comparison", run.sizes["gzip"], original))
     rows += [_reference(label, "for comparison", size, original) for label, size in marks]
-    shown = [("original.onnx", original), *((file.name, file.bytes) for file in run.files)]
-    chart = charts.bytes_chart(sorted(shown, key=lambda pair: -pair[1]), marks)
+    shown = [("dense network", original), *((file.format, file.bytes) for file in run.files)]
+    drawn = [(charts.bytes_chart(sorted(shown, key=lambda pair: -pair[1]), marks), f"Bytes of each file. {_SIZES}")]
+    if (scatter := _size_against_accuracy(run)) is not None:
+        drawn.append(scatter)
     heads = ("file", "bytes", "smaller", "accuracy", "equal predictions", "largest error", "validation", "format")
-    return Section(
-        "Files",
-        charts=((chart, f"Bytes of each file, on a logarithmic axis. {_SIZES}"),),
-        tables=(TableView(heads, tuple(rows), words=(7,)),),
-    )
+    return Section("Files", charts=tuple(drawn), tables=(TableView(heads, tuple(rows), words=(7,)),))
 
 
 def _reference(name: str, what: str, size: int, original: int) -> tuple[str, ...]:
@@ -112,7 +167,21 @@ def _measured(file: File) -> tuple[str, ...]:
     return (percent(file.accuracy), percent(file.agreement), error, word)
 
 
-def anatomy(run: Run) -> Section:
+def _size_against_accuracy(run: Run) -> tuple[Markup, str] | None:
+    """Return the scatter of the files that passed, with the dense network, where accuracies are known."""
+    points = [(file.format, file.bytes, file.accuracy) for file in run.files if file.ok and file.accuracy is not None]
+    dense = run.accuracy.get("dense", (None, None))[1]
+    if dense is not None:
+        points.insert(0, ("dense network", run.sizes["original"], dense))
+    if len(points) < 2:
+        return None
+    named = [(f"{name}, {format_bytes(size)}", [(name, size, found)]) for name, size, found in points]
+    caption = "Size against accuracy on the test set: left is smaller, up is better. "
+    caption += "Along the grey line, no smaller file is as accurate."
+    return charts.pareto_chart(named), caption
+
+
+def breakdown(run: Run) -> Section:
     """Every byte of each file by its part, beside the bound; and each weight by itself."""
     codes = {f"{name}.onnx": "f32" for name in ("original", "masked")} | {file.name: file.values for file in run.files}
     rows = tuple(
@@ -131,22 +200,16 @@ def anatomy(run: Run) -> Section:
         )
         for row in sorted(run.tensors, key=lambda row: -row["dense"])
     )
-    heads = (
-        "weight",
-        "shape",
-        "non-zero",
-        "plain",
-        *(f"{what}, {code}" for code in used for what in ("packed", "bound")),
-    )
+    heads = ("bytes of", "weights", "their headers", "decoding", "network", "container", "all", "bound")
+    by_weight = ("weight", "shape", "non-zero", "plain")
+    by_weight += tuple(f"{what}, {code}" for code in used for what in ("packed", "bound"))
     return Section(
-        "Where the bytes are",
+        "Size breakdown",
         tables=(
-            TableView(
-                ("bytes of", "weights", "their headers", "decoding", "network", "container", "all", "bound"), rows
-            ),
-            TableView(heads, weights, title="Weight by weight, bytes", words=(1,), folded=len(weights) > _FOLD),
+            TableView(heads, rows),
+            TableView(by_weight, weights, title="Weight by weight, bytes", words=(1,), folded=len(weights) > _FOLD),
         ),
-        note=_ANATOMY,
+        note=_BREAKDOWN,
     )
 
 
@@ -154,13 +217,15 @@ def _bound(run: Run, name: str, code: str) -> str:
     return NONE if name in {"original.onnx", "masked.onnx"} else f"{run.bounds[code]:,.0f}"
 
 
-def iterations(run: Run) -> Section:
-    """The relief loop's history."""
+def rounds(run: Run) -> Section | None:
+    """The pruning rounds."""
     history = run.iterations
-    shares = [row["kept"] / row["dense"] for row in history]
+    if not history:
+        return None
+    densities = [row["kept"] / row["dense"] for row in history]
     watched = any(row.get("peak_test_accuracy") is not None for row in history)
-    chart = charts.iterations_chart(
-        kept=shares,
+    chart = charts.rounds_chart(
+        density=densities,
         accuracy=[row["accuracy"] for row in history],
         dense=history[0]["accuracy"],
         floor=run.floor,
@@ -170,21 +235,21 @@ def iterations(run: Run) -> Section:
         (
             f"{row['iteration']}{' (exported)' if index == run.chosen else ''}",
             f"{row['kept']:,}",
-            format_percent(share),
+            format_percent(density),
             percent(row["accuracy_before"]),
             percent(row["accuracy"]),
             percent(row["test_accuracy"]),
             *([percent(row.get("peak_test_accuracy"))] if watched else []),
             format_seconds(sum(value for key, value in row["seconds"].items() if key == "all")),
         )
-        for index, (row, share) in enumerate(zip(history, shares, strict=True))
+        for index, (row, density) in enumerate(zip(history, densities, strict=True))
     )
     peak = ("best test of any epoch (no choice)",) if watched else ()
-    heads = ("iteration", "connections", "kept", "before retraining", "after", "test", *peak, "time")
+    heads = ("round", "weights", "density", "before retraining", "after", "test", *peak, "time")
     return Section(
-        "Through the iterations",
-        charts=((chart, _ITERATIONS),),
-        tables=(TableView(heads, rows, title="Every iteration", folded=len(rows) > _FOLD),),
+        "Pruning rounds",
+        charts=((chart, _ROUNDS),),
+        tables=(TableView(heads, rows, title="Every round", folded=len(rows) > _FOLD),),
     )
 
 
@@ -192,30 +257,20 @@ def layers(run: Run) -> Section | None:
     """Parameters and MACs of each layer, before and after."""
     if not run.layers:
         return None
-    last = run.iterations[run.chosen]["layers"]
+    last = run.iterations[run.chosen]["layers"] if run.iterations else {}
     rows = []
     for layer in run.layers:
         own = last.get(layer.name, {})
-        kept = format_percent(own["kept"] / own["dense"]) if own.get("dense") else NONE
+        density = format_percent(own["kept"] / own["dense"]) if own.get("dense") else NONE
         figures = (f"{value:,}" for value in (*layer.parameters, *layer.macs))
-        rows.append((layer.name, layer.op, *figures, kept))
+        rows.append((layer.name, layer.op, *figures, density))
     kinds = ("dense", "structural", "non-zero")
-    heads = (
-        "layer",
-        "operator",
-        *(f"parameters, {k}" for k in kinds),
-        *(f"MACs, {k}" for k in kinds),
-        "connections kept",
-    )
+    heads = ("layer", "operator", *(f"parameters, {k}" for k in kinds), *(f"MACs, {k}" for k in kinds), "density")
     chart = charts.layers_chart([(layer.name, *layer.parameters) for layer in run.layers])
+    caption = "Parameters that each layer stores, on a logarithmic axis; what is gone altogether stands at 1."
     return Section(
         "Layer by layer",
-        charts=(
-            (
-                chart,
-                "Parameters that each layer stores, on a logarithmic axis; what is gone altogether stands at 1.",
-            ),
-        ),
+        charts=((chart, caption),),
         tables=(TableView(heads, tuple(rows), title="Every layer", words=(1,), folded=len(rows) > _FOLD),),
     )
 
@@ -224,35 +279,154 @@ def inputs(run: Run) -> Section | None:
     """Which inputs the first layer still reads."""
     if run.inputs is None:
         return None
+    title = "Inputs that are still read"
     if run.inputs.pixels:
         used = sum(count > 0 for row in run.inputs.pixels for count in row)
         total = sum(len(row) for row in run.inputs.pixels)
-        caption = f"{used} of {total} pixels are still read; the fuller a square, the more connections read it."
-        return Section("What the network still looks at", charts=((charts.pixels_chart(run.inputs.pixels), caption),))
+        caption = f"{used} of {total} pixels are still read; the fuller a square, the more weights read it."
+        return Section(title, charts=((charts.pixels_chart(run.inputs.pixels), caption),))
     rows = tuple(
         (f"channel {index}", f"{kept:,}", f"{whole:,}", format_percent(kept / whole))
         for index, (kept, whole) in enumerate(run.inputs.channels)
     )
-    table = TableView(
-        ("input", "connections kept", "of", "share"), rows, folded=len(rows) > _FOLD, title="Input channels"
-    )
-    return Section("What the network still looks at", tables=(table,))
+    heads = ("input", "weights left", "of", "density")
+    return Section(title, tables=(TableView(heads, rows, folded=len(rows) > _FOLD, title="Input channels"),))
 
 
-def kept(run: Run) -> Section | None:
-    """What the removal took, and why the rest stayed."""
+def removal(run: Run) -> Section | None:
+    """What the removal of dead channels took, and why the rest stayed."""
     removed = tuple(
         (row["layer"], *(f"{row[f'{side}_before']:,} → {row[f'{side}_after']:,}" for side in _SIDES))
         for row in run.removed
     )
     stayed = tuple(
-        (row["layer"], f"{row['count']:,} zero {row['side']}s", str(row["reason"]))
+        (row["layer"], f"{row['count']:,} dead {row['side']}s", str(row["reason"]))
         for row in sorted(run.kept, key=lambda row: -row["count"])
     )
     tables = (
         TableView(("layer", *_SIDES), removed, title="Removed", folded=len(removed) > _FOLD),
-        TableView(("layer", "stayed", "because"), stayed, "Kept, and why", (2,), folded=len(stayed) > _FOLD),
+        TableView(("layer", "stayed", "because"), stayed, "What stayed, and why", (2,), folded=len(stayed) > _FOLD),
     )
     found = tuple(table for table in tables if table.rows)
     note = "Outputs are neurons, or filters of a convolution; inputs are what each of them reads."
-    return Section("What was removed, and what stayed", tables=found, note=note) if found else None
+    return Section("Dead channels", tables=found, note=note) if found else None
+
+
+def latency(run: Run) -> Section | None:
+    """Time of one inference, where validation measured it; speed-ups are against the dense network."""
+    found = (run.validation or {}).get("latency") or []
+    if not found:
+        return None
+    chart = charts.latency_chart(
+        [(row["name"], *(1000 * row[key] for key in ("lower", "median", "upper"))) for row in found]
+    )
+    rows = tuple(
+        (
+            row["name"],
+            *(format_milliseconds(row[key]) for key in ("median", "lower", "upper")),
+            format_ratio(found[0]["median"], row["median"]),
+            format_milliseconds(row["load"]),
+        )
+        for row in found
+    )
+    heads = ("file", "median", "lower quartile", "upper quartile", f"speed-up over {found[0]['name']}", "loading, once")
+    first = found[0]
+    threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
+    how = f"Batch {first['batch']}, {threads}, {first['repeats']} interleaved repetitions"
+    return Section(
+        "Latency, measured",
+        charts=((chart, f"{how}, ONNX Runtime on {first['machine']['cpu']}."),),
+        tables=(TableView(heads, rows),),
+    )
+
+
+def audit(run: Run) -> Section | None:
+    """Budgets, and whether they are met."""
+    if run.audit is None:
+        return None
+    budget, arena = run.audit["budget"], run.audit["arena"]
+    size = next(row for row in run.audit["files"] if row["file"] == run.audit["checked"])
+    rows = tuple(
+        (what, NONE if need is None else f"{need:,}", NONE, "no budget given")
+        if limit is None or need is None  # an unknown arena is only let pass without a budget
+        else (what, f"{need:,}", f"{limit:,}", "within budget" if need <= limit else "OVER BUDGET")
+        for what, need, limit in (
+            ("flash", size["flash_bytes"], budget["flash_bytes"]),
+            ("RAM at batch 1", size["ram_bytes"], budget["ram_bytes"]),
+        )
+    )
+    keys = ("flash_bytes", "ram_bytes", "arena_bytes", "unpacked_bytes")
+    every = tuple(
+        (row["file"], *("unknown" if row[key] is None else f"{row[key]:,}" for key in keys))
+        for row in run.audit["files"]
+    )
+    target = f"Target: {budget['target']['title']}. " if budget["target"] else ""
+    notes = "".join(f"{note}. " for note in run.audit["notes"])
+    unknown = f"The RAM is unknown: {size['ram_unknown']}."
+    heads = ("bytes of", "flash", "RAM", "activations", "weights unpacked at load")
+    return Section(
+        "Flash and RAM",
+        text=f"Checked: {size['file']}.",
+        tables=(
+            TableView(("bytes", "needed", "budget", "audit"), rows),
+            TableView(heads, every, title="Every file", folded=True),
+        ),
+        note=target + notes + (unknown if arena is None else _peak(arena)),
+    )
+
+
+def _peak(arena: dict[str, Any]) -> str:
+    tensors = ", ".join(f"{tensor['name']} {tensor['tensor_bytes']:,}" for tensor in arena["peak_tensors"][:3])
+    return (
+        f"The arena of the activations peaks at {arena['peak_op']} {arena['peak']}, with {tensors} bytes; no plan can "
+        f"be below {arena['lower_bound_bytes']:,}. Not in it: {arena['excluded']}."
+    )
+
+
+def usage(run: Run) -> Section | None:
+    """The five lines that run the smallest file, and what takes each of the others."""
+    best = run.smallest(exact=False)
+    if best is None:
+        return None
+    shape = ", ".join(("samples", *map(str, run.input_shape)))
+    code = _SNIPPET.format(
+        path=f"{run.artifacts}{best.name}", samples=f"{run.artifacts}reference.npz", shape=f"float32, ({shape})"
+    )
+    rows = tuple(
+        (f"{run.artifacts}{file.name}", f"{file.bytes:,}", _LOADING.get(file.format, "ONNX Runtime, as above"))
+        for file in run.files
+    )
+    return Section(
+        "Run it",
+        text="In this folder, with onnxruntime and numpy installed:",
+        tables=(TableView(("file", "bytes", "what takes it"), rows, words=(2,)),),
+        code=code,
+        language="python",
+    )
+
+
+def provenance(run: Run) -> Section:
+    """Versions, machine, wall times and the recipe."""
+    stages = tuple(
+        (stage, format_seconds(r.seconds), f"{r.machine['cpu']}, {r.machine['cores']} cores, {r.machine['system']}")
+        for stage, r in run.records.items()
+    )
+    versions = tuple(run.records["export"].versions.items())
+    recipe = tuple((key, str(value)) for key, value in _flat(run.recipe))
+    tables = (
+        TableView(("stage", "wall time", "machine"), stages, words=(2,)),
+        TableView(("package", "version"), versions, title="Versions", folded=True),
+        TableView(("key", "value"), recipe, title="Recipe, resolved", words=(1,), folded=True),
+    )
+    return Section("How it was made", tables=tuple(table for table in tables if table.rows))
+
+
+def _flat(recipe: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Flatten nested tables to dotted keys; keys that hold nothing are left out."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in recipe.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.")
+        elif value not in (None, "", []):
+            rows.append((prefix + key, value))
+    return rows

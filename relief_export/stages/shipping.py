@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,11 +17,10 @@ from relief_export.formats import FORMATS, Options, anatomy, gzip_bytes, ledger,
 from relief_export.graph.arena import plan_arena
 from relief_export.graph.cost import cost
 from relief_export.graph.shrink import ShrinkResult, shrink
-from relief_export.records import atomic_folder, atomic_path
+from relief_export.records import RECORDS, Record, atomic_folder, atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from pathlib import Path
 
     from relief_export.progress import Progress
     from relief_export.recipe import AuditConfig
@@ -71,6 +72,7 @@ def ship(
     Returns:
         What the record of the export holds.
     """
+    started = time.perf_counter()
     result = shrink(graphs["masked"])
     chosen = tuple(dict.fromkeys(("dense", *names)))
     with atomic_folder(target) as folder:
@@ -95,6 +97,10 @@ def ship(
         ]
         extra = {key: outcome[key] for key in ("cost", "shrink", "baselines")}
         write_manifest(folder, artifacts, extra, references=references)
+        outcome["input_shape"] = list(reference.x.shape[1:])
+        # The report of a folder that no stage wrote is made from this; a stage's own record takes its place.
+        seconds = round(time.perf_counter() - started, 3)
+        Record("export", {}, {}, seconds, outcome).write(folder / Path(RECORDS["export"]).name)
     return outcome
 
 

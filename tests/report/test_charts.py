@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from relief_export.report import charts
 
 CHARTS = {
-    "iterations": lambda: charts.iterations_chart(
-        kept=[1.0, 0.3, 0.04, 0.01], accuracy=[0.95, 0.96, 0.95, 0.4], dense=0.95, floor=0.94, chosen=2
+    "rounds": lambda: charts.rounds_chart(
+        density=[1.0, 0.3, 0.04, 0.01], accuracy=[0.95, 0.96, 0.95, 0.4], dense=0.95, floor=0.94, chosen=2
     ),
     "bytes": lambda: charts.bytes_chart([("a.onnx", 1_700_000), ("b.onnx", 1_200)], [("gzip", 90_000), ("bound", 900)]),
     "layers": lambda: charts.layers_chart([("fc1", 400, 80, 20), ("gone", 90, 0, 0)]),
@@ -37,7 +37,7 @@ def test_a_chart_is_deterministic_says_itself_in_words_and_takes_the_colours_of_
 
 
 def test_what_is_said_in_words_has_the_numbers():
-    assert "95.00% with 100.00% of the connections to 95.00% with 4.00%" in CHARTS["iterations"]()
+    assert "95.00% at a density of 100.00% to 95.00% at 4.00%" in CHARTS["rounds"]()
     assert "a.onnx 1.70 MB; b.onnx 1.20 kB; gzip 90.0 kB; bound 900 B" in CHARTS["bytes"]()
     assert "fc1 400 to 80 to 20; gone 90 to 0 to 0" in CHARTS["layers"]()
     assert "a 0.2 ms (0.1 to 0.4)" in CHARTS["latency"]()

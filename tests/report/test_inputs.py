@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from relief_export.errors import IntegrityError
-from relief_export.report.inputs import input_use
+from relief_export.report.run import input_use
 from tests.report.folders import write_masks
 
 RNG = np.random.default_rng(11)

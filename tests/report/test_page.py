@@ -9,12 +9,15 @@ import sys
 import numpy as np
 import pytest
 
+from relief_export import evaluation, formats
+from relief_export.cli import run
 from relief_export.errors import InputError, IntegrityError
 from relief_export.records import RECORDS
 from relief_export.report import build_report
-from relief_export.report.facts import OPTIONAL, read_run
+from relief_export.report.run import OPTIONAL, read_run
+from relief_export.stages import shipping
 from tests.conftest import assert_tables_are_whole
-from tests.report.folders import READ, make_folder
+from tests.report.folders import ALIVE, HIDDEN, READ, SIDE, make_folder, network
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -93,11 +96,14 @@ def test_identifiers_are_unique_and_references_lead_somewhere(pages, name):
 def test_the_verdict_comes_first_and_is_said_in_words(pages):
     good, bad = pages["good"], pages["bad"]
     for text in good:
-        assert text.index("The same network, 2.02× smaller.") < text.index("Accuracy")
-        assert "Not the same network" not in text
+        assert text.index(
+            "2.02× smaller, same outputs as the pruned network; −0.25 points against the original."
+        ) < text.index("Accuracy")
+        assert "Other outputs" not in text
+        assert "Test accuracy 93.75 %, of the original 94.00 %." in text
     for text in bad:
-        assert text.index("Not the same network.") < text.index("Accuracy")
-        assert "The same network" not in text
+        assert text.index("Other outputs than the pruned network.") < text.index("Accuracy")
+        assert "same outputs" not in text
         assert "relative error" in text
     assert '<section class="verdict yes"' in good[0]
     assert '<section class="verdict no"' in bad[0]
@@ -156,6 +162,50 @@ def test_several_runs_share_one_page_with_a_pareto_chart(pages):
     assert twin.index("Comparison of 2 runs") < twin.index("# tiny")
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A folder that ``ship`` wrote outside any build folder, as ``relief_export.export`` does."""
+    folder = tmp_path_factory.mktemp("alone") / "mine"
+    rng = np.random.default_rng(5)
+    whole = [rng.normal(size=shape) for shape in ((HIDDEN, SIDE * SIDE), (HIDDEN,), (10, HIDDEN), (10,))]
+    alive = np.arange(HIDDEN) < ALIVE
+    masked = (whole[0] * alive[:, None], whole[1] * alive, whole[2] * alive, whole[3])
+    graphs = {"original": network(*whole), "masked": network(*masked)}
+    x = rng.random((32, 1, SIDE, SIDE)).astype(np.float32)
+    logits = evaluation.open_session(graphs["masked"], optimised=False).run(x)[0]
+    reference = shipping.Samples(x, logits.argmax(axis=1), logits, "reference")
+    shipping.ship(graphs, reference, folder, ("packed", "csr"), formats.Options())
+    return folder
+
+
+def test_a_folder_of_files_alone_has_a_report_and_says_how_to_run_them(alone, tmp_path):
+    folder = shutil.copytree(alone, tmp_path / "mine")
+    before = build_report([folder], tmp_path / "before").markdown.read_text()
+    assert "**Not validated yet.**" in before
+    assert "run relief-export validate on this folder" in before
+    assert run(["validate", str(folder)]) == 0
+    assert run(["report", str(folder), "--json"]) == 0
+    text = (folder / "report.md").read_text()
+    assert_tables_are_whole(text)
+    assert re.search(r"\*\*\d\.\d\d× smaller, same outputs as the pruned network\.\*\*", text)
+    assert "32 samples of reference.npz" in text
+    assert "## Pruning rounds" not in text  # no training was recorded
+    for name in ("model.onnx", "model.packed.onnx", "csr"):
+        assert f"| {name} |" in text.partition("## Run it")[2]
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    assert len(done.stdout.split()) >= 32
+    # What was validated is no longer what lies there: the figures are refused.
+    (folder / "manifest.json").write_text((folder / "manifest.json").read_text() + "\n")
+    with pytest.raises(IntegrityError, match=r"manifest\.json is not the file that stage 'validate' read"):
+        build_report([folder], tmp_path)
+
+
+def test_a_folder_that_is_neither_is_told_so(tmp_path):
+    with pytest.raises(InputError, match="is no build folder, and has no manifest"):
+        build_report([tmp_path], tmp_path)
+
+
 @pytest.mark.parametrize("stage", [stage for stage in RECORDS if stage not in OPTIONAL])
 def test_a_missing_record_is_named_with_its_stage(build, tmp_path, stage):
     folder = shutil.copytree(build, tmp_path / "tiny")
@@ -210,7 +260,7 @@ def test_a_record_of_wrong_content_is_named_with_stage_and_key(build, tmp_path, 
 
 
 def test_every_byte_of_a_file_has_its_part(build, pages):
-    table = pages["good"][1].partition("## Where the bytes are")[2].partition("##")[0]
+    table = pages["good"][1].partition("## Size breakdown")[2].partition("##")[0]
     rows = {cells[1]: cells[2:-1] for line in table.splitlines() if len(cells := re.split(r" *\| *", line)) == 10}
     for name in ("original.onnx", "masked.onnx", "model.onnx"):
         *parts, total, _ = (int(cell.replace(",", "")) if cell != "–" else None for cell in rows[name])

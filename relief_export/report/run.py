@@ -1,22 +1,32 @@
-"""What the page says of one run, read from the records of its build folder and from nothing else."""
+"""One run as its records tell it: a build folder's, or those of a folder that an export alone wrote.
+
+The report is made from what is read here and from nothing else. A folder that ``relief_export.export`` wrote has no
+training to tell of: ``iterations`` is empty there, and ``validation`` is None until the folder has been validated.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from relief_export.errors import InputError, IntegrityError
 from relief_export.formats import FORMATS
 from relief_export.records import RECORDS, Record, read_record, sha256
-from relief_export.report.inputs import InputUse, input_use
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 Table = dict[str, Any]
 
+_MANIFEST = "manifest.json"
 OPTIONAL = frozenset({"quantise", "audit"})
 NOT_LOADED = frozenset(name for name, form in FORMATS.items() if not form.loadable)
 """Formats that no runtime loads as they are."""
@@ -33,7 +43,7 @@ class File:
         error: Largest relative error of a logit, over all checks.
         agreement: Lowest share of equal predictions, over all checks.
         ok: Whether every check passed; None where validation did not see it.
-        exact: Whether it promises every prediction of the relieved network.
+        exact: Whether its tolerance allows no other prediction than the pruned network's.
         loads: Whether ONNX Runtime takes it as it is.
     """
 
@@ -61,29 +71,27 @@ class Layer:
 
 @dataclass(frozen=True)
 class Run:
-    """One build folder. Fractions are 0 to 1, sizes bytes, times seconds; figures are (dense, structural, non-zero).
+    """One folder. Fractions are 0 to 1, sizes bytes, times seconds; figures are (dense, structural, non-zero).
 
     Attributes:
+        folder: Where it lies; ``artifacts`` is the folder of its files in it, "" where they lie in it themselves.
+        records: By stage, those that are there.
         input_shape: Of one sample. samples: Of each split.
-        accuracy: Row label -> (validation, test).
-        iterations: The relief loop's history, as recorded.
-        chosen: Index in it of the iteration that was exported.
-        floor: Lowest validation accuracy that relief was allowed.
+        accuracy: Network -> (validation, test).
+        connections: Weights and biases, dense and pruned; None where no pruning was recorded.
+        iterations: The pruning rounds, as recorded.
+        chosen: Index in it of the round that was exported.
+        floor: Lowest validation accuracy that the recipe accepts.
         sizes: original and masked, both also after gzip, and the entropy bounds of float32 and int8 values.
-        anatomy: File -> the bytes of its parts, which add up to it. bounds: Value code -> the entropy bound in bytes.
-        tensors: The ledger's rows: bytes of each weight by format.
-        kept: Reasons for which a zero row or column stayed; ``removed`` what went, layer by layer.
+        anatomy: File -> its size breakdown, parts that add up to it. bounds: Value code -> the entropy bound in bytes.
+        tensors: Bytes of each weight by format.
+        kept: Reasons for which dead channels stayed; ``removed`` what went, layer by layer.
+        validation: Outcome of the validation; None where there was none.
     """
 
     folder: Path
+    artifacts: str
     records: dict[str, Record]
-    input_shape: tuple[int, ...]
-    samples: dict[str, int]
-    accuracy: dict[str, tuple[float | None, float | None]]
-    connections: tuple[int, int]
-    iterations: tuple[Table, ...]
-    chosen: int
-    floor: float
     costs: dict[str, tuple[int, int, int]]
     paper_flops: tuple[int, int]
     layers: tuple[Layer, ...]
@@ -95,9 +103,16 @@ class Run:
     removed: tuple[Table, ...]
     kept: tuple[Table, ...]
     arena: dict[str, Table]
-    inputs: InputUse | None
-    validation: Table
-    audit: Table | None
+    input_shape: tuple[int, ...] = ()
+    samples: dict[str, int] = field(default_factory=dict)
+    accuracy: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
+    connections: tuple[int, int] | None = None
+    iterations: tuple[Table, ...] = ()
+    chosen: int = 0
+    floor: float | None = None
+    inputs: InputUse | None = None
+    validation: Table | None = None
+    audit: Table | None = None
 
     @property
     def recipe(self) -> Table:
@@ -107,17 +122,19 @@ class Run:
     @property
     def name(self) -> str:
         """The recipe's name, and that of the folder where it is another: a run with other seeds or settings."""
-        name, folder = str(self.recipe["name"]), self.folder.resolve().name
+        folder = self.folder.resolve().name
+        name = str(self.recipe.get("name", folder))
         return name if folder == name else f"{name} ({folder})"
 
     @property
     def ok(self) -> bool:
-        """Whether validation passed."""
-        return bool(self.validation["ok"])
+        """Whether validation passed; False where there was none."""
+        return self.validation is not None and bool(self.validation["ok"])
 
     def smallest(self, *, exact: bool) -> File | None:
-        """Return the smallest file that passed validation and that ONNX Runtime loads, of the exact ones or of all."""
-        fit = [file for file in self.files if file.ok and file.loads and (file.exact or not exact)]
+        """Return the smallest file that ONNX Runtime loads, of the exact ones or of all, none that failed a check."""
+        passed = {True} if self.validation is not None else {None}
+        fit = [file for file in self.files if file.ok in passed and file.loads and (file.exact or not exact)]
         return min(fit, key=lambda file: file.bytes, default=None)
 
 
@@ -137,20 +154,26 @@ def reading(folder: Path, stage: str) -> Iterator[None]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read every record of ``folder``.
+    """Read every record of a build folder, or of a folder that an export wrote.
 
     Raises:
-        InputError: A record is missing; the message names the file and its stage.
+        InputError: It is neither, or a record is missing; the message names the file and its stage.
         IntegrityError: A record is damaged, lacks what the page needs, or is of other files than lie in the folder.
     """
+    alone = (folder / _MANIFEST).is_file()
+    if not alone and not any((folder / path).exists() for path in RECORDS.values()):
+        raise InputError(f"{folder} is no build folder, and has no {_MANIFEST}: give what a run or an export wrote")
+    # A folder of files alone: what a build folder has in artifacts/ and beside it lies together.
+    paths = {"export": "record.json", "validate": RECORDS["validate"]} if alone else RECORDS
     found = {}
-    for stage, name in RECORDS.items():
+    for stage, name in paths.items():
         if (folder / name).exists():
             found[stage] = read_record(folder / name, stage)
             _check_current(folder, found[stage])
-        elif stage not in OPTIONAL:
-            raise InputError(f"{folder / name} does not exist: run stage {stage!r} first")
-    facts: Table = {"folder": folder, "records": found, "audit": None}
+        elif stage not in OPTIONAL and not (alone and stage == "validate"):
+            advice = "export again" if alone else f"run stage {stage!r} first"
+            raise InputError(f"{folder / name} does not exist: {advice}")
+    facts: Table = {"folder": folder, "records": found, "artifacts": "" if alone else "artifacts/"}
     readers = {"train": _train, "relieve": _relieve, "quantise": _quantise, "export": _export, "validate": _validate}
     for stage, read in readers.items():
         if stage in found:
@@ -158,9 +181,10 @@ def read_run(folder: Path) -> Run:
                 facts |= read(found[stage].outcome, facts)
     if "audit" in found:
         facts["audit"] = found["audit"].outcome
-    first = facts["layers"][0].name if facts["layers"] else ""
-    inputs = input_use(folder / "relieved" / "masks.safetensors", first, facts["input_shape"])
-    return Run(inputs=inputs, **facts)
+    if "relieve" in found and facts["layers"]:
+        masks = folder / "relieved" / "masks.safetensors"
+        facts["inputs"] = input_use(masks, facts["layers"][0].name, facts["input_shape"])
+    return Run(**facts)
 
 
 def _check_current(folder: Path, record: Record) -> None:
@@ -200,7 +224,7 @@ def _quantise(outcome: Table, facts: Table) -> Table:
     return {"accuracy": facts["accuracy"] | {"quantised": (outcome["validation"], outcome["test"])}}
 
 
-def _export(outcome: Table, _: Table) -> Table:
+def _export(outcome: Table, facts: Table) -> Table:
     original, shrunk = outcome["cost"]["original"], outcome["cost"]["shrunk"]
     figures = {name: (original[name], shrunk[name]) for name in ("parameters", "macs", "flops")}
     baselines, bounds = outcome["baselines"], outcome["ledger"]["total"]["bound"]
@@ -222,6 +246,7 @@ def _export(outcome: Table, _: Table) -> Table:
         "removed": tuple(outcome["shrink"]["removed"]),
         "kept": tuple(outcome["shrink"]["kept"]),
         "arena": outcome["arena"],
+        "input_shape": facts.get("input_shape") or tuple(outcome.get("input_shape", ())),
     }
 
 
@@ -254,7 +279,8 @@ def _validate(outcome: Table, facts: Table) -> Table:
     """Join what validation measured to the files: the worst of a file's sessions stands for it."""
     files = tuple(_judged(file, outcome) for file in facts["files"])
     exported = next((file.accuracy for file in files if file.format == "dense"), None)
-    accuracy = facts["accuracy"] | {"exported, in ONNX Runtime": (None, exported)}
+    known: Table = facts.get("accuracy") or {"pruned": (None, outcome["reference_accuracy"])}
+    accuracy = known | {"exported, in ONNX Runtime": (None, exported)}
     return {"files": files, "validation": outcome, "accuracy": accuracy}
 
 
@@ -272,3 +298,65 @@ def _judged(file: File, outcome: Table) -> File:
         agreement=worst("agreement", min),
         ok=all(verdicts) if verdicts else None,
     )
+
+
+_HEADER = 8  # bytes: the length of the header, little-endian
+
+
+@dataclass(frozen=True)
+class InputUse:
+    """How many weights of the first layer read each input.
+
+    Attributes:
+        pixels: (height, width), weights over all channels, where the first layer is linear on pictures; else empty.
+        channels: Weights (kernels, for a convolution) that read each channel, and how many there were of each.
+    """
+
+    pixels: tuple[tuple[int, ...], ...]
+    channels: tuple[tuple[int, int], ...]
+
+
+def input_use(masks: Path, layer: str, shape: tuple[int, ...]) -> InputUse | None:
+    """Count the weights left for each input of the first layer.
+
+    Args:
+        masks: The file of masks, safetensors; None is returned where it is absent or has no mask of the layer.
+        layer: Name of the first layer; its mask is that of ``layer.weight``: (out, in) or (out, in, kh, kw).
+        shape: Shape of one input sample, (channels, height, width) or (features,).
+
+    Raises:
+        IntegrityError: The file is damaged.
+    """
+    mask = _read_mask(masks, f"{layer}.weight") if masks.is_file() else None
+    if mask is None or mask.ndim not in (2, 4):
+        return None
+    if mask.ndim == 4:  # a unit of pruning is a whole kernel
+        kernels = mask.any(axis=(2, 3))
+        return InputUse((), tuple((int(count), kernels.shape[0]) for count in kernels.sum(axis=0)))
+    if mask.shape[1] != math.prod(shape):
+        return None
+    counts = mask.sum(axis=0).reshape(shape)
+    if counts.ndim != 3:
+        return InputUse((), tuple((int(count), mask.shape[0]) for count in counts.ravel()))
+    area = mask.shape[0] * counts[0].size
+    pixels = tuple(tuple(int(count) for count in row) for row in counts.sum(axis=0))
+    return InputUse(pixels, tuple((int(count), area) for count in counts.sum(axis=(1, 2))))
+
+
+def _read_mask(path: Path, name: str) -> NDArray[np.bool_] | None:
+    """Read one boolean tensor of a safetensors file: a length, a JSON header, the bytes.
+
+    NumPy alone does it, because the reader of the library comes with an extra that a report does not need.
+    """
+    data = path.read_bytes()
+    try:
+        end = _HEADER + int.from_bytes(data[:_HEADER], "little")
+        entry = json.loads(data[_HEADER:end]).get(name)
+        if entry is None:
+            return None
+        first, last = (end + offset for offset in entry["data_offsets"])
+        return np.frombuffer(data[first:last], np.uint8).reshape(entry["shape"]).astype(bool)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(
+            f"{path} is not a whole safetensors file ({error}): run the stage 'relieve' again"
+        ) from None
