@@ -47,7 +47,7 @@ class Compiler:
         # The binary file of the weights is included from the folder in which the compiler runs.
         folder = files[0].parent.resolve()
         names = [str(file.resolve()) for file in files]
-        command = [*self.command, "-std=c99", *flags, "-shared", "-fPIC", *names, "-o", str(target.resolve())]
+        command = [*self.command, "-std=c99", *flags, "-shared", "-fPIC", *names, "-o", str(target.resolve()), "-lm"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
             lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()

@@ -75,23 +75,24 @@ _MONOTONE = frozenset({"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Clip", "Elu", "S
 """These commute with taking the greatest of several numbers (LeakyRelu for alpha >= 0)."""
 
 
-def lower(model: ir.Model, *, dims: Mapping[str, int] | None = None) -> Plan:
+def lower(model: ir.Model, *, dims: Mapping[str, int] | None = None, remove: bool = True) -> Plan:
     """Return the plan of a model at batch 1.
 
     Args:
         model: Any ONNX model of one input and one output; it is not changed.
         dims: Sizes of symbolic axes by name.
+        remove: Remove disconnected neurons first; without it every layer keeps the weights that the model gives it.
 
     Raises:
         InputError: A symbolic axis has no size, or ``dims`` names one that is not there.
         UnsupportedModelError: The model has several inputs or outputs, a batch that is not 1, or a node that the
             generator has no code for; the message names it.
     """
-    return _Lowering(_prepared(model, dims or {})).run()
+    return _Lowering(_prepared(model, dims or {}, remove=remove)).run()
 
 
-def _prepared(model: ir.Model, dims: Mapping[str, int]) -> ir.Model:
-    """Return a copy with static shapes at batch 1, folded and shrunk."""
+def _prepared(model: ir.Model, dims: Mapping[str, int], *, remove: bool) -> ir.Model:
+    """Return a copy with static shapes at batch 1, folded and, if wanted, shrunk."""
     inputs = data_inputs(model)
     if len(inputs) != 1 or len(model.graph.outputs) != 1:
         raise UnsupportedModelError(
@@ -110,7 +111,8 @@ def _prepared(model: ir.Model, dims: Mapping[str, int]) -> ir.Model:
         )
     if value.dtype not in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
         raise UnsupportedModelError(f"input {value.name!r} is {value.dtype}: the c format takes floats")
-    return shrink(fold(static)).model
+    folded = fold(static)
+    return shrink(folded).model if remove else folded
 
 
 @dataclass(eq=False)

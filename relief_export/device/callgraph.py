@@ -61,8 +61,10 @@ FAMILIES = frozenset(_DIALECTS)
 
 @dataclass
 class _Function:
+    """What a function does to the stack: its own bytes, and those pushed as arguments for each function it calls."""
+
     frame: int = 0
-    calls: set[str] = field(default_factory=set)
+    calls: dict[str, int] = field(default_factory=dict)
     jumps: set[str] = field(default_factory=set)
     indirect: bool = False
     ends: bool = False
@@ -89,7 +91,7 @@ def stated_frames(texts: Iterable[str]) -> tuple[dict[str, int], tuple[str, ...]
     varying = []
     for line in (line for text in texts for line in text.splitlines()):
         place, size, kind = line.split("\t")
-        name = place.rpartition(":")[2]
+        name = place.rpartition(":")[2].partition(".")[0]  # clones are called NAME.constprop and the like
         frames[name] = max(frames.get(name, 0), int(size))
         if kind == "dynamic":
             varying.append(f"{name} has a frame of variable size")
@@ -126,14 +128,14 @@ class _Walk:
         if name in self.known or name not in self.functions:
             return self.known.get(name, (0, ()))
         function = self.functions[name]
-        stated = self.stated.get(name.partition(".")[0])  # clones are called NAME.constprop.0 and the like
+        stated = self.stated.get(name.partition(".")[0])
         frame = function.frame if stated is None else stated
         if function.indirect:
             self.doubts.append(f"{name} calls through a pointer")
         best: int = frame
         path: tuple[str, ...] = (name,)
         # A compiler's tail call is made when the frame is gone; an assembler routine may jump with its frame in place.
-        edges = [(target, frame, True) for target in function.calls]
+        edges = [(target, frame + pushed, True) for target, pushed in function.calls.items()]
         edges += [(target, frame if stated is None else 0, False) for target in function.jumps]
         for target, base, call in sorted(edges):
             if target in (*active, name):
@@ -151,10 +153,14 @@ def _functions(disassembly: str, dialect: _Dialect, address: int) -> dict[str, _
     """Read the functions of a program, with an edge from each that runs on into the next."""
     functions: dict[str, _Function] = {}
     current: _Function | None = None
+    # Bytes pushed since the last call are arguments (AVR), which the compiler does not count as the frame's; those that
+    # a function begins with are saved registers.
+    pushed, prologue = 0, True
     for line in disassembly.splitlines():
         if heading := _HEADING.match(line):
             name, previous = heading[1], current
             current = functions.setdefault(name, _Function(frame=address))
+            pushed, prologue = 0, True
             if previous is not None and not previous.ends:
                 previous.jumps.add(name)
             continue
@@ -170,10 +176,14 @@ def _functions(disassembly: str, dialect: _Dialect, address: int) -> dict[str, _
             if functions.get(target[1]) is current:
                 current.frame += address  # "rcall .+0" makes room for two bytes
             else:
-                current.calls.add(target[1])
+                current.calls[target[1]] = max(current.calls.get(target[1], 0), pushed)
+            pushed = 0
         elif dialect.jump.match(text) and target and functions.get(target[1]) is not current:
             current.jumps.add(target[1])
-        current.frame += _pushed(text, dialect.word)
+        lowered = _pushed(text, dialect.word)
+        current.frame += lowered
+        prologue = prologue and bool(lowered)
+        pushed += 0 if prologue or address == 0 else lowered
     return functions
 
 

@@ -146,11 +146,11 @@ def _on_avr(job: _Job, samples: Array) -> Run:
         printed = run((*emulator, str(elf)), job.scratch, _TIMEOUT)
         # The emulator prints each line in colour and its end as a full stop.
         values = {kind: re.findall(rf"{kind}([0-9a-f]+)\.", printed) for kind in "RCS"}
+        if len(values["S"]) > 1:
+            raise InputError(f"{job.program.folder} runs its stack into its data on {chip}: it needs a larger chip")
         if len(values["C"]) != len(part) or len(values["R"]) != len(part) * job.outputs or len(values["S"]) != 1:
             raise InputError(f"{job.program.folder} did not run to its end on {chip}: its stack may lack room")
         stack = int.from_bytes(bytes.fromhex(values["S"][0]), "little")
-        if stack + size.data + size.bss >= memory["RAM"]:
-            raise InputError(f"{job.program.folder} runs its stack into its data on {chip}: it needs a larger chip")
         deepest = max(deepest, stack)
         counts += [int.from_bytes(bytes.fromhex(value), "little") for value in values["C"]]
         outputs.append(np.frombuffer(bytes.fromhex("".join(values["R"])), job.output_type).reshape(len(part), -1))

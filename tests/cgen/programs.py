@@ -19,7 +19,7 @@ from tests.graph.builder import random_network
 from tests.graph.helpers import random_feeds, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import onnx_ir as ir
@@ -57,9 +57,11 @@ def network(seed: int) -> ir.Model:
     return random_network(lambda options: choose(list(options)), seed)
 
 
-def write(folder: Path, name: str, model: ir.Model) -> Case:
-    """Generate a program in ``folder`` and ask ONNX Runtime what it should compute."""
-    files = sources(lower(model), name)
+def write(
+    folder: Path, name: str, model: ir.Model, generate: Callable[[ir.Model, str], dict[str, bytes]] | None = None
+) -> Case:
+    """Generate a program in ``folder``, for hosts unless told how, and ask ONNX Runtime what it should compute."""
+    files = sources(lower(model), name) if generate is None else generate(model, name)
     for file, content in files.items():
         if file != "example.c":
             (folder / file).write_bytes(content)
@@ -69,12 +71,17 @@ def write(folder: Path, name: str, model: ir.Model) -> Case:
     return Case(name, next(iter(feeds.values())), run(model, feeds)[0], int(arena[1]))
 
 
-def networks(folder: Path, seeds: Iterator[int] | range, count: int) -> list[Case]:
+def networks(
+    folder: Path,
+    seeds: Iterator[int] | range,
+    count: int,
+    generate: Callable[[ir.Model, str], dict[str, bytes]] | None = None,
+) -> list[Case]:
     """Write the first ``count`` random networks that the format takes."""
     cases: list[Case] = []
     for seed in seeds:
         try:
-            cases.append(write(folder, f"n{seed}", network(seed)))
+            cases.append(write(folder, f"n{seed}", network(seed), generate))
         except UnsupportedModelError:
             continue
         if len(cases) == count:
@@ -109,7 +116,7 @@ def sanitized(folder: Path, cases: Sequence[Case], flags: Sequence[str]) -> list
     (folder / "driver.c").write_text(text)
     command = [
         *COMPILER.command, "-g", "-D_GNU_SOURCE", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *flags,
-        "driver.c", *(f"{case.name}.c" for case in cases), "-o", "driver",
+        "driver.c", *(f"{case.name}.c" for case in cases), "-o", "driver", "-lm",
     ]  # fmt: skip
     subprocess.run(command, cwd=folder, check=True)
     numbers = " ".join(f"{v:.9g}" for case in cases for v in case.x.ravel().tolist())

@@ -10,7 +10,7 @@
 
 static NET_INPUT_TYPE input[NET_INPUT_SIZE];
 static NET_OUTPUT_TYPE output[NET_OUTPUT_SIZE];
-static unsigned char arena[NET_ARENA_BYTES + 1] __attribute__((aligned(64)));
+static unsigned char arena[NET_ARENA_BYTES ? NET_ARENA_BYTES : 1] __attribute__((aligned(64)));
 
 extern uint32_t stack_end[]; /* the lowest word, from the linker script */
 enum { PAINT = 0x5AFEC0DE };

@@ -1,0 +1,276 @@
+"""Programs for microcontrollers on this machine: floats against ONNX Runtime and NumPy, integers to the last bit.
+
+RELIEF_C_FUZZ=500 takes more random networks for each code of values.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from relief_export.cgen import mcu
+from relief_export.cgen.compiler import Library
+from relief_export.cgen.lower import lower
+from relief_export.cgen.mcu import CODES, coded, generate
+from relief_export.cgen.plan import Convolution, Linear
+from relief_export.cgen.quantised import fixed_point, quantised
+from relief_export.errors import UnsupportedModelError
+from relief_export.formats import Options
+from relief_export.formats.int8 import quantise
+from tests.cgen import programs
+from tests.cgen.interpret import Interpreter
+from tests.cgen.programs import COMPILER
+from tests.graph.helpers import build, random_feeds, run
+
+NETWORKS = int(os.environ.get("RELIEF_C_FUZZ", "6"))
+STRICT = ("-O1", "-Wall", "-Wextra", "-Werror")
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
+
+
+def sources(model, name, *, code="f32", dense=False):
+    return generate(coded(lower(model), code), code, name=name, dense=dense).files
+
+
+def test_dense_programs_compute_what_onnx_runtime_does(tmp_path):
+    cases = programs.networks(tmp_path, range(30_000, 40_000), NETWORKS, partial(sources, dense=True))
+    assert len(cases) == NETWORKS
+    assert programs.failures(tmp_path, cases, STRICT) == []
+
+
+@pytest.mark.parametrize("code", [code for code in CODES if code != "q8"])
+def test_sanitizers_find_nothing_and_the_codes_store_what_they_say(code, tmp_path):
+    """The expected outputs are those of a plan with the coded weights, step by step in float64."""
+    cases = []
+    for case in programs.networks(tmp_path, range(50_000, 60_000), NETWORKS, partial(sources, code=code)):
+        plan = coded(lower(programs.network(int(case.name[1:]))), code)
+        cases.append(replace(case, expected=Interpreter(plan).run(case.x)))
+    assert programs.sanitized(tmp_path, cases, ("-O0",)) == []
+
+
+def kept(weight):
+    return weight.reshape(len(weight), -1)
+
+
+@pytest.mark.parametrize("code", ["int8", "codebook16"])
+def test_codes_keep_the_connections_and_few_values(code):
+    plan = lower(programs.network(7))
+    for before, after in zip(plan.steps, coded(plan, code).steps, strict=True):
+        if not isinstance(before, Convolution | Linear):
+            assert after is before
+            continue
+        assert np.array_equal(before.weight != 0, after.weight != 0)
+        if code == "codebook16":
+            assert len(np.unique(after.weight[after.weight != 0])) <= 15
+        else:
+            scale = np.abs(kept(before.weight)).max(axis=1, keepdims=True) / 127
+            assert np.abs(kept(after.weight) - kept(before.weight)).max() <= scale.max() * 1.001
+            assert (np.abs(kept(after.weight) - kept(before.weight)) <= scale * 1.001).all()
+
+
+def test_rounding_is_that_of_float_arithmetic(tmp_path):
+    """Sums of all sizes times scales of all sizes, many of them next to a half."""
+    text = mcu.render("mcu/requantise.c", type="int8_t")
+    (tmp_path / "r.c").write_text(
+        "#include <stdint.h>\n" + text + "void many_run(const int32_t *sums, int8_t *out, const void *more)\n"
+        "{\n    const uint32_t *m = (const uint32_t *)more;\n    const uint8_t *s = (const uint8_t *)(m + 100000);\n"
+        "    for (int i = 0; i < 100000; i++)\n        out[i] = requantise(sums[i], m[i], s[i], 3, -128, 127);\n}\n"
+    )
+    target = tmp_path / "r.so"
+    COMPILER.build([tmp_path / "r.c"], target, (*STRICT, "-fsanitize=undefined", "-fno-sanitize-recover=all"))
+    function = Library(target, "many", (1, 1), 0)._function
+    rng = np.random.default_rng(1)
+    size = 100_000
+    sums = (rng.integers(-(2**31), 2**31 - 1, size) >> rng.integers(0, 32, size)).astype(np.int32)
+    halves = (rng.integers(0, 300, size) + 0.5) / np.maximum(np.abs(sums.astype(np.float64)), 1)
+    for scale in (
+        np.exp2(rng.uniform(-34, 10, size)),
+        np.clip(halves, 2.0**-36, 1000),
+        2.0 ** rng.integers(-30, 9, size),
+    ):
+        numbers = scale.astype(np.float32)
+        multiplier, shift = fixed_point(numbers)
+        assert np.array_equal(np.ldexp(multiplier.astype(np.float64), -shift.astype(int)), numbers)
+        more = np.concatenate([multiplier.view(np.uint8), shift])
+        found = np.zeros(size, np.int8)
+        function(sums.ctypes.data, found.ctypes.data, more.ctypes.data)
+        product = np.clip(sums.astype(np.float32) * numbers, -1e6, 1e6)
+        assert np.array_equal(found, np.clip(np.rint(product).astype(np.int64) + 3, -128, 127))
+    with pytest.raises(UnsupportedModelError, match="a scale of 4096"):
+        fixed_point(np.array([4096], np.float32))
+
+
+def random_chain(seed):
+    """Return a chain of layers as people quantise them, with masks, in one or two dimensions."""
+    choice, rng = random.Random(seed).choice, np.random.default_rng(seed)  # noqa: S311  # no secret
+    flat = choice([False, False, True])
+    c, h, w = choice([1, 2, 3]), 1 if flat else choice([8, 11, 12]), choice([9, 12, 16])
+    head = f"g (float[n, {c}, {w if flat else f'{h}, {w}'}] x) => (float[n, 5] y) {{ "
+    arrays, body, last = {}, [], "x"
+
+    def add(text):
+        nonlocal last
+        name = f"t{len(body)}"
+        body.append(f"{name} = {text}")
+        last = name
+
+    def weight(stem, shape, share):
+        mask = rng.random(shape[:2] if choice([True, False]) else shape) < share
+        arrays[stem] = (rng.normal(size=shape) * mask.reshape(*mask.shape, *[1] * (len(shape) - mask.ndim))).astype(
+            np.float32
+        )
+        arrays[f"{stem}b"] = rng.normal(size=shape[0]).astype(np.float32)
+
+    for k in range(choice([1, 2, 3])):
+        kernel = choice([1, 2, 3, 5])
+        rows = 1 if flat else min(kernel, h)
+        columns = min(kernel, w)
+        group = choice([1, 1, c])
+        out = choice([4, 6, 9]) if group == 1 else c * choice([1, 2])
+        stride = choice([1, 1, 2])
+        pad = choice([0, kernel // 2])
+        weight(
+            f"w{k}", (out, c // group, columns) if flat else (out, c // group, rows, columns), choice([0.3, 0.7, 1.0])
+        )
+        pads = [pad] * (2 if flat else 4)
+        strides = [stride] * (1 if flat else 2)
+        add(f"Conv<pads={pads}, strides={strides}, group={group}>({last}, w{k}, w{k}b)")
+        c, w = out, (w + 2 * pad - columns) // stride + 1
+        h = h if flat else (h + 2 * pad - rows) // stride + 1
+        if choice([True, True, False]):
+            add(f"Relu({last})")
+        if min(h if not flat else 2, w) >= 2 and choice([True, False]):
+            size = [2] * (1 if flat else 2)
+            add(f"MaxPool<kernel_shape={size}, strides={size}>({last})")
+            h, w = h if flat else h // 2, w // 2
+    if choice([False, True]):
+        add(f"GlobalAveragePool({last})")
+        h = w = 1
+    add(f"Flatten({last})")
+    weight("v", (5, c * h * w), 0.6)
+    body.append(f"y = Gemm<transB=1>({last}, v, vb)")
+    return build(head + " ".join(body) + " }", arrays)
+
+
+def in_onnx_runtime(model, x):
+    """Run a quantised model without the sums of 16 bits that saturate on processors without VNNI."""
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def check_integers(folder, name, model, x, flags=()):
+    """Compare every bit, with floats and with integers in and out; return what was generated."""
+    plan, integers = quantised(model)
+    program = generate(plan, "q8", name=name, quantisation=integers)
+    folder.mkdir(exist_ok=True)
+    for file, content in program.files.items():
+        (folder / file).write_bytes(content)
+    expected = in_onnx_runtime(model, x)
+    sizes = x[0].size, expected[0].size
+    upper = name.upper()
+    for define, arena in ((), program.arena), ((f"-D{upper}_QUANTIZED_IO",), program.arena_quantised):
+        target = folder / f"{len(define)}.so"
+        COMPILER.build([folder / f"{name}.c"], target, (*STRICT, *flags, *define))
+        library = Library(target, name, sizes, arena)
+        library._memory[:] = 0x55
+        if not define:
+            assert np.array_equal(library.run(x), expected.reshape(len(x), -1)), name
+            continue
+        scale, zero = integers.maps[plan.maps[0].start]
+        low, high = integers.bounds
+        given = (np.clip(np.rint(x / np.float32(scale)), low - zero, high - zero) + zero).astype(np.int8)
+        found = np.zeros((len(x), sizes[1]), np.int8)
+        for sample, out in zip(np.ascontiguousarray(given), found, strict=True):
+            library._function(sample.ctypes.data, out.ctypes.data, library._arena)
+        which = int(plan.locate(plan.output)[0][0])
+        scale, zero = integers.maps[plan.maps[which].start]
+        assert np.array_equal(
+            (found.astype(np.int64) - zero).astype(np.float32) * np.float32(scale), expected.reshape(len(x), -1)
+        )
+    return program
+
+
+def test_every_bit_is_that_of_onnx_runtimes_integers(tmp_path):
+    for seed in range(NETWORKS):
+        model = random_chain(seed)
+        x = random_feeds(model, seed, n=40)["x"]
+        sanitizer = ("-fsanitize=undefined", "-fno-sanitize-recover=all") if seed % 3 == 0 or NETWORKS > 100 else ()
+        quantised_model, _ = quantise(model, Options(calibration=x))
+        check_integers(tmp_path / str(seed), f"q{seed}", quantised_model, x, sanitizer)
+
+
+LENET = """g (float[n, 1, 20, 20] x) => (float[n, 4] y)
+{ a = Conv(x, w, b) c = Relu(a) d = MaxPool<kernel_shape=[2,2], strides=[2,2]>(c)
+  e = Conv(d, v, e0) f = Relu(e) h = MaxPool<kernel_shape=[2,2], strides=[2,2]>(f)
+  i = Flatten(h) y = Gemm<transB=1>(i, u, k) }"""
+
+
+@pytest.fixture(scope="module")
+def lenet():
+    rng = np.random.default_rng(3)
+    kernels = (np.add.outer(np.arange(9), np.arange(6)) % 3 == 0)[:, :, None, None]
+    connections = np.add.outer(np.arange(4), np.arange(81)) % 5 == 0
+    arrays = {
+        "w": rng.normal(size=(6, 1, 5, 5)), "b": rng.normal(size=6), "v": rng.normal(size=(9, 6, 3, 3)) * kernels,
+        "e0": rng.normal(size=9), "u": rng.normal(size=(4, 81)) * connections, "k": rng.normal(size=4),
+    }  # fmt: skip
+    return build(LENET, {name: array.astype(np.float32) for name, array in arrays.items()})
+
+
+def test_two_convolutions_run_in_stripes_where_that_saves_memory(lenet, tmp_path):
+    program = generate(lower(lenet))
+    # Rows of 8 floats: 4 of 6 channels for a row of 3 outputs of 9 channels, where the whole map has 8 rows.
+    assert program.arena == 4 * (6 * 4 * 8 + 9 * 3 * 3)
+    assert "memmove" in program.files["net.c"].decode()
+    feeds = random_feeds(lenet, n=1)
+    case = programs.write(tmp_path, "stripes", lenet, sources)
+    assert np.array_equal(case.expected, run(lenet, feeds)[0])
+    assert programs.failures(tmp_path, [case], STRICT) == []
+    assert programs.sanitized(tmp_path, [case], ("-O0",)) == []
+    x = random_feeds(lenet, n=30)["x"]
+    program = check_integers(tmp_path, "small", quantise(lenet, Options(calibration=x))[0], x)
+    assert program.arena_quantised == 6 * 4 * 8 + 84  # the nine maps of 3 x 3, rounded up to words
+    assert program.arena == program.arena_quantised + 400  # and the integers of the input
+
+
+def test_the_forms_of_tables_are_those_that_take_fewest_bytes(lenet):
+    forms = [row["form"] for row in generate(lower(lenet)).layers]
+    assert forms == ["dense", "kernels", "elements"]
+    rows = generate(lower(lenet), dense=True).layers
+    assert [row["form"] for row in rows] == ["dense", "dense", "dense"]
+    assert rows[1]["macs"] == 6 * 6 * 9 * 6 * 9
+
+
+def test_it_says_what_it_is_and_is_always_the_same(lenet, tmp_path):
+    files = generate(lower(lenet)).files
+    assert files == generate(lower(lenet.clone())).files
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    for language in (("c", "-std=c99"), ("c++", "-std=c++11")):
+        command = [*COMPILER.command, *STRICT, "-x", language[0], language[1], "-c", "net.c", "-o", "net.o"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert b"math.h" not in files["net.c"]
+    assert b"float weights and arithmetic" in files["net.h"]
+
+
+def test_what_has_no_integers_is_refused_in_a_sentence(lenet):
+    with pytest.raises(UnsupportedModelError, match="not quantised"):
+        quantised(lenet)
+    text = """g (float[n, 3, 6, 6] x) => (float[n, 3, 6, 6] y)
+    { a = Conv<pads=[1,1,1,1]>(x, w, b) c = Sigmoid(a) y = Mul(c, a) }"""
+    rng = np.random.default_rng(0)
+    arrays = {"w": rng.normal(size=(3, 3, 3, 3)).astype(np.float32), "b": np.zeros(3, np.float32)}
+    model = build(text, arrays)
+    x = random_feeds(model, n=8)["x"]
+    with pytest.raises(UnsupportedModelError, match="q8"):
+        quantised(quantise(model, Options(calibration=x))[0])
