@@ -27,16 +27,20 @@ if TYPE_CHECKING:
 
 SEED = 0
 ZEROS = (0.80, 0.90, 0.95, 0.98, 0.99)
-LOADS, RUNS = 15, 61
+LARGE_ZEROS = (0.8, 0.9, 0.95)
+LOADS, RUNS = 9, 31
 MLP = """<ir_version: 8, opset_import: ["": 18]> mlp (float[N,784] x) => (float[N,10] y) {
   a = Gemm <transB = 1> (x, w1, b1) b = Relu (a) c = Gemm <transB = 1> (b, w2, b2) d = Relu (c)
   y = Gemm <transB = 1> (d, w3, b3) }"""
 CONV = """<ir_version: 8, opset_import: ["": 18]> conv (float[N,64,16,16] x) => (float[N,128,16,16] y) {
   a = Conv <pads = [1,1,1,1]> (x, w1, b1) b = Relu (a) c = Conv <pads = [1,1,1,1]> (b, w2, b2) d = Relu (c)
   y = Conv <pads = [1,1,1,1]> (d, w3, b3) }"""
+LARGE = """<ir_version: 8, opset_import: ["": 18]> large (float[N,4096] x) => (float[N,1024] y) {
+  a = Gemm <transB = 1> (x, w1, b1) b = Relu (a) y = Gemm <transB = 1> (b, w2, b2) }"""
 SHAPES = {
     "unstructured": (MLP, ((1024, 784), (1024, 1024), (10, 1024))),
     "whole kernels": (CONV, ((128, 64, 3, 3), (128, 128, 3, 3), (128, 128, 3, 3))),
+    "21 M weights": (LARGE, ((4096, 4096), (1024, 4096))),
 }
 _PEAK = (
     "import sys, onnxruntime as ort\n"
@@ -195,12 +199,33 @@ def encode_once(values: Values, zeros: float, layers: int, millions: int) -> str
     return f"{weights} {weights + grown} {seconds} {artifact.bytes}"
 
 
+def relieved() -> dict[str, ir.Model]:
+    """Return the really relieved networks of tests/data, shrunk."""
+    from relief_export.capture import capture  # noqa: PLC0415 - torch
+    from relief_export.graph.fold import fold  # noqa: PLC0415
+    from relief_export.graph.shrink import shrink  # noqa: PLC0415
+    from tests.relieved import FILES, load  # noqa: PLC0415
+
+    networks = {path.stem: load(path) for path in FILES}
+    return {
+        name: shrink(fold(capture(found.model, found.x[:2], masks=found.masks))).model
+        for name, found in networks.items()
+    }
+
+
 def run() -> list[Row]:
-    """Measure the synthetic networks, every relieved network that has been exported, and one large encoding."""
-    rows = [row for kind in SHAPES for zeros in ZEROS for row in measure(kind, synthetic(kind, zeros), zeros)]
+    """Measure the synthetic networks, the relieved ones of tests/data and of build folders, and large encodings."""
+    rows = [
+        row
+        for kind in SHAPES
+        for zeros in (LARGE_ZEROS if kind == "21 M weights" else ZEROS)
+        for row in measure(kind, synthetic(kind, zeros), zeros)
+    ]
+    for name, model in relieved().items():
+        rows += measure(name, model, None)
     for path in sorted((ROOT / "build").glob("*/artifacts/model.onnx")):
         rows += measure(path.parent.parent.name, dense.read(path), None)
-    codes: tuple[Values, ...] = ("f32", "int8", "codebook16")
+    codes: tuple[Values, ...] = ("f32", "codebook16")
     return rows + [encoding(*case) for case in itertools.product(codes, (0.8, 0.95), (1, 10))]
 
 

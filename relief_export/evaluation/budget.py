@@ -29,7 +29,6 @@ from relief_export.errors import Failure, InputError, UnsupportedModelError
 from relief_export.evaluation.validation import require_files
 from relief_export.formats import onnx_file
 from relief_export.formats.sizes import entropy_bound
-from relief_export.formats.values import encode
 from relief_export.graph.arena import plan_arena
 from relief_export.graph.shapes import with_dimensions
 from relief_export.schema import did_you_mean, parse_size
@@ -394,5 +393,5 @@ def _compressed(model: ir.Model) -> tuple[int, int]:
         for value in model.graph.initializers.values()
         if value.const_value is not None and value.const_value.dtype.is_floating_point() and value.const_value.size
     ]
-    bound = sum(entropy_bound(array, encode(array, "f32", 0)) for array in weights)
+    bound = sum(entropy_bound(array) for array in weights)
     return formats.gzip_bytes(np.ascontiguousarray(array).tobytes() for array in weights), math.ceil(bound)

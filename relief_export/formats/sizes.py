@@ -23,10 +23,11 @@ import onnx
 from onnx.external_data_helper import uses_external_data
 from scipy.special import gammaln
 
-from relief_export.formats import csr, packed, positions, sparse, streams, values
-from relief_export.formats.artifact import VALUES
-from relief_export.formats.builder import Builder, field_bytes, short_names
+from relief_export.formats import csr, packed, sparse
+from relief_export.formats.artifact import VALUES, Values
 from relief_export.formats.onnx_file import canonical, external_files
+from relief_export.formats.packed import encode
+from relief_export.formats.packed.emit import Builder, emit_list, emit_stream, field_bytes, short_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -103,71 +104,110 @@ def ledger(model: ir.Model) -> Ledger:
     for value in canonical(model).graph.initializers.values():
         array = value.const_value.numpy() if value.const_value is not None else np.zeros(0)
         if array.dtype.name in packed.DTYPES and value.name is not None:
-            rows.append(_row(value.name, array, packed.channel_axis(value)))
+            rows.append(_row(value.name, array, channel_axis(value)))
     return Ledger(tuple(rows))
+
+
+_CHANNEL_AXES = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
+
+
+def channel_axis(value: ir.Value) -> int:
+    """Return the axis of ``value`` that its first consumer maps to output channels."""
+    for node, _ in value.uses():
+        axis = _CHANNEL_AXES.get(node.op_type, 0)
+        transposed = node.op_type == "Gemm" and node.attributes.get_int("transB", False)
+        rank = len(value.shape or ())
+        return 0 if transposed or not rank else axis % rank
+    return 0
 
 
 def _row(name: str, array: Array, axis: int) -> Row:
     nonzeros = int(np.count_nonzero(array))
-    by_code: dict[str, tuple[float, int, str]] = {}
-    for code in VALUES:
-        # a value code that the tensor cannot take falls back to raw, as in the packed format
-        coded = values.encode(array, code, axis) if array.size else values.Coded("raw", array)
-        by_code[code] = (entropy_bound(array, coded), *_stream_bytes(name, array, coded))
-    packed_bytes = {code: found[1] for code, found in by_code.items()}
-    bound = {code: found[0] for code, found in by_code.items()}
+    coded = {code: _coded(array, code, axis) for code in VALUES}
+    own = {code: _stream_bytes(name, array, found) for code, found in coded.items()}
     content = np.ascontiguousarray(array).tobytes()
     return Row(
         name=name,
         shape=array.shape,
         nonzeros=nonzeros,
-        position_code=by_code["f32"][2],
+        position_code=own["f32"][1],
         dense=array.nbytes,
         gzip=gzip_bytes([content]),
         sparse=min(array.nbytes, nonzeros * (array.itemsize + sparse.INDEX_BYTES)),
         csr=csr.layout_bytes(array),
-        packed=packed_bytes,
-        bound=bound,
+        packed={code: size for code, (size, _) in own.items()},
+        bound={code: _bound(array, found, code) for code, found in coded.items()},
     )
 
 
-def _stream_bytes(name: str, array: Array, coded: values.Coded) -> tuple[int, str]:
-    if array.size < streams.SMALLEST:
+def _coded(array: Array, code: Values, axis: int) -> encode.Coded:
+    """Return ``array`` in a value code; one that it cannot take falls back to raw, as in the packed format."""
+    if not array.size or (code == "int8" and (array.dtype != np.float32 or array.ndim < 2)):
+        return encode.Coded("raw", array)
+    if code != "int8":
+        coded = encode.encode(array, code)
+        return coded if code == "f32" else encode.smaller(array, coded, encode.halves(array))
+    others = tuple(other for other in range(array.ndim) if other != axis)
+    largest = np.abs(array).max(axis=others, keepdims=True)
+    with np.errstate(all="ignore"):
+        steps = np.clip(np.rint(127 * (array / np.where(largest > 0, largest, 1))), -127, 127)
+    if not np.isfinite(steps).all():
+        return encode.Coded("raw", array)
+    return encode.Coded("raw", np.where((steps == 0) & (array != 0), np.sign(array), steps).astype(np.int8))
+
+
+def _stream_bytes(name: str, array: Array, coded: encode.Coded) -> tuple[int, str]:
+    """Return the bytes of a stream of ``array`` alone, and how its positions are stored."""
+    if array.size < encode.SMALLEST:
         return array.nbytes, "dense"
     builder = Builder(short_names({name}))
-    if streams.is_index_list(array):
-        code = streams.emit_list(builder, array, name)
+    if encode.is_index_list(array):
+        found, universe = array, int(array[-1]) + 1
+        emit_list(builder, array, name)
     else:
-        item = streams.make_item(name, array, coded)
-        streams.emit_stream(builder, [item])
-        found, universe = np.flatnonzero(item.units), item.units.size
-        code = positions.choose(found, universe).name if 0 < found.size < universe else "none"
+        (stream,) = encode.streams([encode.make_item(name, array, coded)])
+        found, universe = np.flatnonzero(stream[0].units), stream[0].units.size
+        emit_stream(builder, stream)
     builder.finish()
-    return (builder.bytes, code) if builder.bytes < array.nbytes else (array.nbytes, "dense")
+    if builder.bytes >= array.nbytes:
+        return array.nbytes, "dense"
+    if found.size in {0, universe}:
+        return builder.bytes, "none"
+    return builder.bytes, "u8" if encode.choose_low(found, universe) is None else "rice"
 
 
-def entropy_bound(array: Array, coded: values.Coded) -> float:
-    """Return the bound of the module's formula in bytes."""
-    if streams.is_index_list(array):
+def entropy_bound(array: Array, code: Values = "f32", axis: int = 0) -> float:
+    """Return the bound of the module's formula in bytes.
+
+    Args:
+        array: A weight.
+        code: How its values are stored.
+        axis: The axis of output channels, which have a scale each in int8.
+    """
+    return _bound(array, _coded(array, code, axis), code)
+
+
+def _bound(array: Array, coded: encode.Coded, code: Values) -> float:
+    if encode.is_index_list(array):
         return _places(int(array[-1]) + 1, array.size) / 8
+    counted = coded.code == "codebook" or (code == "int8" and coded.symbols is not array)
     support = array != 0
-    kernel = int(np.prod(array.shape[2:], dtype=np.int64)) if array.ndim >= 3 and array.size else 1
+    kernel = math.prod(array.shape[2:]) if array.size else 1
     masks = [support.ravel()] + ([support.reshape(-1, kernel).any(axis=1)] if kernel > 1 else [])
-    return min(_bits(coded, mask, array.size // max(mask.size, 1)) for mask in masks) / 8
+    return min(_bits(coded.symbols, mask, array.size // max(mask.size, 1), counted) for mask in masks) / 8
 
 
 def _places(n: int, k: int) -> float:
     return float(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)) / math.log(2)
 
 
-def _bits(coded: values.Coded, mask: Array, unit: int) -> float:
+def _bits(symbols: Array, mask: Array, unit: int, counted: bool) -> float:
     n, k = mask.size, int(np.count_nonzero(mask))
-    places = _places(n, k)
-    stored = coded.symbols.reshape(n, unit)[mask] if n else coded.symbols
-    if coded.code in {"raw", "f16"}:
-        return places + 8 * stored.nbytes
+    stored = symbols.reshape(n, unit)[mask] if n else symbols
+    if not counted:
+        return _places(n, k) + 8 * stored.nbytes
     counts = np.unique(stored, return_counts=True)[1]
-    return places + float(-(counts * np.log2(counts / max(stored.size, 1))).sum())
+    return _places(n, k) + float(-(counts * np.log2(counts / max(stored.size, 1))).sum())
 
 
 @dataclass(frozen=True)

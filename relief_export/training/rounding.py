@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from relief_export.errors import InputError
-from relief_export.formats.kmeans import codebook
+from relief_export.formats.packed.encode import codebook
 from relief_export.relief.layers import NORMS, connected_layers, joins, tensor_name
 from relief_export.training import distributed
 from relief_export.training.fit import FitResult, evaluate, fit

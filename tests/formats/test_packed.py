@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 
@@ -8,7 +9,9 @@ import pytest
 
 from relief_export import formats
 from relief_export.errors import IntegrityError, UnsupportedModelError
-from relief_export.formats import VALUES, Options, blocks, dense, packed, positions
+from relief_export.formats import EXACT, FORMATS, Options, dense, packed
+from relief_export.formats.packed import encode
+from tests.formats.conftest import LENET, SHAPES, draw
 
 LENET5 = """<ir_version: 8, opset_import: ["": 18]>
 lenet5 (float[N,1,28,28] x) => (float[N,10] y) {
@@ -37,12 +40,13 @@ def geometric(density, universe=64 * 512):
     return spaced(np.random.default_rng(1).geometric(density, universe), universe)
 
 
-BY_CODE = {
-    "u4": spaced(np.random.default_rng(2).integers(8, 15, 9000), 64 * 1000),
-    "u8": spaced(np.random.default_rng(2).integers(60, 250, 500), 64 * 1000),
-    "u16": spaced(np.random.default_rng(2).integers(1500, 9000, 100), 64 * 2000),
-    "rice": geometric(0.05, 64 * 2000),
-    "bitmap": geometric(0.4),
+VALUES = ("f32", "f16", "codebook16", "codebook256")
+SPREADS = {
+    "short gaps": spaced(np.random.default_rng(2).integers(8, 15, 9000), 64 * 1000),
+    "long gaps": spaced(np.random.default_rng(2).integers(1500, 9000, 100), 64 * 2000),
+    "even": spaced(np.random.default_rng(2).integers(60, 250, 500), 64 * 1000),
+    "random": geometric(0.05, 64 * 2000),
+    "dense": geometric(0.4),
 }
 
 
@@ -52,15 +56,10 @@ def pack(model, tmp_path, values="f32"):
     return tmp_path / "dense.onnx", tmp_path / "packed.onnx", artifact
 
 
-def ops(path):
-    return {node.op_type for node in onnx.load(path).graph.node}
-
-
-@pytest.mark.parametrize("code", BY_CODE)
-def test_every_position_code_is_folded_and_exact(tmp_path, make_linear, run, optimised_ops, code):
-    weight = BY_CODE[code]
-    assert positions.choose(np.flatnonzero(weight), weight.size).name == code
-    plain, small, _ = pack(make_linear(weight), tmp_path)
+@pytest.mark.parametrize("opset", [13, 17, 18, 21])
+@pytest.mark.parametrize("spread", SPREADS)
+def test_positions_of_every_spread_are_folded_and_exact(tmp_path, make_linear, run, optimised_ops, spread, opset):  # noqa: PLR0917  # fixtures
+    plain, small, _ = pack(make_linear(SPREADS[spread], opset=opset), tmp_path)
     assert optimised_ops(small) == optimised_ops(plain)
     assert np.array_equal(run(small), run(plain))
     assert np.array_equal(run(small, optimise=False), run(plain, optimise=False))
@@ -83,9 +82,7 @@ def test_every_value_code_is_folded(tmp_path, make_lenet, run, optimised_ops, *,
     assert optimised_ops(tmp_path / "read.onnx") == optimised_ops(plain)
 
 
-@pytest.mark.parametrize(
-    ("values", "bound"), [("f16", 2.0**-11), ("int8", 1 / 127), ("codebook256", 0.1), ("codebook16", 0.5)]
-)
+@pytest.mark.parametrize(("values", "bound"), [("f16", 2.0**-11), ("codebook256", 0.1), ("codebook16", 0.5)])
 def test_the_stated_weight_error_is_the_real_one(tmp_path, make_linear, values, bound):
     weight = geometric(0.1)
     _, small, artifact = pack(make_linear(weight), tmp_path, values)
@@ -100,7 +97,6 @@ def test_the_stated_weight_error_is_the_real_one(tmp_path, make_linear, values, 
 def test_large_weights_are_folded_and_exact(tmp_path, make_linear, run, optimised_ops, values):
     weight = geometric(0.05, 64 * 8192)
     plain, small, _ = pack(make_linear(weight), tmp_path, values)
-    assert "MaxUnpool" in ops(small)
     assert optimised_ops(small) == optimised_ops(plain)
     if values == "f32":
         assert np.array_equal(run(small), run(plain))
@@ -115,13 +111,12 @@ def by_kernel(density, side=64):
     return (rng.normal(size=(side, side, 3, 3)) * kept).astype(np.float32)
 
 
-@pytest.mark.parametrize(("density", "op"), [(0.2, "Gather"), (0.02, "ScatterND")])
-def test_whole_kernels_share_a_position(tmp_path, make_conv, run, density, op):
+@pytest.mark.parametrize("density", [0.2, 0.02])
+def test_whole_kernels_share_a_position(tmp_path, make_conv, run, density):
     weight = by_kernel(density)
     plain, small, artifact = pack(make_conv(weight), tmp_path)
     kernels = np.count_nonzero(weight.any(axis=(2, 3)))
     assert artifact.bytes < kernels * 37 + 600
-    assert {"Gather", "ScatterND"} & ops(small) == {op}
     assert np.array_equal(run(small), run(plain))
 
 
@@ -141,55 +136,60 @@ def test_whole_kernels_are_folded_in_every_value_code(tmp_path, make_conv, run, 
     assert np.array_equal(run(tmp_path / "read.onnx"), run(small))
 
 
-def test_int8_weights_that_need_no_scale_are_float32_again(tmp_path, make_linear, run, optimised_ops):
-    weight = np.rint(geometric(0.2, 64 * 2048) * 30).clip(-127, 127)
-    weight[:, 0] = 127  # of each output channel, so that every scale is 1
-    plain, small, _ = pack(make_linear(weight.astype(np.float32)), tmp_path, "int8")
-    assert "Mul" not in ops(small)
-    assert optimised_ops(small) == optimised_ops(plain)
-    assert np.array_equal(run(small), run(plain))
-
-
-@pytest.mark.parametrize("opset", range(13, 22))
-@pytest.mark.parametrize("code", ["rice", "bitmap", "u4"])
-def test_every_opset_is_decoded(tmp_path, make_linear, run, optimised_ops, code, opset):  # noqa: PLR0917  # fixtures
-    plain, small, _ = pack(make_linear(BY_CODE[code], opset=opset), tmp_path)
-    assert ("BitwiseAnd" in ops(small)) == (opset >= 18 and code != "u4")
-    assert optimised_ops(small) == optimised_ops(plain)
-    assert np.array_equal(run(small), run(plain))
-
-
 @pytest.mark.parametrize("values", VALUES)
 def test_weights_of_several_blocks_are_those_of_one(tmp_path, monkeypatch, make_linear, values):
     model = make_linear(geometric(0.2, 64 * 9000))
     packed.write(model, tmp_path / "one.onnx", Options(), values=values)
-    monkeypatch.setattr(blocks, "BLOCK", 1000)
+    monkeypatch.setattr(encode, "_BLOCK", 1000)
     packed.write(model, tmp_path / "many.onnx", Options(), values=values)
     assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "many.onnx").read_bytes()
 
 
-def test_a_codebook_that_holds_every_value_stays_exact(tmp_path, make_linear):
-    levels = np.arange(1, 17, dtype=np.float32) / 16
-    weight = np.where(geometric(0.3, 64 * 9000) != 0, np.resize(levels, 64 * 9000).reshape(-1, 64), np.float32(0))
-    _, small, _ = pack(make_linear(weight.astype(np.float32)), tmp_path, "codebook16")
-    (read,) = packed.read(small).graph.initializers.values()
-    assert np.array_equal(read.const_value.numpy(), weight)
+def few_values(count, *, halves, kernels=True, seed=0):
+    """Return a LeNet with at most ``count`` different non-zero numbers in each weight, as training them leaves it."""
+    rng = np.random.default_rng(seed)
+    proto = onnx.parser.parse_model(LENET)
+    for name, shape in SHAPES.items():
+        array = draw(rng, shape, 0.8 if len(shape) > 1 else 0.3, kernels=kernels and len(shape) == 4)
+        if len(shape) > 1:
+            levels = rng.normal(size=count).astype(np.float32)
+            array = np.where(array != 0, levels[rng.integers(0, count, shape)], np.float32(0))
+        array = array.astype(np.float16).astype(np.float32) if halves else array
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
+    return ir.from_proto(proto)
 
 
-@pytest.mark.parametrize("values", ["f16", "int8", "codebook16"])
-def test_fillers_spare_large_weights_the_escapes(tmp_path, make_linear, run, values):
-    weight = geometric(0.2, 64 * 9000)
-    _, small, _ = pack(make_linear(weight), tmp_path, values)
-    (read,) = packed.read(small).graph.initializers.values()
-    decoded = read.const_value.numpy()
-    assert np.array_equal(decoded != 0, weight != 0)
-    assert np.square(decoded - weight).sum() < 0.02 * np.square(weight).sum()
-    assert "Compress" not in ops(small)
-    assert ("ScatterElements" if values == "int8" else "MaxUnpool") in ops(small)
-    assert run(small) == pytest.approx(run(small, optimise=False), abs=1e-4)
-    _, sparse, _ = pack(make_linear(geometric(0.12, 64 * 9000)), tmp_path, values)
-    assert "Compress" in ops(sparse)
-    assert run(sparse) == pytest.approx(run(sparse, optimise=False), abs=1e-4)
+@pytest.mark.parametrize("halves", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 15, 16, 31, 32, 200, 255, 256])
+def test_a_network_of_few_values_is_kept_exactly(tmp_path, run, optimised_ops, count, halves):  # fixtures
+    model, name = few_values(count, halves=halves), "packed-codebook16" if count <= 16 else "packed-codebook256"
+    dense.write(model, tmp_path / "dense.onnx", Options())
+    artifact = FORMATS[name].write(model, tmp_path / "small.onnx", Options())
+    assert artifact.tolerance == EXACT
+    assert not [note for note in artifact.notes if "error" in note]
+    for optimise in (True, False):
+        expected = run(tmp_path / "dense.onnx", optimise=optimise)
+        assert np.array_equal(run(tmp_path / "small.onnx", optimise=optimise), expected)
+    assert optimised_ops(tmp_path / "small.onnx") == optimised_ops(tmp_path / "dense.onnx")
+    dense.write(packed.read(tmp_path / "small.onnx"), tmp_path / "read.onnx", Options())
+    assert np.array_equal(run(tmp_path / "read.onnx"), run(tmp_path / "dense.onnx"))
+
+
+def test_fewer_values_make_a_smaller_file(tmp_path):
+    sizes = [
+        FORMATS["packed-codebook16"].write(few_values(count, halves=True), tmp_path / "m.onnx", Options()).bytes
+        for count in (2, 4, 8, 16)
+    ]
+    weights = [value.const_value.numpy() for value in few_values(2, halves=True).graph.initializers.values()]
+    nonzeros = sum(np.count_nonzero(weight) for weight in weights)
+    for fewer, more in itertools.pairwise(sizes):
+        assert more - fewer > 0.8 * nonzeros / 8  # a bit a weight, but for tables and rounding to whole bits
+
+
+def test_one_value_too_many_is_rounded_and_says_so(tmp_path):
+    artifact = FORMATS["packed-codebook16"].write(few_values(17, halves=True), tmp_path / "m.onnx", Options())
+    assert artifact.tolerance == packed.TOLERANCES["codebook16"]
+    assert any(note.startswith("largest error of a weight") for note in artifact.notes)
 
 
 def test_zeros_inside_a_stored_kernel_stay_zero(tmp_path, make_conv):
@@ -214,6 +214,8 @@ def test_extreme_supports(tmp_path, make_linear, run, values, support):
     plain, small, _ = pack(make_linear(weight.reshape(64, 64)), tmp_path, values)
     assert np.array_equal(run(small) != 0, run(plain) != 0)
     assert small.stat().st_size <= plain.stat().st_size + 50
+    (read,) = packed.read(small).graph.initializers.values()
+    assert np.array_equal(read.const_value.numpy() != 0, weight.reshape(64, 64) != 0)
 
 
 def test_empty_scalar_and_one_element_tensors(tmp_path, run):
@@ -335,25 +337,15 @@ def test_same_input_same_bytes(tmp_path, make_lenet):
         assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
-def test_the_container_of_a_small_network_is_about_a_kilobyte(tmp_path, make_lenet):
-    for values in VALUES:
-        _, small, artifact = pack(make_lenet(0.95), tmp_path, values)
-        streams = sum(
-            len(tensor.raw_data) for tensor in onnx.load(small).graph.initializer if len(tensor.raw_data) > 60
-        )
-        assert artifact.bytes - streams < 1700
-
-
 RELIEVED = {
-    "narrow": ((6, 16, 60), (0.6, 0.4, 0.12, 0.5), False, 1560),
-    "narrower": ((6, 16, 40), (0.8, 0.5, 0.2, 0.6), False, 1500),
-    "wide": ((8, 20, 100), (0.5, 0.2, 0.06, 0.35), False, 1500),
-    "sparse": ((10, 30, 150), (0.3, 0.08, 0.02, 0.2), False, 1500),
-    "kernels": ((4, 8, 60), (0.9, 0.5, 0.15, 0.4), True, 1500),
-    "more kernels": ((5, 12, 80), (0.9, 0.5, 0.08, 0.3), True, 1550),
+    "narrow": ((6, 16, 60), (0.6, 0.4, 0.12, 0.5), False),
+    "wide": ((8, 20, 100), (0.5, 0.2, 0.06, 0.35), False),
+    "sparse": ((10, 30, 150), (0.3, 0.08, 0.02, 0.2), False),
+    "kernels": ((4, 8, 60), (0.9, 0.5, 0.15, 0.4), True),
 }
-"""LeNet-5 (20-50-500) after it has lost most of its units: widths, density by layer, whether by kernel, most
-bytes above the bound."""
+"""LeNet-5 (20-50-500) after it has lost most of its units: widths, density by layer, whether by kernel."""
+OVERHEAD = 1700
+"""Bytes above the entropy bound that a LeNet-5 may take: nodes, names, tables, and what codes lose on small numbers."""
 
 
 def relieved_lenet(widths, densities, *, kernels):
@@ -378,16 +370,25 @@ def relieved_lenet(widths, densities, *, kernels):
 
 @pytest.mark.parametrize("case", RELIEVED)
 def test_a_relieved_lenet5_is_near_its_bound(tmp_path, run, optimised_ops, case):
-    widths, densities, kernels, above = RELIEVED[case]
+    widths, densities, kernels = RELIEVED[case]
     model = relieved_lenet(widths, densities, kernels=kernels)
     plain, small, artifact = pack(model, tmp_path, "codebook16")
     total = formats.ledger(model).total
     assert 1500 < total.nonzeros < 5000
-    assert artifact.bytes <= total.bound["codebook16"] + above
+    assert artifact.bytes <= total.bound["codebook16"] + OVERHEAD
     assert optimised_ops(small) == optimised_ops(plain)
     assert run(small) == pytest.approx(run(small, optimise=False), abs=1e-5)
     dense.write(packed.read(small), tmp_path / "read.onnx", Options())
     assert np.array_equal(run(tmp_path / "read.onnx"), run(small))
+
+
+@pytest.mark.parametrize("zeros", [0.8, 0.9, 0.95, 0.98])
+def test_bytes_are_near_the_entropy_bound(tmp_path, make_linear, make_conv, zeros):
+    unstructured = make_linear(geometric(1 - zeros, 64 * 4096))
+    by_kernels = make_conv(by_kernel(1 - zeros, 128))
+    for model, most in ((unstructured, 1.20), (by_kernels, 1.15)):
+        artifact = packed.write(model, tmp_path / "m.onnx", Options())
+        assert artifact.bytes <= most * formats.ledger(model).total.bound["f32"]
 
 
 CONSTANTS = """<ir_version: 8, opset_import: ["": 18]> g (float[N,4] x) => (float[N,3] y) {
@@ -440,22 +441,41 @@ def test_constants_that_overflow_are_read_without_a_warning(tmp_path, run):
 @pytest.mark.parametrize(
     ("node", "arrays"),
     [
-        ("MatMulInteger (a, b)", (np.ones((20000, 1), np.uint8), np.ones((1, 20000), np.uint8))),
-        ("MatMul (a, b)", (np.ones((20000, 1), np.int64), np.ones((1, 20000), np.int64))),
+        ("MatMulInteger (left, right)", (np.ones((20000, 1), np.uint8), np.ones((1, 20000), np.uint8))),
+        ("MatMul (left, right)", (np.ones((20000, 1), np.int64), np.ones((1, 20000), np.int64))),
     ],
 )
 def test_products_that_the_writer_does_not_use_are_not_evaluated(tmp_path, make_linear, node, arrays):
-    _, small, _ = pack(make_linear(BY_CODE["u8"]), tmp_path)
+    _, small, _ = pack(make_linear(SPREADS["even"]), tmp_path)
     proto = onnx.load(small)
     proto.graph.node.append(onnx.parser.parse_node(f"q = {node}"))
-    for name, array in zip("ab", arrays, strict=True):
+    for name, array in zip(("left", "right"), arrays, strict=True):
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
     packed.unpack(proto, small)
     assert "q" in {name for kept in proto.graph.node for name in kept.output}
 
 
+def test_a_value_spread_to_a_huge_shape_is_refused(tmp_path, make_linear):
+    _, small, _ = pack(make_linear(SPREADS["even"]), tmp_path)
+    proto = onnx.load(small)
+    for name, array in (("one", np.float32(1)), ("huge", np.array([1 << 40]))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(array), name))
+    proto.graph.node.extend(onnx.parser.parse_node(text) for text in ("q = Expand (one, huge)", "r = Relu (q)"))
+    with pytest.raises(IntegrityError, match="Expand 'q' claims"):
+        packed.unpack(proto, small)
+
+
+def test_a_cast_to_text_is_not_evaluated(tmp_path, make_linear):
+    _, small, _ = pack(make_linear(SPREADS["even"]), tmp_path)
+    proto = onnx.load(small)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.zeros(9, np.float32), "nine"))
+    proto.graph.node.append(onnx.parser.parse_node("q = Cast <to = 8> (nine)"))
+    packed.unpack(proto, small)
+    assert "q" in {name for kept in proto.graph.node for name in kept.output}
+
+
 def test_many_large_claims_are_refused_together(tmp_path, make_linear):
-    _, small, _ = pack(make_linear(BY_CODE["u8"]), tmp_path)
+    _, small, _ = pack(make_linear(SPREADS["even"]), tmp_path)
     proto = onnx.load(small)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1 << 24]), "size"))
     for i in range(40):
@@ -489,12 +509,13 @@ def test_external_data_is_read_from_the_model_s_folder(tmp_path, make_linear, mo
     assert np.array_equal(read.const_value.numpy(), weight)
 
 
-def test_a_newer_version_is_refused(tmp_path, make_lenet):
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_version_is_refused_in_one_sentence(tmp_path, make_lenet, version):
     _, small, _ = pack(make_lenet(), tmp_path)
     proto = onnx.load(small)
-    proto.graph.name = "packed2"
+    proto.graph.name = f"packed{version}"
     onnx.save(proto, small)
-    with pytest.raises(IntegrityError, match="packed in version 'packed2'"):
+    with pytest.raises(IntegrityError, match=f"packed in version {version}, this program reads 2: pack the network"):
         formats.read(small)
 
 
@@ -513,8 +534,8 @@ def replaced(tensors, name, array):
     [
         (lambda n, t: replaced(t, n["ConstantOfShape"].input[0], np.array([2**40])), "claims"),
         (lambda n, t: replaced(t, n["ConstantOfShape"].input[0], np.array([-5])), "claims|damaged"),
-        (lambda n, t: replaced(t, n["ConstantOfShape"].input[0], np.array([10])), "not ascending within"),
-        (lambda n, t: replaced(t, n["ScatterElements"].input[2], np.zeros(3, np.float32)), "differ in number"),
+        (lambda n, t: replaced(t, n["ConstantOfShape"].input[0], np.array([10])), "damaged|out of"),
+        (lambda n, t: replaced(t, n["ScatterElements"].input[2], np.zeros(3, np.float32)), "damaged"),
         (lambda n, t: replaced(t, n["Cast"].input[0], np.zeros(0, np.uint8)), "damaged"),
         (lambda n, t: replaced(t, n["Reshape"].input[1], np.array([7, 9])), "damaged"),
         (lambda n, t: t[n["ScatterElements"].input[2]].dims.__setitem__(0, 3), "tensor .*damaged data"),
@@ -522,14 +543,14 @@ def replaced(tensors, name, array):
     ],
 )
 def test_damaged_streams_are_refused(tmp_path, make_linear, change, message):
-    _, small, _ = pack(make_linear(BY_CODE["u8"]), tmp_path)
+    _, small, _ = pack(make_linear(SPREADS["even"]), tmp_path)
     damaged(small, change)
     with pytest.raises(IntegrityError, match=message):
         packed.read(small)
 
 
 def test_a_chain_of_doublings_is_refused_before_memory_is_taken(tmp_path, make_linear):
-    _, small, _ = pack(make_linear(BY_CODE["u8"]), tmp_path)
+    _, small, _ = pack(make_linear(SPREADS["even"]), tmp_path)
     proto = onnx.load(small)
     place = [node.op_type for node in proto.graph.node].index("Cast") + 1
     name = proto.graph.node[place - 1].output[0]
