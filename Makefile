@@ -16,7 +16,7 @@ JOBS ?= 2
 
 include pipelines/rules.mk
 
-.PHONY: help venv demo test check test-floors wheel docs pictures fuzz bench bench-scoring bench-formats results evidence evidence-status
+.PHONY: help venv demo test check test-floors wheel docs reference pictures fuzz bench bench-scoring bench-formats results evidence evidence-status
 
 help: ## Show the targets
 	@grep -hE '^[a-z][a-zA-Z%-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,6 +53,9 @@ docs: ## Build the pages as a site into build/docs; a dead link is an error
 	test -x build/docs-env/bin/python || $(PYTHON) -m venv build/docs-env
 	build/docs-env/bin/python -m pip install --disable-pip-version-check -q 'furo>=2024' 'myst-parser>=4' 'sphinx>=8'
 	build/docs-env/bin/python -m sphinx -W --keep-going -q -b html docs build/docs
+
+reference: | $(STAMP) ## Write the reference pages that are made from the code
+	$(BIN)/python -m docs.reference.generate
 
 pictures: | $(STAMP) ## Draw the pictures of the pages
 	$(BIN)/python -m docs.pictures.draw

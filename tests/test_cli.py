@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_type_hints
 
 import click
 import numpy as np
@@ -17,12 +18,15 @@ import onnx.parser
 import onnx_ir as ir
 import pytest
 
+from docs.reference import generate
 from relief_export import cli, stages
 from relief_export.cli import run
+from relief_export.cli.answers import ANSWERS
 from relief_export.cli.common import table
 from relief_export.errors import MissingExtraError
 from relief_export.progress import bars
 from relief_export.recipe import recipe_names
+from relief_export.schema import check
 
 MODEL = """
 <ir_version: 9, opset_import: ["" : 18]>
@@ -251,14 +255,39 @@ def sizes_in(found: object, path: str = "") -> Iterator[str]:
         ["convert", "good.onnx", "packed.onnx", "--to", "packed"],
         ["compare", "good.onnx", "good.onnx", "--data", "data.npz"],
         ["audit", "good.onnx", "--flash", "1KiB", "--baseline", "good.onnx"],
+        ["ops", "good.onnx"],
+        ["recipes"],
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_sizes_say_their_unit(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+def test_answers_are_what_the_reference_says_and_sizes_say_their_unit(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+):
     assert run([*arguments, "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert list(answer) == ["schema", "command", "ok", "result", "failures", "error"]
     assert list(sizes_in(answer["result"])) == []
+    check(answer["result"], ANSWERS[arguments[0]], "result")
+    assert list(answer["result"]) == list(get_type_hints(ANSWERS[arguments[0]]))
+
+
+def test_the_generated_reference_is_up_to_date():
+    folder = Path(RECIPE).parent.parent / "docs" / "reference"
+    assert (folder / "json.md").read_text() == generate.json_page(), "run python -m docs.reference.generate"
+    assert (folder / "ops.md").read_text() == generate.ops_page(), "run python -m docs.reference.generate"
+
+
+def test_ops_tells_what_blocks_a_model(capsys: pytest.CaptureFixture[str]):
+    onnx.save(onnx.parser.parse_model(OPEN), "open.onnx")
+    assert run(["ops", "open.onnx", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["result"]["operators"]
+    assert [(row["operator"], row["outcome"], row["nodes"]) for row in rows] == [
+        ("MatMul", "rule", 2), ("Relu", "rule", 1), ("my.domain::Mystery", "unknown", 2),
+    ]  # fmt: skip
+    assert run(["ops"]) == 0
+    text = capsys.readouterr().out
+    assert re.search(r"^Conv +rule +\w", text, re.MULTILINE)
+    assert re.search(r"^Attention +opaque$", text, re.MULTILINE)
 
 
 def test_audit_prints_what_every_file_takes(capsys: pytest.CaptureFixture[str]):

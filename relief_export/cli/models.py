@@ -352,4 +352,45 @@ def _ram_line(size: dict[str, Any], arena: dict[str, Any] | None) -> str:
     )
 
 
-COMMANDS = (shrink, convert, compare, cost, audit)
+@click.command(short_help="List the ONNX operators and how each is handled.")
+@click.argument("model", required=False, type=PATH)
+@json_option
+def ops(model: Path | None, as_json: bool) -> int:
+    """List the ONNX operators that shrink knows, or those of MODEL, with how each is handled.
+
+    rule: dead channels are followed through it. opaque: it reads or mixes all channels, so they stay. unknown: there is
+    no rule, so what it touches stays, and --strict refuses it. MODEL is a model file, or a csr, artifacts or build
+    folder.
+
+    \b
+    relief-export ops
+    relief-export ops model.onnx
+    """
+    from relief_export.graph.ops import OPAQUE, RULES
+
+    names: dict[str, int] = dict.fromkeys(RULES, 0)
+    if model is not None:
+        from relief_export import formats
+        from relief_export.subjects import model_path
+
+        names = {}
+        for node in formats.read(model_path(model)).graph.all_nodes():
+            name = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}::{node.op_type}"
+            names[name] = names.get(name, 0) + 1
+    rows = []
+    for name in sorted(names):
+        rule = RULES.get(name)
+        outcome = "unknown" if rule is None else "opaque" if rule is OPAQUE else "rule"
+        # The class of a rule says in its first line what is true of all its operators.
+        handled = "" if rule is None or rule is OPAQUE else (type(rule).__doc__ or "").split("\n")[0].rstrip(".")
+        rows.append({"operator": name, "outcome": outcome, "handled": handled, "nodes": names[name]})
+    width = max((len(row["operator"]) for row in rows), default=0)
+    lines = []
+    for row in rows:
+        count = f"{row['nodes']:>4}  " if model else ""
+        lines.append(f"{row['operator']:<{width}}  {row['outcome']:<7}  {count}{row['handled']}".rstrip())
+    echo({"operators": rows}, as_json=as_json, lines=lines)
+    return 0
+
+
+COMMANDS = (shrink, convert, compare, cost, audit, ops)

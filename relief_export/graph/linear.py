@@ -36,7 +36,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Linear(Rule):
-    """The rule of all of them.
+    """Convolutions and matrix products with a constant weight, whose rows and columns are cut.
 
     Args:
         see: Returns the operator's matrix, or None where its form is not one of the above.
