@@ -44,7 +44,7 @@ from relief_export.cgen.plan import (
     View,
 )
 from relief_export.errors import UnsupportedModelError
-from relief_export.formats.kmeans import codebook, nearest
+from relief_export.formats.packed.encode import codebook, nearest
 from relief_export.graph.arena import ArenaTensor, arena_bytes, place
 from relief_export.version import VERSION
 

@@ -347,6 +347,12 @@ def codebook(values: Array, size: int) -> Array:
     return np.unique(_centres(values, size).astype(np.float32) if _is_more(values, size) else values)
 
 
+def nearest(values: Array, table: Array) -> Array:
+    """Return the index of the entry of the ascending ``table`` that is nearest to each value; the lower one on a tie."""
+    middles = (table[1:].astype(np.float64) + table[:-1]) / 2
+    return np.searchsorted(middles, values, side="left").astype(np.uint8)
+
+
 def _codebook(array: Array, size: int) -> Coded:
     """Code ``array`` with ``size`` values, or one more for a convolution that has just as many."""
     weights = array[array != 0]
@@ -357,11 +363,9 @@ def _codebook(array: Array, size: int) -> Coded:
             table = np.unique(weights)
     if not table.size or not np.isfinite(table).all() or (table == 0).any():
         return Coded("raw", array)  # nothing to code, or centres beyond the range of halves
-    middles = (table[1:].astype(np.float64) + table[:-1]) / 2
     symbols = np.zeros(array.shape, np.uint8 if table.size < _MOST else np.uint16)
     for rows in row_blocks(array):
-        nearest = np.searchsorted(middles, array[rows], side="left") + 1
-        np.copyto(symbols[rows], nearest.astype(symbols.dtype), where=array[rows] != 0)
+        np.copyto(symbols[rows], nearest(array[rows], table) + symbols.dtype.type(1), where=array[rows] != 0)
     return Coded("codebook", symbols, np.concatenate([np.zeros(1, np.float32), table]))
 
 
