@@ -348,7 +348,7 @@ def codebook(values: Array, size: int) -> Array:
 
 
 def nearest(values: Array, table: Array) -> Array:
-    """Return the index of the entry of the ascending ``table`` that is nearest to each value; the lower one on a tie."""
+    """Return the index of the entry of the ascending ``table`` nearest to each value; the lower one on a tie."""
     middles = (table[1:].astype(np.float64) + table[:-1]) / 2
     return np.searchsorted(middles, values, side="left").astype(np.uint8)
 
