@@ -339,6 +339,144 @@ class Builder:
         last = self.nodes[-1].output[1]
         return self.add("Squeeze", [last, self.constant(np.array([0]))]), hidden
 
+    # Sequences: the positions of a map are read as (batch, time, channels) and written back --------------------------
+
+    def tokens(self, x: Map) -> str:
+        flat = self.add("Reshape", [x.name, self.constant(np.array([0, x.channels, x.side**2]))])
+        return self.add("Transpose", [flat], perm=[0, 2, 1])
+
+    def untokens(self, y: str, channels: int, side: int) -> Map:
+        turned = self.add("Transpose", [y], perm=[0, 2, 1])
+        return Map(self.add("Reshape", [turned, self.constant(np.array([0, channels, side, side]))]), channels, side)
+
+    def sequence(self, x: Map) -> Map:
+        """A recurrent layer in any form, all of whose hidden states go on."""
+        op, hidden, directions = (
+            self.choose(("LSTM", "GRU", "RNN")),
+            int(self.choose((2, 3, 5))),
+            self.choose((1, 1, 2)),
+        )
+        gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[op]
+        steps = self.add("Transpose", [self.tokens(x)], perm=[1, 0, 2])
+        w = np.stack([self.weight((gates * hidden, x.channels)) for _ in range(directions)])
+        r = np.stack([self.weight((gates * hidden, hidden)) for _ in range(directions)]) * np.float32(0.5)
+        b = np.stack([self.vector(2 * gates * hidden) for _ in range(directions)])
+        still = np.flatnonzero(self.rng.random(hidden) < self.choose((0, 0.5)))
+        for array in (w, r, b):  # nothing feeds their candidate, which is the last gate
+            by_gate = array.reshape(directions, -1, gates, hidden, *array.shape[2:])
+            by_gate[:, :, -1, still] *= 0 if array is not r else self.choose((0, 1))
+        extra = {"linear_before_reset": 1} if op == "GRU" and self.chance(50) else {}
+        extra |= {"direction": "bidirectional"} if directions == 2 else {}
+        out = self.add(op, [steps, *(self.constant(a) for a in (w, r, b))], 2, hidden_size=hidden, **extra)
+        turned = self.add("Transpose", [out], perm=[2, 0, 1, 3])  # (batch, time, directions, hidden)
+        width = directions * hidden
+        joined = self.add("Reshape", [turned, self.constant(np.array([0, x.side**2, width]))])
+        return self.untokens(joined, width, x.side)
+
+    def attention(self, x: Map) -> Map:
+        """Self-attention as exporters write it, with dead heads and features."""
+        heads, size, time = int(self.choose((1, 2, 3))), int(self.choose((1, 2, 3))), x.side**2
+        width, given = heads * size, self.tokens(x)
+        dead = np.repeat(self.rng.random(heads) < self.choose((0, 0.5)), size)
+        dead |= np.tile(self.rng.random(size) < self.choose((0, 0.4)), heads)
+        parts = {}
+        target = self.constant(np.array([0, self.choose((0, time)), heads, size]))
+        for name in "qkv":
+            weight, bias = self.weight((x.channels, width), 1, 0), self.vector(width)
+            if self.chance(40):
+                weight[:, dead] = 0
+                bias[dead] *= self.choose((0, 1))
+            y = self.add("MatMul", [given, self.constant(weight, "w")])
+            y = self.add("Add", [y, self.constant(bias, "b")])
+            parts[name] = self.add("Transpose", [self.add("Reshape", [y, target])], perm=[0, 2, 1, 3])
+        if self.chance(50):
+            keys = self.add("Transpose", [parts["k"]], perm=[0, 1, 3, 2])
+        else:  # heads are merged with the batch for a transpose of three axes
+            merged = self.add("Reshape", [parts["k"], self.constant(np.array([-1, time, size]))])
+            merged = self.add("Transpose", [merged], perm=[0, 2, 1])
+            keys = self.add("Reshape", [merged, self.constant(np.array([-1, heads, size, time]))])
+        scores = self.add("MatMul", [self.add("Mul", [parts["q"], self.constant(np.float32(0.5))]), keys])
+        if self.chance(30):
+            scores = self.add("Add", [scores, self.constant(np.triu(np.full((time, time), -1e9, np.float32), 1))])
+        weights = self.add("Softmax", [scores], axis=self.choose((-1, 3)))
+        if self.chance(30):
+            bad = self.add("IsNaN", [weights])
+            weights = self.add("Where", [bad, self.constant(np.float32(0)), weights])
+        y = self.add("Transpose", [self.add("MatMul", [weights, parts["v"]])], perm=[0, 2, 1, 3])
+        y = self.add("Reshape", [y, self.constant(np.array([0, time, width]))])
+        out = self.weight((width, x.channels), 1, 0)
+        out[dead] *= self.choose((0, 1))
+        y = self.add("MatMul", [y, self.constant(out, "w")])
+        y = self.add("Add", [y, given]) if self.chance(50) else y
+        return self.untokens(y, x.channels, x.side)
+
+    def twice(self, x: Map) -> Map:
+        """A feed-forward block whose weights are used two times."""
+        hidden, y = int(self.choose((3, 5))), self.tokens(x)
+        first, second = self.weight((x.channels, hidden), 1, 0), self.weight((hidden, x.channels), 1, 0)
+        names = [self.constant(a, "w") for a in (first, second)]
+        biases = [self.constant(self.vector(n), "b") for n in (hidden, x.channels)]
+        residual, act, biased = self.chance(50), self.choose(("Relu", "Erf", "Sigmoid")), self.chance(50)
+        for _ in range(2):
+            h = self.add(act, [self.add("Add", [self.add("MatMul", [y, names[0]]), biases[0]])])
+            o = self.add("MatMul", [h, names[1]])
+            o = self.add("Add", [o, biases[1]]) if biased else o
+            y = self.add("Add", [o, y]) if residual else o
+        return self.untokens(y, x.channels, x.side)
+
+    def stacked(self, x: Map) -> Map:
+        """Two layers of stacked weights, as experts have them, summed up."""
+        hidden, y = int(self.choose((3, 5))), self.tokens(x)
+        y = self.add("Unsqueeze", [y, self.constant(np.array([1]))])
+        dead = self.rng.random(hidden) < self.choose((0, 0.5))
+        first = np.stack([self.weight((x.channels, hidden), 1, 0) for _ in range(2)])
+        first[:, :, dead] = 0
+        second = np.stack([self.weight((hidden, x.channels), 1, 0) for _ in range(2)])
+        y = self.add(
+            "Add", [self.add("MatMul", [y, self.constant(first, "w")]), self.constant(self.vector(hidden), "b")]
+        )
+        y = self.add("MatMul", [self.add("Relu", [y]), self.constant(second, "w")])
+        y = self.add("ReduceSum", [y, self.constant(np.array([1]))], keepdims=0)
+        return self.untokens(y, x.channels, x.side)
+
+    def einsum(self, x: Map) -> Map:
+        hidden = int(self.choose((3, 5)))
+        equation, shape, out = self.choose(
+            (("btc,cd->btd", (x.channels, hidden), 1), ("btc,dc->btd", (hidden, x.channels), 0))
+        )
+        weight = self.constant(self.weight(shape, out, 1 - out), "w")
+        y = self.add("Einsum", [self.tokens(x), weight], equation=equation)
+        y = self.add("Relu", [self.add("Add", [y, self.constant(self.vector(hidden), "b")])])
+        weight = self.constant(self.weight((hidden, x.channels), 1, 0), "w")
+        y = self.add("Einsum", [y, weight], equation="btd,dc->bct")  # turned on the way
+        return Map(
+            self.add("Reshape", [y, self.constant(np.array([0, x.channels, x.side, x.side]))]), x.channels, x.side
+        )
+
+    # Further operators ----------------------------------------------------------------------------------------------
+
+    def tile(self, x: Map) -> Map:
+        channels, space = self.choose(((2, 1), (1, 2), (2, 2)))
+        y = self.add("Tile", [x.name, self.constant(np.array([1, channels, space, space]))])
+        return Map(y, channels * x.channels, space * x.side)
+
+    def running(self, x: Map) -> Map:
+        op = self.choose(("CumSum", "CumSum", "TopK", "Trilu"))
+        if op == "TopK":
+            y = self.add("TopK", [x.name, self.constant(np.array([x.side]))], 2, axis=self.choose((2, -1)))
+            return Map(y, x.channels, x.side)
+        axis = self.constant(np.array(self.choose((2, 3, -1)) if op == "CumSum" else 0))
+        extra = {"exclusive": self.choose((0, 1))} if op == "CumSum" else {"upper": self.choose((0, 1))}
+        return Map(self.add(op, [x.name, axis], **extra), x.channels, x.side)
+
+    def where(self, x: Map) -> Map:
+        if self.chance(50):
+            condition = self.constant(self.rng.random((x.channels, 1, 1)) < 0.5)
+        else:
+            condition = self.add("Less", [x.name, self.constant(np.float32(0.1))])
+        other = self.constant(self.vector(x.channels).reshape(-1, 1, 1)) if self.chance(50) else self.activation(x).name
+        return Map(self.add("Where", [condition, *self.choose(([x.name, other], [other, x.name]))]), x.channels, x.side)
+
     # Whole networks -------------------------------------------------------------------------------------------------
 
     def head(self, x: Map, classes: int) -> str:
@@ -382,7 +520,8 @@ class Builder:
         return ir.from_proto(proto)
 
 
-LATER_BLOCKS = ("shared", "circular", "depth", "group_norm", "rounded")
+REACH_BLOCKS = ("attention", "einsum", "running", "sequence", "stacked", "tile", "twice", "where")
+LATER_BLOCKS = ("shared", "circular", "depth", "group_norm", "rounded", *REACH_BLOCKS)
 BLOCKS = (
     "conv", "conv", "residual", "residual", "concat", "batch_norm", "activation", "pool", "gate", "scale", "split",
     "slice", "gather", "shuffle", "pad", "instance_norm", "resize", "conv_transpose", "opaque",
