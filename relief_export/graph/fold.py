@@ -79,6 +79,7 @@ def simplify(model: ir.Model) -> ir.Model:
             node.name = ""  # the folder names them, and a file would store that
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
         common.RemoveUnusedNodesPass()(copy)
+        forget_shapes(copy)  # lengths that got a name before more was known keep it otherwise
         infer_shapes(copy)
         if plain_reshapes(copy):
             infer_shapes(copy)

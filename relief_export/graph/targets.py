@@ -185,6 +185,9 @@ def _infer(node: ir.Node, opsets: dict[str, int]) -> list[ir.Value]:
         tensor = ir.convenience.get_const_tensor(value)
         if tensor is not None and tensor.size < 64:
             data[name] = ir.serde.serialize_tensor(tensor)
+    if node.op_type == "GroupNormalization":  # onnx has no inference for it
+        like = node.inputs[0]
+        return [v for v in node.outputs if like is not None and _learn(v, like.shape)]
     try:
         schema = onnx.defs.get_schema(node.op_type, opsets[""], "")
         found = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
@@ -231,7 +234,9 @@ def _join(graph: ir.Graph, node: ir.Node) -> bool:
         target = add_initializer(graph, f"{second.outputs[0].name}_split", np.array(numbers, np.int64))
         source = _insert(graph, second, ir.node("Reshape", [source, target]), split)
     out = _insert(graph, second, ir.node("Transpose", [source], attributes={"perm": order}), after)
-    second.outputs[0].replace_all_uses_with(out)
+    old, name = second.outputs[0], second.outputs[0].name
+    old.replace_all_uses_with(out)
+    old.name, out.name = free_name(graph, f"{name}_before"), name  # by which its shape is looked up
     return True
 
 
