@@ -105,7 +105,9 @@ def check(drawn: Drawn, seed: int) -> None:
     inputs = [rng.normal(size=(3, 3, 6, 6)).astype(np.float32) for _ in range(INPUTS if drawn.rounds else 1)]
     assert not all(is_wrong(drawn, result.model, x) for x in inputs)
     assert parameters(result.model) <= parameters(drawn.model)
-    assert cost(result.model).macs.structural <= cost(drawn.model).macs.structural
+    before, after = cost(drawn.model), cost(result.model)
+    if not any("shape" in unknown.reason for unknown in before.unknown):  # it is legal at the batch that is counted
+        assert after.macs.structural <= before.macs.structural
     if drawn.model.opset_imports[""] == result.model.opset_imports[""]:
         assert size(result.model) <= size(drawn.model)
     again = shrink(result.model)
