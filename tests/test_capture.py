@@ -15,6 +15,7 @@ from relief_export.errors import InputError, MissingExtraError
 from relief_export.graph.fold import fold
 from relief_export.graph.shrink import shrink
 from relief_export.recipe import ModelConfig
+from relief_export.relief.masks import Masks
 from relief_export.training.models import build_model
 
 TOLERANCE = 1e-5
@@ -317,3 +318,52 @@ def test_a_network_with_masked_joins():
     plain = run(graph, x)[0]
     model.layer2[0].join.shortcut_mask.copy_(masks["layer2.0.join.shortcut_mask"])
     np.testing.assert_allclose(plain, expected(model, x).numpy(), rtol=1e-4, atol=TOLERANCE)
+
+
+class Block(nn.Module):
+    """A transformer's block: attention in its fused form, and a feed-forward part."""
+
+    def __init__(self, heads=3, width=12):
+        super().__init__()
+        self.heads = heads
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 20), nn.Linear(20, width)
+
+    def forward(self, x):
+        batch, time, width = x.shape
+        parts = self.qkv(self.norm(x)).view(batch, time, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(*parts.unbind(0))
+        x = x + self.out(y.transpose(1, 2).reshape(batch, time, width))
+        return x + self.down(nn.functional.gelu(self.up(x)))
+
+
+@pytest.mark.parametrize("how", ["masks", "zeros"])
+def test_dead_heads_and_hidden_units_of_a_transformer_go(how):
+    torch.manual_seed(0)
+    model, x = Block().eval(), torch.randn(2, 5, 12)
+    kept = {name: torch.ones(p.shape, dtype=torch.bool) for name, p in model.named_parameters() if "norm" not in name}
+    kept["qkv.weight"][28:32] = kept["qkv.bias"][28:32] = False  # the values of head 1
+    kept["up.weight"][:7] = kept["up.bias"][:7] = False
+    masks = Masks(kept)
+    if how == "zeros":
+        masks.apply_(model)
+    result = shrink(capture(model, x, masks=masks if how == "masks" else None), strict=True)
+    masks.apply_(model)
+    assert run(result.model, x)[0] == pytest.approx(expected(model, x).numpy(), rel=TOLERANCE, abs=TOLERANCE)
+    sizes = {row.layer: (row.weights_before, row.weights_after) for row in result.removed}
+    assert (36 * 12, 24 * 12) in sizes.values()  # queries, keys and values of one head of three
+    assert (12 * 12, 12 * 8) in sizes.values()
+    assert list(sizes.values()).count((20 * 12, 13 * 12)) == 2
+    assert result.opaque == {}
+
+
+def test_an_attention_layer_of_torch_loses_a_dead_head():
+    torch.manual_seed(0)
+    model, x = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True).eval(), torch.randn(2, 5, 12)
+    with torch.no_grad():
+        model.self_attn.out_proj.weight[:, 4:8] = 0
+        model.linear2.weight[:, :6] = 0
+    result = shrink(capture(model, x), strict=True)
+    assert run(result.model, x)[0] == pytest.approx(expected(model, x).numpy(), rel=TOLERANCE, abs=TOLERANCE)
+    sizes = sorted((row.weights_before, row.weights_after) for row in result.removed)
+    assert sizes == sorted([(36 * 12, 24 * 12), (12 * 12, 12 * 8), (12 * 20, 12 * 14), (20 * 12, 14 * 12)])
