@@ -39,6 +39,7 @@ ACTIVATIONS: dict[str, dict[str, float | str]] = {
     "ThresholdedRelu": {"alpha": 0.2},
 }
 FORMS = ("float16", "bfloat16", "scaled", "tensor", "channel")
+OLD_ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "Elu", "Selu", "Softplus", "Tanh", "Neg")
 SMOOTH = ("LeakyRelu", "Sigmoid", "Tanh", "Elu", "Softplus", "Softsign")
 
 
@@ -70,6 +71,7 @@ class Builder:
         self.padding = padding
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self.activations: Sequence[str] = (*ACTIVATIONS, "PRelu", "Clip")
         self.count = 0
         self.quantises = False
         """Activations are rounded somewhere: the last bit may decide a step."""
@@ -176,8 +178,8 @@ class Builder:
         y = self.add("BatchNormalization", [x.name, *(self.constant(a, "bn") for a in arrays)], epsilon=1e-2)
         return Map(y, n, x.side)
 
-    def activation(self, x: Map, names: Sequence[str] = tuple(ACTIVATIONS)) -> Map:
-        op = self.choose((*names, *(("PRelu", "Clip") if len(names) == len(ACTIVATIONS) else ())))
+    def activation(self, x: Map, names: Sequence[str] = ()) -> Map:
+        op = self.choose(names or self.activations)
         if op == "PRelu":
             slope = self.rng.random((x.channels, 1, 1)).astype(np.float32)
             return Map(self.add(op, [x.name, self.constant(slope)]), x.channels, x.side)
@@ -553,13 +555,15 @@ def any_network(choose: Callable[[Sequence], object], seed: int) -> Drawn:
     if choose(range(12)) == 0:
         return Drawn(old_network(choose, seed))
     builder = Builder(choose, seed, storage=True)
-    outputs = _blocks(builder, (*BLOCKS, *LATER_BLOCKS, *LATER_BLOCKS))
+    batch = choose(("batch", "batch", 3))
+    stale = batch == "batch" and choose(range(6)) == 0
+    # A runtime refuses what contradicts a stated batch of 1: frames of three samples, tokens of a number of times.
+    later = () if stale else LATER_BLOCKS
+    outputs = _blocks(builder, (*BLOCKS, *later, *later))
     if choose(range(10)) == 0:  # nothing is left of it
         for tensor in builder.initializers:
             if tensor.name.startswith("w") and tensor.data_type == TensorProto.FLOAT:
                 tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
-    batch = choose(("batch", "batch", 3))
-    stale = batch == "batch" and choose(range(6)) == 0
     return Drawn(builder.model(outputs, 6, batch=batch, stale=stale, opset=NEWEST), stale, builder.quantises)
 
 
@@ -585,15 +589,14 @@ def old_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:  #
     """Build a network in the words of opset 7 to 12: what later became an input is an attribute."""
     opset = int(choose(range(7, 13)))
     builder = Builder(choose, seed)
+    builder.activations = OLD_ACTIVATIONS
     x = builder.conv(Map("x", 3, 6), groups=False)
     for _ in range(choose(range(1, 6))):
         block = choose(
             ("conv", "residual", "batch_norm", "activation", "pool", "clip", "slice", "split", "pad", "squeeze")
         )
         if block == "activation":
-            x = builder.activation(
-                x, ("Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "Elu", "Selu", "Softplus", "Tanh", "Neg")
-            )
+            x = builder.activation(x)
         elif block == "pool":
             x = Map(builder.add("GlobalAveragePool", [x.name]), x.channels, 1)
         elif block == "clip":
