@@ -25,7 +25,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from benchmarks.common import ROOT
 from benchmarks.runs import RUNS, summary
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 LIST = ROOT / "pipelines" / "evidence.txt"
 LOG = "evidence.log"
-BASELINES = ("magnitude", "magnitude-global", "random")
+BASELINES: tuple[Literal["magnitude", "magnitude-global", "random"], ...] = ("magnitude", "magnitude-global", "random")
 _EVERY = 5.0
 """Seconds between two writings of the log."""
 _CLOSING = 0.15
@@ -112,7 +112,8 @@ def read_list(path: Path, build: Path, settings: dict[str, str]) -> list[Entry]:
             continue
         recipe_name, *rest = words
         seed = rest.pop(0) if rest and rest[0].isdecimal() else "0"
-        score = rest.pop(0) if rest and rest[0] in BASELINES else None
+        score = next((name for name in BASELINES if rest[:1] == [name]), None)
+        rest = rest if score is None else rest[1:]
         if rest:
             raise InputError(
                 f'{path}, line {number}: "{line}" is not RECIPE[@VARIANT] [SEED] [SCORE], a score being '

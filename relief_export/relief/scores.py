@@ -153,13 +153,10 @@ def random_scores(scores: Scores, seed: int) -> Scores:
     """Replace the scores of all connections that are not zero by random ones, drawn from ``seed``."""
     generator = torch.Generator().manual_seed(seed)
 
-    def drawn(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else (torch.rand(tensor.shape, generator=generator).double() + 1) * (tensor > 0)
+    def drawn(tensor: Tensor) -> Tensor:
+        return (torch.rand(tensor.shape, generator=generator).double() + 1) * (tensor > 0)
 
-    layers = {
-        name: replace(layer, weight=drawn(layer.weight), bias=drawn(layer.bias))
-        for name, layer in scores.layers.items()
-    }
+    layers = {name: replace(layer, weight=drawn(layer.weight)) for name, layer in scores.layers.items()}
     return Scores(layers, {})
 
 

@@ -82,16 +82,15 @@ def select_largest(scores: Scores, share: float) -> Masks:
     connection that comes first.
     """
     layers = list(scores.layers.values())
-    sizes = torch.cat(
-        [torch.full((layer.weight.numel(),), prod(layer.shape[2:])) for layer in layers]
-    )  # weights of each
+    # How many weights each connection has: a kernel is one connection.
+    sizes = torch.cat([torch.full((layer.weight.numel(),), prod(layer.shape[2:])) for layer in layers])
     order = torch.cat([layer.weight.flatten() for layer in layers]).sort(descending=True, stable=True).indices
     # The fewest in front that hold the share; what is zero already is behind all others.
     count = int((sizes[order].cumsum(0) <= share * int(sizes.sum()) + 0.5).sum())
     kept = torch.zeros(len(order), dtype=torch.bool)
     kept[order[:count]] = True
     masks: dict[str, Tensor] = {}
-    for layer, part in zip(layers, kept.split([layer.weight.numel() for layer in layers]), strict=True):
+    for layer, part in zip(layers, torch.split(kept, [layer.weight.numel() for layer in layers]), strict=True):
         masks[layer.weight_name] = _expanded(layer, part.view(layer.weight.shape))
     return Masks(masks)
 

@@ -72,7 +72,7 @@ def check_values(model: nn.Module, config: QuantiseConfig) -> None:
     Raises:
         InputError: A weight has fewer entries than values are asked for.
     """
-    if config.values == "int8":
+    if isinstance(config.values, str):
         return
     for name, layer in connected_layers(model):
         if layer.weight.numel() < config.values:
@@ -114,7 +114,7 @@ def round_weights(
     example = next(data.train.batches(2, device=device))[0]
     norms = fold_norms(model, example)
     wrapped: _Rounded
-    if config.values == "int8":
+    if isinstance(config.values, str):  # "int8"
         batches = (calibration or data.train.take(256, seed=seed)).batches(256, device=device)
         wrapped = _Int8(model, masks, norms, [x for x, _ in batches])
     else:
@@ -140,7 +140,7 @@ def round_weights(
     wrapped.write()
     model.train(wrapped.training)
     held = dict(model.named_parameters())
-    values = {name: len(held[name].detach().unique()) - int((held[name] == 0).any()) for name in wrapped.rounded}
+    values = {name: len(set(held[name].detach().flatten().tolist()) - {0.0}) for name in wrapped.rounded}
     return Rounded(result, untrained, values)
 
 
@@ -256,7 +256,7 @@ class _Rounded(nn.Module):
                 mask = masks.get(name)
                 self.rounded[name] = None if mask is None else mask.to(parameter.device)
             elif id(parameter) in taken:
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad_(False)
             elif parameter.ndim == 1:
                 self.vectors.append(name)
 
@@ -305,7 +305,7 @@ class _Codebooks(_Rounded):
         held = dict(model.named_parameters())
         for place, name in enumerate(self.rounded):
             weight = held[name].detach().flatten()
-            held[name].requires_grad_(requires_grad=False)
+            held[name].requires_grad_(False)
             kept = weight.nonzero().flatten()
             # Files that store whole kernels keep one code of a convolution's table for zero.
             entries = codebook(weight[kept].cpu().numpy(), size if held[name].ndim == 2 else size - 1)
