@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from relief_export.errors import InputError
 from relief_export.format_names import FormatName  # noqa: TC001 - its annotations are read to check a recipe
-from relief_export.schema import Checked, Rule, build, convert, did_you_mean, fields_of, is_size, plain
+from relief_export.schema import OWN, Checked, Rule, build, convert, did_you_mean, fields_of, is_size, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -38,6 +38,7 @@ HeldOut = Annotated[
     Rule("a share in (0, 1) or a number of samples", lambda v: v >= 1 if isinstance(v, int) else 0 < v < 1),
 ]
 Name = Annotated[str, Rule("letters, digits and ._@- only", lambda v: re.fullmatch(r"[A-Za-z0-9][\w.@-]*", v))]
+Own = Annotated[str, Rule("package.module:function", lambda value: re.fullmatch(OWN, value))]
 Size = Annotated[str, Rule('a size like "256KiB"', is_size)]
 
 Values = Annotated[
@@ -49,7 +50,8 @@ Values = Annotated[
 class DataConfig(Checked):
     """Which samples the network sees, and how they are prepared."""
 
-    source: Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "folder"]
+    source: Own | Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "tiny-imagenet", "folder"]
+    """A built-in data set, or one's own: "package.module:function" that returns the splits, arrays of x and y."""
     root: str | None = None
     """Data root; the environment variable RELIEF_DATA wins over it."""
     folder: str | None = None
@@ -70,11 +72,13 @@ class DataConfig(Checked):
 
 @dataclass(frozen=True)
 class ModelConfig(Checked):
-    """Which network: a zoo name or ``torchvision:NAME``."""
+    """Which network: a zoo name, ``torchvision:NAME``, or one's own, ``package.module:function``."""
 
     name: str
     options: dict[str, str | int | float | bool] = field(default_factory=dict)
     """Options of that network, such as shortcut = "B" for a residual network."""
+    weights: str | None = None
+    """A file of weights to start from, safetensors or a state_dict of torch.save; with train.epochs = 0 they stay."""
 
 
 @dataclass(frozen=True)

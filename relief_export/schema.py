@@ -42,6 +42,8 @@ _NAMES: dict[Any, str] = {
 }
 
 
+OWN = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+"""A user's own function: package.module:function."""
 _UNITS = {
     "b": 1,
     "k": 1024, "kib": 1024, "kb": 1000,

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relief_export.errors import InputError, ReliefError
@@ -21,7 +22,6 @@ from relief_export.records import RECORDS, Record, read_record, sha256, write_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from relief_export.progress import Progress
 
@@ -111,6 +111,11 @@ class Stage:
             if not files:
                 raise InputError(f"{folder / pattern} does not exist: the stage before {self.name!r} writes it")
             found |= {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+        if self.name == "train" and job.recipe.model.weights is not None:
+            weights = Path(job.recipe.model.weights)
+            if not weights.is_file():
+                raise InputError(f"model.weights: {weights} does not exist")
+            found["model.weights"] = sha256(weights)
         return found
 
     def finished(self, job: Job, needs: dict[str, Any]) -> Record | None:

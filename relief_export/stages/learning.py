@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relief_export.errors import InputError, ReliefError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
     from types import TracebackType
 
     import numpy as np
@@ -34,11 +34,13 @@ def train(job: Job) -> Outcome:
     """
     from relief_export.relief.masks import Masks
     from relief_export.stages.engine import is_main_process
-    from relief_export.training.checkpoints import save_weights
+    from relief_export.training.checkpoints import load_start, save_weights
     from relief_export.training.fit import evaluate, fit
 
     folder, recipe = job.folder / "dense", job.recipe
     data, model = load_task(recipe)
+    if recipe.model.weights is not None:
+        load_start(model, Path(recipe.model.weights))
     _rehearse(recipe, data, model)
     if is_main_process():
         save_weights(model, folder / "init.safetensors")

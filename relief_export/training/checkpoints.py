@@ -57,6 +57,34 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def load_start(model: nn.Module, path: Path) -> None:
+    """Load a user's own weights: a safetensors file, or a ``state_dict`` that ``torch.save`` wrote.
+
+    Raises:
+        InputError: There is no such file, it is neither, or it is of another network.
+    """
+    if path.suffix == ".safetensors":
+        load_weights(model, path)
+        return
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"model.weights: {path} does not exist") from None
+    except (OSError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+        detail = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise InputError(f"model.weights: {path} is no state_dict of torch.save, nor safetensors ({detail})") from None
+    wanted = tensors_of(model)
+    entries = found.items() if isinstance(found, dict) else ()
+    tensors = {name: value for name, value in entries if isinstance(value, torch.Tensor)}
+    for name in [*wanted, *tensors]:
+        mine, theirs = (tuple(state[name].shape) if name in state else "absent" for state in (wanted, tensors))
+        if mine != theirs:
+            raise InputError(
+                f'model.weights: {path} is of another network: tensor "{name}" is {theirs} there and {mine} here'
+            )
+    restore(model, tensors)
+
+
 class Checkpoint:
     """How far a training is, and the best network so far.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ import torch
 from torch import nn
 
 from relief_export.errors import InputError
-from relief_export.schema import did_you_mean
+from relief_export.schema import OWN, did_you_mean
+from relief_export.training.own import call, function_at
 from relief_export.training.resnet import ResNet
 from relief_export.training.vision import import_torchvision
 
@@ -146,6 +148,8 @@ def _builder(name: str) -> Callable[..., nn.Module]:
         if rest not in known:
             raise InputError(f'torchvision has no classifier "{rest}"{did_you_mean(rest, known)}')
         return partial(_torchvision, rest)
+    if prefix and re.fullmatch(OWN, name):
+        return partial(_own, name)
     if name not in ZOO:
         raise InputError(f'model.name cannot be "{name}"{did_you_mean(name, [*ZOO, "torchvision:resnet18"])}')
     return ZOO[name]
@@ -158,6 +162,14 @@ def _torchvision(name: str, shape: Shape, classes: int, **options: Any) -> nn.Mo
         model: nn.Module = import_torchvision().models.get_model(name, weights=None, num_classes=classes, **options)
     except TypeError as error:
         raise InputError(f"torchvision:{name} does not take these options: {error}") from None
+    return model
+
+
+def _own(name: str, shape: Shape, classes: int, **options: Any) -> nn.Module:  # noqa: ANN401
+    """Build a user's own network: whatever its function raises becomes one sentence."""
+    model = call(function_at(name, "model.name"), name, "model.name", shape, classes, **options)
+    if not isinstance(model, nn.Module):
+        raise InputError(f'model.name = "{name}" must return an nn.Module, not a {type(model).__name__}')
     return model
 
 
