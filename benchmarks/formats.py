@@ -202,7 +202,7 @@ def encode_once(values: Values, zeros: float, layers: int, millions: int) -> str
 def relieved() -> dict[str, ir.Model]:
     """Return the really relieved networks of tests/data, shrunk."""
     from relief_export.capture import capture  # noqa: PLC0415 - torch
-    from relief_export.graph.fold import fold  # noqa: PLC0415
+    from relief_export.graph.prepare import fold  # noqa: PLC0415
     from relief_export.graph.shrink import shrink  # noqa: PLC0415
     from tests.relieved import FILES, load  # noqa: PLC0415
 

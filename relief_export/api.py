@@ -383,7 +383,7 @@ def export(
     _need_torch("relief_export.export")
     from relief_export.capture import capture, plain_copy
     from relief_export.formats import FORMATS, Options
-    from relief_export.graph.fold import fold
+    from relief_export.graph.prepare import fold
     from relief_export.stages.shipping import MANIFEST, Samples, ship
     from relief_export.state import apply_masks
 
@@ -562,7 +562,7 @@ def _array(values: Any) -> Array:  # noqa: ANN401  a tensor on any device, a lis
 
 def shrink(model: str | Path | ir.Model | onnx.ModelProto, *, strict: bool = False) -> ShrinkResult:
     """Remove every disconnected neuron from an ONNX model, exactly, into a new one: the result's ``.model``."""
-    from relief_export.graph.fold import fold
+    from relief_export.graph.prepare import fold
     from relief_export.graph.shrink import shrink as run
 
     return run(fold(_graph(model)), strict=strict)

@@ -11,8 +11,7 @@ from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.formats import csr, onnx_file
 from relief_export.formats.runtime import load
 from relief_export.graph.cost import Cost, cost
-from relief_export.graph.fold import fold
-from relief_export.graph.shapes import with_dimensions
+from relief_export.graph.prepare import fold, with_dimensions
 from relief_export.graph.shrink import ShrinkResult, shrink
 
 if TYPE_CHECKING:

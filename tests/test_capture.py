@@ -12,7 +12,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from relief_export.capture import OPSET, capture
 from relief_export.errors import InputError, MissingExtraError
-from relief_export.graph.fold import fold
+from relief_export.graph.prepare import fold
 from relief_export.graph.shrink import shrink
 from relief_export.recipe import ModelConfig
 from relief_export.relief.masks import Masks

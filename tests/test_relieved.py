@@ -9,7 +9,7 @@ from relief_export import evaluation, formats
 from relief_export.capture import capture
 from relief_export.formats import FORMATS, Options
 from relief_export.graph.cost import cost
-from relief_export.graph.fold import fold
+from relief_export.graph.prepare import fold
 from relief_export.graph.shrink import shrink
 from tests.relieved import FILES, load
 

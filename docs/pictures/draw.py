@@ -100,7 +100,7 @@ def arena() -> Any:  # noqa: ANN401
 
     from relief_export.capture import capture  # noqa: PLC0415
     from relief_export.graph.arena import plan_arena  # noqa: PLC0415
-    from relief_export.graph.fold import fold  # noqa: PLC0415
+    from relief_export.graph.prepare import fold  # noqa: PLC0415
     from relief_export.graph.shrink import shrink  # noqa: PLC0415
     from tests.relieved import load  # noqa: PLC0415
 

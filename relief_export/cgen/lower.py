@@ -39,8 +39,14 @@ from relief_export.cgen.plan import (
     View,
 )
 from relief_export.errors import InputError, UnsupportedModelError
-from relief_export.graph.fold import constant_array, fold
-from relief_export.graph.shapes import data_inputs, static_shape, with_dimensions, with_static_shapes
+from relief_export.graph.prepare import (
+    constant_array,
+    data_inputs,
+    fold,
+    static_shape,
+    with_dimensions,
+    with_static_shapes,
+)
 from relief_export.graph.shrink import shrink
 
 if TYPE_CHECKING:

@@ -200,7 +200,7 @@ def cost(model: Path, dimensions: dict[str, int], as_json: bool) -> int:
     from relief_export.errors import UnsupportedModelError
     from relief_export.graph.arena import plan_arena
     from relief_export.graph.cost import cost as count
-    from relief_export.graph.shapes import with_dimensions
+    from relief_export.graph.prepare import with_dimensions
     from relief_export.subjects import model_path
 
     loaded = formats.read(model_path(model))

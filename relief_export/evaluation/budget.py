@@ -30,7 +30,7 @@ from relief_export.evaluation.validation import require_files
 from relief_export.formats import onnx_file
 from relief_export.formats.sizes import entropy_bound
 from relief_export.graph.arena import plan_arena
-from relief_export.graph.shapes import with_dimensions
+from relief_export.graph.prepare import with_dimensions
 from relief_export.schema import did_you_mean, parse_size
 from relief_export.subjects import artifacts_folder, dense_of, is_single
 

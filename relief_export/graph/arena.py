@@ -21,7 +21,7 @@ import onnx_ir as ir
 
 from relief_export.errors import UnsupportedModelError
 from relief_export.graph.cost import node_label, op_name
-from relief_export.graph.shapes import data_inputs, elements, with_static_shapes
+from relief_export.graph.prepare import data_inputs, elements, with_static_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -165,9 +165,9 @@ def _constants(graph: ir.Graph, inputs: Sequence[ir.Value]) -> set[ir.Value]:
     """
     known = set(graph.initializers.values()) - set(inputs)
     for node in graph:
-        flows = any(_bodies(attribute) for attribute in node.attributes.values())
+        facts_of = any(_bodies(attribute) for attribute in node.attributes.values())
         deciding = node.inputs[: _STATIC.get(node.op_type)]
-        if not flows and all(value is None or value in known for value in deciding):
+        if not facts_of and all(value is None or value in known for value in deciding):
             known.update(node.outputs)
     return known
 

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-
 _INNER = "relief_export.names_in_subgraphs"
 
 

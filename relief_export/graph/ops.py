@@ -12,37 +12,40 @@ import numpy as np
 import onnx_ir as ir
 from scipy import special
 
-from relief_export.graph.elementwise import (
+from relief_export.graph.channels import LayoutError
+from relief_export.graph.rules.base import ChannelFacts, NodeContext, Rule
+from relief_export.graph.rules.elementwise import (
     Elementwise,
-    Pool,
+    PerChannel,
     Product,
     Quotient,
     nary,
     unary,
     with_attributes,
 )
-from relief_export.graph.flow import Flow, Rule, Site
-from relief_export.graph.layout import LayoutError
-from relief_export.graph.linear import Linear
-from relief_export.graph.matrix import conv, conv_transpose, einsum, gemm, matmul
-from relief_export.graph.norms import BatchNorm, ChannelNorm, Quantize, dequantize, quantize
-from relief_export.graph.products import Contraction
-from relief_export.graph.recurrent import Recurrent
-from relief_export.graph.slicing import Concat, Gather, Pad, Slice, Split
-from relief_export.graph.views import (
+from relief_export.graph.rules.linear import Linear, conv, conv_transpose, einsum, gemm, matmul
+from relief_export.graph.rules.moves import (
+    Concat,
     DepthToSpace,
     Expand,
     Flatten,
+    Gather,
     Lengths,
+    MovesElements,
+    Pad,
     Reshape,
     Resize,
+    Slice,
     SpaceToDepth,
-    View,
+    Split,
     squeeze,
     tile,
     transpose,
     unsqueeze,
 )
+from relief_export.graph.rules.norms import BatchNorm, ChannelNorm, Quantize, dequantize, quantize
+from relief_export.graph.rules.products import Contraction
+from relief_export.graph.rules.recurrent import Recurrent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,13 +55,13 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 OPAQUE = Rule()
-REDUCE = View(lambda site, flow, array: _reduce(site, flow, array))  # noqa: PLW0108 - defined below
+REDUCE = MovesElements(lambda ctx, facts, array: _reduce(ctx, facts, array))  # noqa: PLW0108 - defined below
 IDENTITY = unary(lambda x: x)
 
 
-def _cast(site: Site, x: Sequence[Array]) -> Array:
+def _cast(ctx: NodeContext, x: Sequence[Array]) -> Array:
     """Cast-13: round to the nearest float, cut towards zero, or compare with zero; other types are not known."""
-    dtype = site.result.dtype
+    dtype = ctx.result.dtype
     with np.errstate(all="ignore"):
         if dtype in (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
             return x[0].astype(dtype.numpy()).astype(np.float64)
@@ -69,23 +72,23 @@ def _cast(site: Site, x: Sequence[Array]) -> Array:
     return np.full_like(x[0], np.nan)
 
 
-def _trains(site: Site) -> bool:
+def _trains(ctx: NodeContext) -> bool:
     """Tell whether a Dropout may be random: its third input is anything but a constant False."""
-    if len(site.node.inputs) < 3 or site.node.inputs[2] is None:
+    if len(ctx.node.inputs) < 3 or ctx.node.inputs[2] is None:
         return False
-    mode = site.array(2)
+    mode = ctx.array(2)
     return mode is None or bool(mode.any())
 
 
-def _clip(site: Site, x: Sequence[Array]) -> Array:
-    low = x[1] if len(x) > 1 and site.node.inputs[1] is not None else -np.inf
-    high = x[2] if len(x) > 2 and site.node.inputs[2] is not None else np.inf
+def _clip(ctx: NodeContext, x: Sequence[Array]) -> Array:
+    low = x[1] if len(x) > 1 and ctx.node.inputs[1] is not None else -np.inf
+    high = x[2] if len(x) > 2 and ctx.node.inputs[2] is not None else np.inf
     return np.minimum(np.maximum(x[0], low), high)
 
 
-def _gelu(site: Site, x: Sequence[Array]) -> Array:
+def _gelu(ctx: NodeContext, x: Sequence[Array]) -> Array:
     v = x[0]
-    if site.node.attributes.get_string("approximate", "none") == "tanh":
+    if ctx.node.attributes.get_string("approximate", "none") == "tanh":
         return np.asarray(0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3))))
     return np.asarray(0.5 * v * (1 + special.erf(v / np.sqrt(2))))
 
@@ -94,72 +97,72 @@ def _softplus(x: Array) -> Array:
     return np.logaddexp(0, x)
 
 
-def _one_axis(default: int) -> Pool:
+def _one_axis(default: int) -> PerChannel:
     """Make the rule of an operator that mixes along the attribute ``axis`` and no other."""
-    return Pool(lambda _: False, lambda s: [s.integer("axis", default)], keeps_zero=False)
+    return PerChannel(lambda _: False, lambda s: [s.integer("axis", default)], keeps_zero=False)
 
 
-def _from_axis(default: int) -> Pool:
+def _from_axis(default: int) -> PerChannel:
     """Make the rule of an operator that mixes along ``axis`` and all behind it."""
 
-    def axes(site: Site) -> Sequence[int]:
-        rank = len(site.out_shape()) or 1
-        return range(site.integer("axis", default) % rank, rank)
+    def axes(ctx: NodeContext) -> Sequence[int]:
+        rank = len(ctx.out_shape()) or 1
+        return range(ctx.integer("axis", default) % rank, rank)
 
-    return Pool(lambda _: False, axes, keeps_zero=False)
+    return PerChannel(lambda _: False, axes, keeps_zero=False)
 
 
-def _choose(_: Site, x: Sequence[Array]) -> Array:
+def _choose(_: NodeContext, x: Sequence[Array]) -> Array:
     """Where-16: known where the condition is, or where both sides are the same number."""
     condition, first, second = np.broadcast_arrays(*x)
     either = np.where(first == second, first, np.nan)
     return np.where(np.isnan(condition), either, np.where(condition != 0, first, second))
 
 
-def _running_axis(site: Site) -> Sequence[int]:
+def _running_axis(ctx: NodeContext) -> Sequence[int]:
     """CumSum-14: along one axis that is an input, along any where it is not constant."""
-    axis = site.array(1)
-    return range(len(site.out_shape())) if axis is None else [int(axis.reshape(-1)[0])]
+    axis = ctx.array(1)
+    return range(len(ctx.out_shape())) if axis is None else [int(axis.reshape(-1)[0])]
 
 
-def _reduced_axes(site: Site, rank: int) -> list[int]:
-    axes = site.array(1)
+def _reduced_axes(ctx: NodeContext, rank: int) -> list[int]:
+    axes = ctx.array(1)
     if axes is None or not axes.size:
-        listed = site.node.attributes.get_ints("axes", ())
-        if axes is None and len(site.node.inputs) > 1 and site.node.inputs[1] is not None:
+        listed = ctx.node.attributes.get_ints("axes", ())
+        if axes is None and len(ctx.node.inputs) > 1 and ctx.node.inputs[1] is not None:
             return list(range(rank))
-        noop = site.integer("noop_with_empty_axes", 0)
+        noop = ctx.integer("noop_with_empty_axes", 0)
         none = [] if noop else list(range(rank))
         return [a % rank for a in listed] or none
     return [int(a) % rank for a in axes.reshape(-1)]
 
 
-def _reduce(site: Site, _: Flow, array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
-    axes = _reduced_axes(site, array.ndim)
+def _reduce(ctx: NodeContext, _: ChannelFacts, array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+    axes = _reduced_axes(ctx, array.ndim)
     if any(array.shape[a] > 1 for a in axes):
         raise LayoutError("all channels are reduced to one number")
-    if array.dtype.kind == "f" and site.node.op_type not in ("ReduceMean", "ReduceMax", "ReduceMin"):
+    if array.dtype.kind == "f" and ctx.node.op_type not in ("ReduceMean", "ReduceMax", "ReduceMin"):
         array = np.where(array == 0, 0.0, np.nan)  # the number of positions may depend on the input
-    if site.integer("keepdims", 1):
+    if ctx.integer("keepdims", 1):
         return [array]
     return [array.squeeze(tuple(axes))]
 
 
-def _place(site: Site, _: Flow, array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+def _place(ctx: NodeContext, _: ChannelFacts, array: NDArray[np.generic]) -> list[NDArray[np.generic]]:
     """ArgMax-13: a position along one axis, which is left out unless it is kept."""
-    axis = site.integer("axis", 0) % array.ndim
+    axis = ctx.integer("axis", 0) % array.ndim
     if array.shape[axis] > 1:
         raise LayoutError("channels are compared with each other")
     if array.dtype.kind == "f":
         array = np.full(array.shape, np.nan)
-    return [array if site.integer("keepdims", 1) else array.squeeze(axis)]
+    return [array if ctx.integer("keepdims", 1) else array.squeeze(axis)]
 
 
-def _average_keeps(site: Site) -> bool:
+def _average_keeps(ctx: NodeContext) -> bool:
     """Padding that is counted dilutes the border."""
-    attributes = site.node.attributes
+    attributes = ctx.node.attributes
     padded = any(attributes.get_ints("pads", ())) or attributes.get_string("auto_pad", "NOTSET") != "NOTSET"
-    diluted = site.integer("count_include_pad", 0) and (padded or site.integer("ceil_mode", 0))
+    diluted = ctx.integer("count_include_pad", 0) and (padded or ctx.integer("ceil_mode", 0))
     return not diluted
 
 
@@ -190,13 +193,13 @@ RULES: dict[str, Rule] = {
     "Atan": unary(np.arctan),
     "Atanh": unary(np.arctanh, partial=True),
     "Cast": Elementwise(_cast),
-    "CastLike": Pool(lambda _: False, lambda _: []),
+    "CastLike": PerChannel(lambda _: False, lambda _: []),
     "Ceil": unary(np.ceil),
     "Celu": with_attributes(lambda x, a: np.maximum(x, 0) + np.minimum(0, a * np.expm1(x / a)), alpha=1.0),
     "Clip": Elementwise(_clip),
     "Cos": unary(np.cos),
     "Cosh": unary(np.cosh, partial=True),
-    "Dropout": Pool(lambda s: not _trains(s), lambda _: []),
+    "Dropout": PerChannel(lambda s: not _trains(s), lambda _: []),
     "Elu": with_attributes(lambda x, a: np.where(x < 0, a * np.expm1(x), x), alpha=1.0),
     "Erf": unary(special.erf),
     "Exp": unary(np.exp, partial=True),
@@ -254,13 +257,13 @@ RULES: dict[str, Rule] = {
     "DequantizeLinear": Quantize(dequantize),
     "QuantizeLinear": Quantize(quantize),
     # space
-    "AveragePool": Pool(_average_keeps),
-    "GlobalAveragePool": Pool(),
-    "GlobalLpPool": Pool(lambda _: False),
-    "GlobalMaxPool": Pool(),
-    "LpPool": Pool(lambda _: False),
-    "LRN": Pool(lambda _: False, lambda _: [1]),
-    "MaxPool": Pool(),
+    "AveragePool": PerChannel(_average_keeps),
+    "GlobalAveragePool": PerChannel(),
+    "GlobalLpPool": PerChannel(lambda _: False),
+    "GlobalMaxPool": PerChannel(),
+    "LpPool": PerChannel(lambda _: False),
+    "LRN": PerChannel(lambda _: False, lambda _: [1]),
+    "MaxPool": PerChannel(),
     "ReduceL1": REDUCE,
     "ReduceL2": REDUCE,
     "ReduceMax": REDUCE,
@@ -281,21 +284,21 @@ RULES: dict[str, Rule] = {
     "Slice": Slice(),
     "SpaceToDepth": SpaceToDepth(),
     "Split": Split(),
-    "Squeeze": View(squeeze, permutes=True),
-    "Tile": View(tile),
-    "Transpose": View(transpose, permutes=True),
-    "Unsqueeze": View(unsqueeze, permutes=True),
+    "Squeeze": MovesElements(squeeze, permutes=True),
+    "Tile": MovesElements(tile),
+    "Transpose": MovesElements(transpose, permutes=True),
+    "Unsqueeze": MovesElements(unsqueeze, permutes=True),
     # one axis is mixed, the others pass
-    "ArgMax": View(_place),
-    "ArgMin": View(_place),
+    "ArgMax": MovesElements(_place),
+    "ArgMin": MovesElements(_place),
     "Hardmax": _one_axis(-1),
     "LogSoftmax": _one_axis(-1),
     "Softmax": _one_axis(-1),
-    "CumSum": Pool(lambda _: False, _running_axis),
-    "GridSample": Pool(lambda _: False, aligned=False),
-    "RoiAlign": Pool(lambda _: False, lambda s: [0, *range(2, len(s.out_shape()))], aligned=False),
-    "TopK": Pool(lambda _: True, lambda s: [s.integer("axis", -1)], aligned=False, twins=True),
-    "Trilu": Pool(lambda _: False, lambda _: [-2, -1]),
+    "CumSum": PerChannel(lambda _: False, _running_axis),
+    "GridSample": PerChannel(lambda _: False, aligned=False),
+    "RoiAlign": PerChannel(lambda _: False, lambda s: [0, *range(2, len(s.out_shape()))], aligned=False),
+    "TopK": PerChannel(lambda _: True, lambda s: [s.integer("axis", -1)], aligned=False, twins=True),
+    "Trilu": PerChannel(lambda _: False, lambda _: [-2, -1]),
     # only lengths are read
     "Shape": Lengths(),
     "Size": Lengths(),

@@ -1,4 +1,7 @@
-"""Exact removal of disconnected neurons: analyse, decide, rewrite, until nothing changes."""
+"""Exact removal of disconnected neurons: analyse, decide, rewrite, until nothing changes.
+
+What was removed, layer by layer, and why every zero row and column that stays had to stay.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,21 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from relief_export.errors import UnsupportedModelError
-from relief_export.graph.constants import substitute_constants
-from relief_export.graph.explain import Kept, LayerCut, explain, measure
-from relief_export.graph.fold import file_size, restore_interface, simplify
+from relief_export.graph.analysis import Liveness, analyse
 from relief_export.graph.initializers import drop_unused
-from relief_export.graph.liveness import Liveness, analyse
-from relief_export.graph.narrow import narrow
-from relief_export.graph.shuffle import mark_shuffles, replace_shuffle
+from relief_export.graph.prepare import file_size, restore_interface, simplify
+from relief_export.graph.rewrite import mark_shuffles, narrow_layers, replace_shuffle, substitute_constants
+from relief_export.graph.rules.base import PINNED, NodeContext
+from relief_export.graph.rules.linear import Linear
 
 if TYPE_CHECKING:
-    from relief_export.graph.cutting import Cut
+    from numpy.typing import NDArray
+
+    from relief_export.graph.analysis import Liveness
+    from relief_export.graph.rewrite import RemovalPlan
+    from relief_export.graph.rules.base import ChannelFacts, Tie
+    from relief_export.graph.rules.linear import Matrix
+    from relief_export.graph.rules.recurrent import Cell
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class ShrinkResult:
     model: ir.Model = field(repr=False)
     modified: bool
     removed: tuple[LayerCut, ...]
-    kept: tuple[Kept, ...]
+    kept: tuple[KeptChannels, ...]
     unknown: dict[str, int]
     opaque: dict[str, int]
 
@@ -76,12 +84,12 @@ def shrink(model: ir.Model, *, strict: bool = False) -> ShrinkResult:
         if replaced := substitute_constants(work, liveness):
             liveness = analyse(work)
         mark_shuffles(liveness)
-        cut = liveness.settle()
-        if not (_carry_out(work, liveness, cut) or replaced):
+        plan = liveness.decide_until_stable()
+        if not (_carry_out(work, liveness, plan) or replaced):
             break
         modified = True
-    kept = explain(liveness, cut)
-    narrowed = narrow(work.graph, liveness)
+    kept = explain(liveness, plan)
+    narrowed = narrow_layers(work.graph, liveness)
     modified = modified or narrowed > 0
     after = measure(analyse(work) if narrowed else liveness) if modified else {}
     restore_interface(work, model)
@@ -98,43 +106,241 @@ def _refuse(liveness: Liveness, *, strict: bool) -> None:
     if strict and liveness.unknown:
         names = ", ".join(f"{name} ({count})" for name, count in sorted(liveness.unknown.items()))
         raise UnsupportedModelError(f"no rule for {names}: leave out --strict to keep whole what they touch")
-    for site, rule in liveness.sites:
+    for ctx, rule in liveness.contexts:
         if rule.finite_operands:
-            for index, value in enumerate(site.node.inputs):
-                array = site.array(index)
+            for index, value in enumerate(ctx.node.inputs):
+                array = ctx.array(index)
                 if array is not None and value is not None and not np.isfinite(array).all():
-                    raise UnsupportedModelError(
-                        f"tensor {value.name} of {site.label} holds NaN or Inf: repair it first"
-                    )
+                    raise UnsupportedModelError(f"tensor {value.name} of {ctx.label} holds NaN or Inf: repair it first")
 
 
-def _carry_out(model: ir.Model, liveness: Liveness, cut: Cut) -> bool:
+def _carry_out(model: ir.Model, liveness: Liveness, plan: RemovalPlan) -> bool:
     """Apply the decision to the graph; return whether anything changed."""
-    flows = liveness.trace.flows
-    if all(cut.stays(v).all() for v in flows):
+    facts_of = liveness.walk.facts_of
+    if all(plan.stays(v).all() for v in facts_of):
         return False
-    cut.edit(model.graph)
-    for value in flows:
-        lists = cut.kept(value) if not cut.gone(value) else {}
+    plan.edit(model.graph)
+    for value in facts_of:
+        lists = plan.kept(value) if not plan.gone(value) else {}
         if lists and value.shape is not None:
             value.shape = ir.Shape([len(lists[k]) if k in lists else d for k, d in enumerate(value.shape)])
-    gone = [site.node for site, _ in liveness.sites if all(cut.gone(v) for v in site.node.outputs)]
-    for site, rule in liveness.sites:
-        if site.node not in gone and not cut.shuffles(site) and not replace_shuffle(site, cut):
-            rule.rewrite(site, cut)
-    cut.finish()
+    gone = [ctx.node for ctx, _ in liveness.contexts if all(plan.gone(v) for v in ctx.node.outputs)]
+    for ctx, rule in liveness.contexts:
+        if ctx.node not in gone and not plan.shuffles(ctx) and not replace_shuffle(ctx, plan):
+            rule.rewrite(ctx, plan)
+    plan.finish()
     for node in reversed(gone):
         for index in range(len(node.inputs)):
             node.replace_input_with(index, None)
     common.RemoveUnusedNodesPass()(model)
-    _restore_names(model.graph, cut)
+    _restore_names(model.graph, plan)
     return True
 
 
-def _restore_names(graph: ir.Graph, cut: Cut) -> None:
+def _restore_names(graph: ir.Graph, plan: RemovalPlan) -> None:
     """Drop initializers that nothing reads and give the cut ones their names back."""
     drop_unused(graph)
     taken = Counter(v.name for v in graph.inputs) + Counter(o.name for node in graph for o in node.outputs)
-    for value, name in cut.created:
+    for value, name in plan.created:
         if value.name != name and value.uses() and name not in graph.initializers and name not in taken:
             value.name = name
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """Size of one linear layer: channels out, channels in (of all groups), groups, stored weights."""
+
+    op: str
+    outputs: int
+    inputs: int
+    groups: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class LayerCut:
+    """One linear layer before and after; ``*_after`` is 0 where the layer is gone."""
+
+    layer: str
+    op: str
+    outputs_before: int
+    outputs_after: int
+    inputs_before: int
+    inputs_after: int
+    weights_before: int
+    weights_after: int
+
+    @classmethod
+    def between(cls, layer: str, before: LayerSize, after: LayerSize | None) -> LayerCut:
+        """Compare one layer's sizes."""
+        left = after or LayerSize(before.op, 0, 0, 0, 0)
+        sizes = (before.outputs, left.outputs, before.inputs, left.inputs, before.weights, left.weights)
+        return cls(layer, before.op, *sizes)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the layer lost anything."""
+        return self.weights_before != self.weights_after
+
+
+@dataclass(frozen=True)
+class KeptChannels:
+    """Zero rows (``side`` "output") or columns ("input") of one layer that stay, for one reason."""
+
+    layer: str
+    side: str
+    count: int
+    reason: str
+
+
+class _Opened(NodeContext):
+    """A node whose constants are seen though a caller may replace them."""
+
+    def array(self, index: int) -> NDArray[np.generic] | None:
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        return None if value is None or value.const_value is None else value.const_value.numpy()
+
+    def facts(self, index: int) -> ChannelFacts | None:
+        return super().facts(index) if self.array(index) is None else None
+
+
+def layer_name(ctx: NodeContext) -> str:
+    """Name a layer by its weight, as the framework named it, or by its node."""
+    value = ctx.node.inputs[1]
+    name = None if value is None else ctx.walk.stored(value).name
+    return str(name or ctx.label).removesuffix(".weight")
+
+
+def measure(liveness: Liveness) -> dict[str, LayerSize]:
+    """Return the size of every linear or recurrent layer by its name."""
+    sizes = {}
+    for ctx, _ in liveness.contexts:
+        if "matrix" in ctx.cache:
+            matrix: Matrix = ctx.cache["matrix"]
+            groups, outs, ins = ctx.cache["nonzero"].shape
+            sizes[layer_name(ctx)] = LayerSize(ctx.node.op_type, groups * outs, groups * ins, groups, matrix.size)
+        elif "cell" in ctx.cache:
+            cell: Cell = ctx.cache["cell"]
+            stored = cell.weight.size + cell.recurrent.size
+            sizes[layer_name(ctx)] = LayerSize(ctx.node.op_type, len(cell.zero), len(cell.zero_in), 1, stored)
+    return sizes
+
+
+def explain(liveness: Liveness, plan: RemovalPlan) -> tuple[KeptChannels, ...]:
+    """Return the zero rows and columns of a graph from which nothing more can be removed, with the reason of each."""
+    reasons = _Reasons(liveness, plan)
+    rows: list[KeptChannels] = []
+    for ctx, _ in liveness.contexts:
+        if "const_out" not in ctx.cache:
+            rows += _refused(ctx)
+            continue
+        needed = ctx.cache.get("needed", liveness.live[ctx.result].reshape(-1))
+        dead_out = ~needed | ~np.isnan(ctx.cache["const_out"])
+        unread = ~ctx.cache["nonzero"].any(axis=1).reshape(-1)
+        for side, value, zero in (("output", ctx.result, dead_out), ("input", ctx.source, unread)):
+            found = reasons.of(ctx, value, zero)
+            rows += [KeptChannels(layer_name(ctx), side, n, why) for why, n in sorted(found.items())]
+    return tuple(rows)
+
+
+def _refused(ctx: NodeContext) -> list[KeptChannels]:
+    """Return the zero rows of a linear layer whose rule gave up."""
+    matrix = ctx.refused.see(_Opened(ctx.node, ctx.walk)) if isinstance(ctx.refused, Linear) else None
+    if matrix is None:
+        return []
+    weight = ctx.node.inputs[1]
+    replaceable = weight is not None and weight.is_graph_input()
+    why = (
+        f"{weight.name} is an input of the graph, which a caller may replace" if replaceable and weight else ctx.reason
+    )
+    count = int((~matrix.nonzero().any(axis=2)).sum())
+    return [KeptChannels(layer_name(ctx), "output", count, why)] if count else []
+
+
+def _why_constant(ctx: NodeContext) -> str:
+    """Say why a linear layer cannot move a constant input into its bias."""
+    border = ctx.cache["matrix"].border
+    if not border:
+        return f"a constant that the quantised bias of {ctx.label} cannot hold"
+    return f"non-zero constant {border} at {ctx.label}"
+
+
+class _Reasons:
+    """Why units stay, looked up by unit."""
+
+    def __init__(self, liveness: Liveness, plan: RemovalPlan) -> None:
+        self._liveness = liveness
+        self._cut = plan
+        self._own: dict[int, str] = {}
+        """Unit -> why it must stay whatever else does."""
+        for ids, reason in reversed([*liveness.walk.pins, *liveness.must_stay]):  # the first reason is the one to give
+            self._own.update(dict.fromkeys(ids[ids != PINNED].tolist(), reason))
+        self._tied: dict[int, Tie] = {}
+        for tie in liveness.walk.ties:
+            for label in np.unique(liveness.labels[tie.left]):
+                self._tied.setdefault(int(label), tie)
+        live = np.zeros(liveness.walk.count, np.bool_)
+        for value, facts in liveness.walk.facts_of.items():
+            live[facts.ids[liveness.live[value]]] = True
+        self._live = live
+        self._live_in = np.bincount(liveness.labels[live], minlength=int(liveness.labels.max()) + 1)
+        self._readers = np.full(liveness.walk.count, -1)
+        self._kept_constants = np.full(liveness.walk.count, -1)
+        self._lost = np.full(liveness.walk.count, -1)
+        self._find_readers()
+
+    def _find_readers(self) -> None:
+        """Note the last node in the graph's order that needs each unit: what is before it only hands the unit on."""
+        facts_of, live = self._liveness.walk.facts_of, self._liveness.live
+        for number, (ctx, rule) in enumerate(self._liveness.contexts):
+            needed = [live[v] for v in ctx.node.outputs]
+            if not any(n.any() for n in needed):
+                continue
+            for operand, need in zip(ctx.node.inputs, rule.backward(ctx, needed), strict=False):
+                if need is not None and operand is not None and operand in facts_of:
+                    self._readers[facts_of[operand].ids[need]] = number
+                    known = facts_of[operand].ids[~np.isnan(facts_of[operand].const)]
+                    for facts in (facts_of[v] for v in ctx.node.outputs):
+                        lost = np.intersect1d(known, facts.ids[np.isnan(facts.const)])
+                        self._lost[lost[self._lost[lost] < 0]] = number
+            if "matrix" in ctx.cache:
+                facts, needed_here = facts_of[ctx.source], rule.backward(ctx, needed)[0]
+                asked = [m for m in (needed_here, ctx.deferred) if m is not None]
+                held = np.logical_or.reduce(asked) & live[ctx.source] & ~np.isnan(facts.const)
+                self._kept_constants[facts.ids[held]] = number
+
+    def of(self, ctx: NodeContext, value: ir.Value, zero: NDArray[np.bool_]) -> Counter[str]:
+        """Count the reasons for which the channels ``zero`` of an input or output of a layer stay."""
+        units = np.broadcast_to(self._liveness.walk.facts_of[value].ids.reshape(-1), len(zero))
+        # A flattened map has a column for every position of a channel: they stay or go together.
+        partly = set(np.unique(units[~zero]).tolist())
+        reasons: Counter[str] = Counter()
+        for index in np.flatnonzero(zero):
+            unit = int(units[index])
+            partial = unit in partly and unit not in self._own and unit != PINNED
+            reasons["other positions of the channel are read" if partial else self._why(ctx, value, unit)] += 1
+        return reasons
+
+    def _why(self, ctx: NodeContext, value: ir.Value, unit: int) -> str:  # noqa: PLR0911 - one return a reason
+        if unit == PINNED:
+            return "graph input" if value.is_graph_input() else "it is read or made by an operator without a rule"
+        if unit in self._own:
+            return self._own[unit]
+        if self._kept_constants[unit] >= 0:
+            return _why_constant(self._liveness.contexts[self._kept_constants[unit]][0])
+        label = int(self._liveness.labels[unit])
+        tie, lost = self._tied.get(label), self._label(self._lost[unit]) if self._lost[unit] >= 0 else ""
+        if self._live[unit] and self._readers[unit] >= 0 and (tie is None or tie.at != lost):
+            gone = f"no longer constant behind {lost} and " if lost else ""
+            return f"{gone}read by {self._label(self._readers[unit])}"
+        required = self._cut.reasons.get(label, "read by another layer")
+        if tie is None:
+            return required
+        if label == self._liveness.labels[PINNED]:
+            return f"{tie.reason(ctx.label)} with channels that must stay"
+        count = int(self._live_in[label]) - bool(self._live[unit])  # the others
+        partners = f" with {count} live channel{'s' * (count > 1)}" if count else f": {required}"
+        return tie.reason(ctx.label) + partners
+
+    def _label(self, number: int) -> str:
+        return self._liveness.contexts[number][0].label

@@ -107,7 +107,7 @@ def ship(
 def _capture(job: Job) -> tuple[dict[str, ir.Model], Samples, np.ndarray[Any, Any]]:
     """Return the folded baselines, the reference sample, and training inputs for calibration."""
     from relief_export.capture import capture
-    from relief_export.graph.fold import fold
+    from relief_export.graph.prepare import fold
     from relief_export.stages.learning import load_network, load_task
     from relief_export.training.checkpoints import load_weights
     from relief_export.training.fit import evaluate

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from relief_export.graph.fold import simplify
+from relief_export.graph.prepare import simplify
 from relief_export.graph.shrink import shrink
 from tests.graph.helpers import arrays_of, assert_same, assert_sound, build, parameters, random_feeds
 

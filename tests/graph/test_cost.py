@@ -6,8 +6,8 @@ import onnx_ir as ir
 import pytest
 
 from relief_export.graph.arena import plan_arena
-from relief_export.graph.contractions import RULES, UNCOUNTED
-from relief_export.graph.cost import Columns, cost
+from relief_export.graph.cost import COUNTED as RULES
+from relief_export.graph.cost import UNCOUNTED, Columns, cost
 
 RNG = np.random.default_rng(0)
 

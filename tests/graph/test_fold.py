@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from relief_export.graph.fold import fold, simplify
+from relief_export.graph.prepare import fold, simplify
 from tests.graph.helpers import arrays_of, assert_same, build, interface, random_feeds, run
 
 RELATIVE = 1e-5  # of the output's scale

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relief_export.graph.layout import (
+from relief_export.graph.channels import (
     LayoutError,
     axis_indices,
     constant_axes,
@@ -17,7 +17,7 @@ from relief_export.graph.layout import (
     fit,
     known,
     reshape,
-    spread,
+    undo_broadcast,
     varying,
 )
 
@@ -82,9 +82,9 @@ def test_what_a_compact_array_cannot_express_is_refused():
 def test_spread_undoes_broadcasting():
     flags = np.zeros((2, 3, 4), bool)
     flags[1, 2, 3] = True
-    assert spread(flags, (3, 1)).reshape(-1).tolist() == [False, False, True]
-    assert spread(flags, (1, 1, 4)).reshape(-1).tolist() == [False, False, False, True]
-    assert spread(np.array([[True, False]]), (1, 2)).tolist() == [[True, False]]
+    assert undo_broadcast(flags, (3, 1)).reshape(-1).tolist() == [False, False, True]
+    assert undo_broadcast(flags, (1, 1, 4)).reshape(-1).tolist() == [False, False, False, True]
+    assert undo_broadcast(np.array([[True, False]]), (1, 2)).tolist() == [[True, False]]
 
 
 def test_fit_forgets_what_varies():

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from relief_export.graph.analysis import parameter_use
 from relief_export.graph.cost import cost
-from relief_export.graph.fold import simplify
-from relief_export.graph.liveness import parameter_use
+from relief_export.graph.prepare import simplify
 from relief_export.graph.shrink import shrink
 from tests.graph.helpers import LEVELS, arrays_of, assert_same, assert_sound, build, parameters, random_feeds, run
 

@@ -7,9 +7,9 @@ import onnx_ir as ir
 import pytest
 
 from relief_export.errors import UnsupportedModelError
-from relief_export.graph.fold import simplify
-from relief_export.graph.liveness import analyse
+from relief_export.graph.analysis import analyse
 from relief_export.graph.ops import OPAQUE, RULES
+from relief_export.graph.prepare import simplify
 from relief_export.graph.shrink import shrink
 from tests.graph.cases import CASES, CHANNELS, Case, model_of
 from tests.graph.helpers import arrays_of, assert_sound, build, random_feeds, run
@@ -49,9 +49,9 @@ def test_channels_go_where_they_can_and_reasons_are_given(case):
 
 def test_constants_are_what_onnx_runtime_computes(case):
     model = simplify(model_of(case))
-    flows = analyse(model).trace.flows
-    known = {v: f.const for v, f in flows.items() if not np.isnan(f.const).all() and not v.is_graph_output()}
-    found = [flow.const for value, flow in flows.items() if value.name == "d"]
+    facts_of = analyse(model).walk.facts_of
+    known = {v: f.const for v, f in facts_of.items() if not np.isnan(f.const).all() and not v.is_graph_output()}
+    found = [facts.const for value, facts in facts_of.items() if value.name == "d"]
     assert found or case.op in FOLDED
     assert all((~np.isnan(const)).sum() == case.known for const in found)
     outputs = list(known)

@@ -13,8 +13,7 @@ from onnx import helper, numpy_helper
 from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.graph.arena import plan_arena
 from relief_export.graph.cost import cost
-from relief_export.graph.fold import fold, simplify
-from relief_export.graph.shapes import with_dimensions
+from relief_export.graph.prepare import fold, simplify, with_dimensions
 from relief_export.graph.shrink import shrink
 from tests.graph.helpers import arrays_of, assert_same, build, interface, random_feeds, run
 

@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from relief_export.graph.fold import simplify
-from relief_export.graph.liveness import parameter_use
+from relief_export.graph.analysis import parameter_use
+from relief_export.graph.prepare import simplify
 from relief_export.graph.shrink import shrink
 from tests.graph.helpers import arrays_of, assert_same, parameters, run
 

@@ -15,7 +15,7 @@ from onnx.reference import ReferenceEvaluator
 
 from relief_export.errors import UnsupportedModelError
 from relief_export.graph.cost import cost
-from relief_export.graph.fold import fold
+from relief_export.graph.prepare import fold
 from relief_export.graph.shrink import shrink
 from tests.graph.helpers import arrays_of, assert_same, assert_sound, build, interface, parameters, random_feeds, run
 

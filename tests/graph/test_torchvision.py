@@ -10,7 +10,7 @@ import torch
 
 from relief_export.capture import capture
 from relief_export.graph.cost import cost
-from relief_export.graph.fold import fold
+from relief_export.graph.prepare import fold
 from relief_export.graph.shrink import shrink
 from tests.graph.helpers import assert_sound, random_feeds
 

@@ -16,7 +16,7 @@ import relief_export as rx
 from relief_export.capture import capture
 from relief_export.errors import InputError
 from relief_export.formats import FORMATS, Options
-from relief_export.graph.fold import fold
+from relief_export.graph.prepare import fold
 from relief_export.recipe import ModelConfig, QuantiseConfig, TrainConfig
 from relief_export.relief.masks import Masks
 from relief_export.training import rounding

@@ -133,7 +133,7 @@ def fit(values: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float
     return np.broadcast_to(values, shape)
 
 
-def spread(flags: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+def undo_broadcast(flags: NDArray[np.bool_], shape: tuple[int, ...]) -> NDArray[np.bool_]:
     """Undo broadcasting: an element of the operand of ``shape`` is flagged where any element it reached is.
 
     Args:

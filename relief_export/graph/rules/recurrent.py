@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relief_export.graph.flow import Flow, Rule, Site, Use
-from relief_export.graph.layout import varying
+from relief_export.graph.channels import varying
+from relief_export.graph.rules.base import ChannelFacts, NodeContext, ParameterUse, Rule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from relief_export.graph.cutting import Cut
+    from relief_export.graph.rewrite import RemovalPlan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -72,51 +72,51 @@ class Recurrent(Rule):
         self.candidate = candidate
         self.activations = activations
 
-    def forward(self, site: Site) -> list[Flow]:
+    def forward(self, ctx: NodeContext) -> list[ChannelFacts]:
         """Give every hidden unit a unit of its own, and work out which are always zero."""
-        flow, weight, recurrent = site.flow(0), site.array(_WEIGHT), site.array(_RECURRENT)
-        if flow is None or weight is None or recurrent is None or not weight.size or not recurrent.size:
-            return super().forward(site)
-        if flow.rank != 3 or set(varying(flow.ids)) - {2} or flow.ids.shape[2] not in (1, weight.shape[2]):
-            return super().forward(site)
-        names = site.node.attributes.get_strings("activations", ())
-        if any(site.flow(k) is not None for k in (_BIAS, _PEEPHOLES)) or not set(names) <= _KNOWN:
-            return super().forward(site)
-        shared = [k for k in (_WEIGHT, _RECURRENT, _BIAS, _PEEPHOLES) if not site.exclusive(k)]
+        facts, weight, recurrent = ctx.facts(0), ctx.array(_WEIGHT), ctx.array(_RECURRENT)
+        if facts is None or weight is None or recurrent is None or not weight.size or not recurrent.size:
+            return super().forward(ctx)
+        if facts.rank != 3 or set(varying(facts.ids)) - {2} or facts.ids.shape[2] not in (1, weight.shape[2]):
+            return super().forward(ctx)
+        names = ctx.node.attributes.get_strings("activations", ())
+        if any(ctx.facts(k) is not None for k in (_BIAS, _PEEPHOLES)) or not set(names) <= _KNOWN:
+            return super().forward(ctx)
+        shared = [k for k in (_WEIGHT, _RECURRENT, _BIAS, _PEEPHOLES) if not ctx.exclusive(k)]
         if shared:
-            return site.give_up(f"{site.node.inputs[shared[0]].name} of {site.label} is shared")  # type: ignore[union-attr]
-        if (lengths := site.flow(_LENGTHS)) is not None:
-            site.pin(lengths.ids, f"read as a parameter by {site.label}")
+            return ctx.give_up(f"{ctx.node.inputs[shared[0]].name} of {ctx.label} is shared")  # type: ignore[union-attr]
+        if (lengths := ctx.facts(_LENGTHS)) is not None:
+            ctx.pin(lengths.ids, f"read as a parameter by {ctx.label}")
         hidden = recurrent.shape[2]
-        ids = site.trace.fresh((hidden,))
+        ids = ctx.walk.fresh((hidden,))
         for index in (_STATE, _CELL):
-            state = site.flow(index)
+            state = ctx.facts(index)
             if state is not None and set(varying(state.ids)) - {state.rank - 1}:
-                return super().forward(site)
+                return super().forward(ctx)
             if state is not None:
-                site.tie(state.ids.reshape(-1), ids)
-            elif site.array(index) is not None:
-                site.use_axis(index, 2, ids)
-        zero_in = np.broadcast_to(flow.const.reshape(-1) == 0, weight.shape[2])
-        zero = self._zero(site, weight, recurrent, zero_in)
-        site.cache["cell"] = Cell(weight, recurrent, ids, zero, zero_in)
-        site.cache["const_out"] = const = np.where(zero, 0.0, np.nan)
-        site.cache["nonzero"] = (weight != 0).any(axis=0).reshape(self.gates, hidden, -1).any(axis=0)[None]
-        ranks = (4, 3, 3)[: len(site.node.outputs)]
+                ctx.tie(state.ids.reshape(-1), ids)
+            elif ctx.array(index) is not None:
+                ctx.use_axis(index, 2, ids)
+        zero_in = np.broadcast_to(facts.const.reshape(-1) == 0, weight.shape[2])
+        zero = self._zero(ctx, weight, recurrent, zero_in)
+        ctx.cache["cell"] = Cell(weight, recurrent, ids, zero, zero_in)
+        ctx.cache["const_out"] = const = np.where(zero, 0.0, np.nan)
+        ctx.cache["nonzero"] = (weight != 0).any(axis=0).reshape(self.gates, hidden, -1).any(axis=0)[None]
+        ranks = (4, 3, 3)[: len(ctx.node.outputs)]
         shapes = [(*(1 for _ in range(rank - 1)), hidden) for rank in ranks]
-        return [Flow(site.out_shape(k), ids.reshape(s), const.reshape(s)) for k, s in enumerate(shapes)]
+        return [ChannelFacts(ctx.out_shape(k), ids.reshape(s), const.reshape(s)) for k, s in enumerate(shapes)]
 
-    def _zero(self, site: Site, weight: Array, recurrent: Array, zero_in: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _zero(self, ctx: NodeContext, weight: Array, recurrent: Array, zero_in: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return the hidden units that stay at zero in all directions."""
         directions, hidden = recurrent.shape[0], recurrent.shape[2]
-        names = site.node.attributes.get_strings("activations", ())
+        names = ctx.node.attributes.get_strings("activations", ())
         behind = [n for k, n in enumerate(names) if k % self.activations or self.activations == 1]
         if not set(behind) <= _KEEP_ZERO:
             return np.zeros(hidden, np.bool_)
         rows = slice(self.candidate * hidden, (self.candidate + 1) * hidden)
-        zero = ~(weight[:, rows][..., ~zero_in] != 0).any(axis=2) & self._no_bias(site, directions, hidden)
+        zero = ~(weight[:, rows][..., ~zero_in] != 0).any(axis=2) & self._no_bias(ctx, directions, hidden)
         for index in (_STATE, _CELL):
-            zero &= _starts_at_zero(site, index, hidden)
+            zero &= _starts_at_zero(ctx, index, hidden)
         reads = recurrent[:, rows] != 0
         while True:
             left = zero & ~(reads & ~zero[:, None, :]).any(axis=2)
@@ -124,85 +124,85 @@ class Recurrent(Rule):
                 return np.asarray(zero.all(axis=0))
             zero = left
 
-    def _no_bias(self, site: Site, directions: int, hidden: int) -> NDArray[np.bool_]:
-        bias = site.array(_BIAS)
+    def _no_bias(self, ctx: NodeContext, directions: int, hidden: int) -> NDArray[np.bool_]:
+        bias = ctx.array(_BIAS)
         if bias is None:
             return np.ones((directions, hidden), np.bool_)
         both = bias.reshape(directions, 2, self.gates, hidden)[:, :, self.candidate]
-        if site.node.op_type == "GRU" and site.integer("linear_before_reset", 0):
+        if ctx.node.op_type == "GRU" and ctx.integer("linear_before_reset", 0):
             return np.asarray((both == 0).all(axis=1))  # the reset gate multiplies the second
         return np.asarray(both[:, 0] == -both[:, 1])
 
-    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+    def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """A unit is needed where an output of it is or a needed unit reads it; zeros are read by nobody."""
-        cell: Cell = site.cache["cell"]
+        cell: Cell = ctx.cache["cell"]
         needed = np.logical_or.reduce([flags.reshape(-1) for flags in live])
         while True:
             more = needed | (cell.read(cell.recurrent, needed & ~cell.zero) & ~cell.zero)
             if (more == needed).all():
                 break
             needed = more
-        site.cache["needed"] = needed
-        flow = site.trace.flows[site.source]
+        ctx.cache["needed"] = needed
+        facts = ctx.walk.facts_of[ctx.source]
         read = cell.read(cell.weight, needed & ~cell.zero) & ~cell.zero_in
-        needs: list[NDArray[np.bool_] | None] = [None for _ in site.node.inputs]
-        needs[0] = read.reshape(flow.ids.shape) if flow.ids.size > 1 else np.full(flow.ids.shape, read.any())
+        needs: list[NDArray[np.bool_] | None] = [None for _ in ctx.node.inputs]
+        needs[0] = read.reshape(facts.ids.shape) if facts.ids.size > 1 else np.full(facts.ids.shape, read.any())
         for index in (_LENGTHS, _STATE, _CELL):
-            state = site.flow(index)
+            state = ctx.facts(index)
             if state is not None:
                 whole = index == _LENGTHS or state.ids.size == 1
                 needs[index] = np.ones(state.ids.shape, np.bool_) if whole else needed.reshape(state.ids.shape)
         return needs
 
-    def require(self, site: Site, cut: Cut) -> list[tuple[NDArray[np.int64], str]]:
+    def require(self, ctx: NodeContext, plan: RemovalPlan) -> list[tuple[NDArray[np.int64], str]]:
         """Keep the units that only other units read."""
-        del cut
-        needed = site.cache["cell"].ids[site.cache.get("needed", slice(0, 0))]
-        return [(needed, f"read by another unit of {site.label}")] if needed.size else []
+        del plan
+        needed = ctx.cache["cell"].ids[ctx.cache.get("needed", slice(0, 0))]
+        return [(needed, f"read by another unit of {ctx.label}")] if needed.size else []
 
-    def rewrite(self, site: Site, cut: Cut) -> None:
+    def rewrite(self, ctx: NodeContext, plan: RemovalPlan) -> None:
         """Cut gates, columns and states; erase what reads zeros that stay, since those need not be zeros any more."""
-        cell: Cell = site.cache["cell"]
-        keep, keep_in = cut.kept_ids(cell.ids), cut.mask(site.source, len(cell.zero_in))
+        cell: Cell = ctx.cache["cell"]
+        keep, keep_in = plan.kept_ids(cell.ids), plan.mask(ctx.source, len(cell.zero_in))
         weight, recurrent = cell.weight.copy(), cell.recurrent.copy()
         weight[:, :, cell.zero_in] = 0
         recurrent[:, :, cell.zero] = 0
         arrays = {_WEIGHT: weight[:, :, keep_in], _RECURRENT: recurrent[:, :, keep]}
         for index in (_BIAS, _PEEPHOLES):
-            array = site.array(index)
+            array = ctx.array(index)
             if array is not None:
                 arrays[index] = array
         for index, array in arrays.items():
-            cut.replace(site.node, index, cell.by_unit(array)[:, :, keep].reshape(len(array), -1, *array.shape[2:]))
+            plan.replace(ctx.node, index, cell.by_unit(array)[:, :, keep].reshape(len(array), -1, *array.shape[2:]))
         for index in (_STATE, _CELL):
-            if site.array(index) is not None:
-                cut.constant(site.node, index, {2: np.flatnonzero(keep)})
-        cut.attribute(site.node, "hidden_size", int(keep.sum()))
+            if ctx.array(index) is not None:
+                plan.constant(ctx.node, index, {2: np.flatnonzero(keep)})
+        plan.attribute(ctx.node, "hidden_size", int(keep.sum()))
 
-    def use(self, site: Site, live: list[NDArray[np.bool_]]) -> dict[int, Use]:
+    def use(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> dict[int, ParameterUse]:
         """All gates of a unit that is not needed, or that is always zero, are dead, and so is what reads a zero."""
         del live
-        cell: Cell = site.cache["cell"]
-        dead = ~site.cache["needed"] | cell.zero
+        cell: Cell = ctx.cache["cell"]
+        dead = ~ctx.cache["needed"] | cell.zero
         columns = {_WEIGHT: cell.zero_in, _RECURRENT: cell.zero}
         uses = {}
         for index in (_WEIGHT, _RECURRENT, _BIAS):
-            array = site.array(index)
+            array = ctx.array(index)
             if array is not None:
                 flags = np.zeros(array.shape, np.bool_)
                 cell.by_unit(flags)[:, :, dead] = True
                 if index in columns:
                     flags[:, :, columns[index]] = True
-                uses[index] = Use(flags, np.zeros(array.shape, np.bool_))
+                uses[index] = ParameterUse(flags, np.zeros(array.shape, np.bool_))
         return uses
 
 
-def _starts_at_zero(site: Site, index: int, hidden: int) -> NDArray[np.bool_]:
+def _starts_at_zero(ctx: NodeContext, index: int, hidden: int) -> NDArray[np.bool_]:
     """Return which hidden units an initial state holds at zero for every sample: (directions or 1, hidden)."""
-    state, array = site.flow(index), site.array(index)
+    state, array = ctx.facts(index), ctx.array(index)
     if state is not None:
         return np.broadcast_to(state.const.reshape(1, -1) == 0, (1, hidden))
     if array is None:
         return np.ones((1, hidden), np.bool_)
-    axis = 0 if site.integer("layout", 0) else 1
+    axis = 0 if ctx.integer("layout", 0) else 1
     return np.asarray((array == 0).all(axis=axis))

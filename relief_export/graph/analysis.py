@@ -21,9 +21,9 @@ import onnx_ir as ir
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from relief_export.graph.cutting import Cut
-from relief_export.graph.flow import Rule, Site, Trace, Use
 from relief_export.graph.ops import OPAQUE, RULES
+from relief_export.graph.rewrite import RemovalPlan
+from relief_export.graph.rules.base import NodeContext, ParameterUse, Rule, Walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,59 +51,59 @@ class Liveness:
         regrets: Units that stay although nothing needs them, and why.
     """
 
-    sites: list[tuple[Site, Rule]]
-    trace: Trace
+    contexts: list[tuple[NodeContext, Rule]]
+    walk: Walk
     unknown: Counter[str]
     opaque: Counter[str]
     live: dict[ir.Value, NDArray[np.bool_]] = field(default_factory=dict)
     labels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     outputs: list[ir.Value] = field(default_factory=list)
-    regrets: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
+    must_stay: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
 
-    def sweep(self, seeds: dict[ir.Value, NDArray[np.bool_]]) -> None:
+    def propagate(self, seeds: dict[ir.Value, NDArray[np.bool_]]) -> None:
         """Work out liveness from the outputs and from the elements in ``seeds``."""
-        self.live = {value: np.zeros(flow.ids.shape, np.bool_) for value, flow in self.trace.flows.items()}
+        self.live = {value: np.zeros(facts.ids.shape, np.bool_) for value, facts in self.walk.facts_of.items()}
         for value, flags in seeds.items():
             self.live[value] = flags.copy()
         for value in self.outputs:
             self.live[value] = np.ones_like(self.live[value])
-        for site, rule in reversed(self.sites):
-            needed = [self.live[v] for v in site.node.outputs]
+        for ctx, rule in reversed(self.contexts):
+            needed = [self.live[v] for v in ctx.node.outputs]
             if not any(n.any() for n in needed):
-                site.deferred = None
+                ctx.deferred = None
                 continue
-            for operand, need in zip(site.node.inputs, rule.backward(site, needed), strict=False):
+            for operand, need in zip(ctx.node.inputs, rule.backward(ctx, needed), strict=False):
                 if need is not None and operand is not None and operand in self.live:
                     self.live[operand] = self.live[operand] | need
-            for value in site.captured:
+            for value in ctx.captured:
                 self.live[value] = np.ones_like(self.live[value])
 
-    def decide(self) -> Cut:
+    def decide(self) -> RemovalPlan:
         """Decide which units stay: live or pinned ones, what is tied to them, and what operators cannot do without."""
-        cut = Cut(self.trace, self.labels, self.live)
+        plan = RemovalPlan(self.walk, self.labels, self.live)
         for value, flags in self.live.items():
-            cut.keep(self.trace.flows[value].ids[flags])
-        for ids, reason in self.trace.pins:
-            cut.keep(ids, reason)
+            plan.keep(self.walk.facts_of[value].ids[flags])
+        for ids, reason in self.walk.pins:
+            plan.keep(ids, reason)
         news = True
         while news:
             news = False
-            for site, rule in self.sites:
-                for ids, why in self._required(site, rule, cut):
-                    news = cut.keep(ids, why) or news
-        return cut
+            for ctx, rule in self.contexts:
+                for ids, why in self._required(ctx, rule, plan):
+                    news = plan.keep(ids, why) or news
+        return plan
 
-    def _required(self, site: Site, rule: Rule, cut: Cut) -> Iterator[tuple[NDArray[np.int64], str]]:
-        yield from rule.require(site, cut)
-        stays = any(not cut.gone(v) for v in site.node.outputs)
-        for value in site.node.inputs:
-            if value in self.trace.flows and stays and cut.gone(value) and not rule.drops_operands:
-                yield self.trace.flows[value].ids.reshape(-1)[:1], f"the last input of {site.label}"
-        for value in site.node.outputs:
-            if not cut.gone(value) and cut.product(value) is None and value not in cut.shuffles(site):
-                yield _enclosing_block(self.trace.flows[value].ids, cut.stays(value)), _IRREGULAR + site.label
+    def _required(self, ctx: NodeContext, rule: Rule, plan: RemovalPlan) -> Iterator[tuple[NDArray[np.int64], str]]:
+        yield from rule.require(ctx, plan)
+        stays = any(not plan.gone(v) for v in ctx.node.outputs)
+        for value in ctx.node.inputs:
+            if value in self.walk.facts_of and stays and plan.gone(value) and not rule.drops_operands:
+                yield self.walk.facts_of[value].ids.reshape(-1)[:1], f"the last input of {ctx.label}"
+        for value in ctx.node.outputs:
+            if not plan.gone(value) and plan.product(value) is None and value not in plan.shuffles(ctx):
+                yield _enclosing_block(self.walk.facts_of[value].ids, plan.stays(value)), _IRREGULAR + ctx.label
 
-    def settle(self) -> Cut:
+    def decide_until_stable(self) -> RemovalPlan:
         """Repeat sweep and decision until no representative and no regret is added.
 
         Returns:
@@ -112,31 +112,34 @@ class Liveness:
         seeds: dict[ir.Value, NDArray[np.bool_]] = {}
         reasons: dict[int, str] = {}
         while True:
-            self.sweep(seeds)
+            self.propagate(seeds)
             added = self._representatives(seeds)
             if added:
                 continue
-            cut = self.decide()
-            cut.reasons = reasons = cut.reasons | reasons  # what made a unit stay at first, before it was seeded for it
-            regrets = [(s.node.inputs[k], *why) for s, rule in self.sites for k, why in rule.regret(s, cut).items()]
-            for value, mask, reason in regrets:
+            plan = self.decide()
+            # What made a unit stay at first, before it was seeded for it.
+            plan.reasons = reasons = plan.reasons | reasons
+            must_stay = [
+                (s.node.inputs[k], *why) for s, rule in self.contexts for k, why in rule.must_stay_live(s, plan).items()
+            ]
+            for value, mask, reason in must_stay:
                 if value is not None:
                     _add_seed(seeds, value, mask)
-                    self.regrets.append((self.trace.flows[value].ids[mask], reason))
-            if not regrets:
-                return cut
+                    self.must_stay.append((self.walk.facts_of[value].ids[mask], reason))
+            if not must_stay:
+                return plan
 
     def _representatives(self, seeds: dict[ir.Value, NDArray[np.bool_]]) -> bool:
         wanted: defaultdict[ir.Value, list[NDArray[np.bool_]]] = defaultdict(list)
-        for site, _ in self.sites:
-            source = site.node.inputs[0] if site.node.inputs else None
-            if site.deferred is not None and source is not None:
-                wanted[source].append(site.deferred)
+        for ctx, _ in self.contexts:
+            source = ctx.node.inputs[0] if ctx.node.inputs else None
+            if ctx.deferred is not None and source is not None:
+                wanted[source].append(ctx.deferred)
         added = False
         for value, masks in wanted.items():
-            flow, live = self.trace.flows[value], self.live[value]
+            facts, live = self.walk.facts_of[value], self.live[value]
             lost = np.logical_or.reduce(masks) & ~live
-            size = np.where(np.isnan(flow.const), 0, np.abs(flow.const))
+            size = np.where(np.isnan(facts.const), 0, np.abs(facts.const))
             largest = np.max(size, where=lost, initial=0)
             # A small representative would need weights that overflow.
             if lost.any() and not (live & (size > 0) & (size >= largest / 16)).any():
@@ -154,38 +157,38 @@ def analyse(model: ir.Model, *, only_zero: bool = False) -> Liveness:
         model: It is not changed.
         only_zero: Forget every constant but zero.
     """
-    trace, sites = Trace(), []
+    walk, contexts = Walk(), []
     unknown: Counter[str] = Counter()
     opaque: Counter[str] = Counter()
     for value in model.graph.inputs:
-        trace.flows[value] = trace.unknown_flow(value)
+        walk.facts_of[value] = walk.unknown_facts(value)
     for node in model.graph:
-        if trace.computes_constant(node):
+        if walk.computes_constant(node):
             continue
         rule = RULES.get(node.op_type, _UNKNOWN) if node.domain in _DOMAINS else _UNKNOWN
         if rule is _UNKNOWN:
             unknown[node.op_type if node.domain in _DOMAINS else f"{node.domain}.{node.op_type}"] += 1
         elif rule is OPAQUE:
             opaque[node.op_type] += 1
-        site = Site(node, trace)
-        _pin_captured(site)
-        rule = rule.choose(site)
-        flows = rule.forward(site)
+        ctx = NodeContext(node, walk)
+        _pin_captured(ctx)
+        rule = rule.choose(ctx)
+        facts_of = rule.forward(ctx)
         if only_zero:
-            flows = [replace(flow, const=np.where(flow.const == 0, 0.0, np.nan)) for flow in flows]
-        trace.flows.update(zip(node.outputs, flows, strict=True))
-        site.pin_shared()
-        site.refused = rule if site.given_up else None
-        sites.append((site, _UNKNOWN if site.given_up else rule))
-    outputs = [v for v in model.graph.outputs if v in trace.flows]
+            facts_of = [replace(facts, const=np.where(facts.const == 0, 0.0, np.nan)) for facts in facts_of]
+        walk.facts_of.update(zip(node.outputs, facts_of, strict=True))
+        ctx.pin_shared()
+        ctx.refused = rule if ctx.given_up else None
+        contexts.append((ctx, _UNKNOWN if ctx.given_up else rule))
+    outputs = [v for v in model.graph.outputs if v in walk.facts_of]
     for value in outputs:
-        trace.pin(trace.flows[value].ids, "graph output")
-    liveness = Liveness(sites, trace, unknown, opaque, outputs=outputs)
-    liveness.labels = _components(trace)
+        walk.pin(walk.facts_of[value].ids, "graph output")
+    liveness = Liveness(contexts, walk, unknown, opaque, outputs=outputs)
+    liveness.labels = _components(walk)
     return liveness
 
 
-def parameter_use(model: ir.Model) -> dict[str, Use]:
+def parameter_use(model: ir.Model) -> dict[str, ParameterUse]:
     """Tell which entries of each initializer can be set to zero without changing any output.
 
     Removal absorbs constant channels into biases. Zeroing a connection absorbs nothing, so here a channel counts as
@@ -199,47 +202,47 @@ def parameter_use(model: ir.Model) -> dict[str, Use]:
         only where every use is. Parameters left out are used whole.
     """
     liveness = analyse(model, only_zero=True)
-    liveness.sweep({})
-    found: dict[str, Use] = {}
+    liveness.propagate({})
+    found: dict[str, ParameterUse] = {}
     uses: Counter[str] = Counter()
-    for site, rule in liveness.sites:
-        for index, use in rule.use(site, [liveness.live[v] for v in site.node.outputs]).items():
-            operand = site.node.inputs[index]
+    for ctx, rule in liveness.contexts:
+        for index, use in rule.use(ctx, [liveness.live[v] for v in ctx.node.outputs]).items():
+            operand = ctx.node.inputs[index]
             name = str(operand.name) if operand is not None else ""
             uses[name] += 1
             old = found.get(name)
-            found[name] = use if old is None else Use(old.dead & use.dead, old.constant & use.constant)
+            found[name] = use if old is None else ParameterUse(old.dead & use.dead, old.constant & use.constant)
     known = model.graph.initializers
     # Where a use has no rule, nothing is known of the parameter.
     return {name: use for name, use in found.items() if name in known and uses[name] == len(known[name].uses())}
 
 
-def _pin_captured(site: Site) -> None:
+def _pin_captured(ctx: NodeContext) -> None:
     """Keep whole what a subgraph reads from outside."""
-    for attribute in site.node.attributes.values():
+    for attribute in ctx.node.attributes.values():
         if attribute.type not in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
             continue
         graphs = [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH else attribute.as_graphs()
         for graph in graphs:
             for value in {v for node in graph.all_nodes() for v in node.inputs if v is not None}:
-                if value in site.trace.flows:
-                    site.captured.append(value)
-                    site.pin(site.trace.flows[value].ids, f"read inside {site.label}")
-                array = site.trace.constant(value)
+                if value in ctx.walk.facts_of:
+                    ctx.captured.append(value)
+                    ctx.pin(ctx.walk.facts_of[value].ids, f"read inside {ctx.label}")
+                array = ctx.walk.constant(value)
                 if array is None:
                     continue
                 for axis in range(array.ndim):
                     whole = np.zeros(array.shape[axis], np.int64)
-                    for tie in site.trace.use_axis(value, axis, whole, site.label):
-                        site.pin(tie.left, f"{tie.shared} is read inside {site.label}")
+                    for tie in ctx.walk.use_axis(value, axis, whole, ctx.label):
+                        ctx.pin(tie.left, f"{tie.shared} is read inside {ctx.label}")
 
 
-def _components(trace: Trace) -> NDArray[np.int64]:
-    if not trace.ties:
-        return np.arange(trace.count)
-    left = np.concatenate([tie.left.reshape(-1) for tie in trace.ties])
-    right = np.concatenate([tie.right.reshape(-1) for tie in trace.ties])
-    graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(trace.count, trace.count))
+def _components(walk: Walk) -> NDArray[np.int64]:
+    if not walk.ties:
+        return np.arange(walk.count)
+    left = np.concatenate([tie.left.reshape(-1) for tie in walk.ties])
+    right = np.concatenate([tie.right.reshape(-1) for tie in walk.ties])
+    graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(walk.count, walk.count))
     labels: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
     return labels
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from relief_export.errors import UnsupportedModelError
 from relief_export.graph.computed import Axes, evaluate, operand_axes
-from relief_export.graph.fold import constant_array
+from relief_export.graph.prepare import constant_array
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from relief_export.graph.cutting import Cut
-    from relief_export.graph.layout import Shape
+    from relief_export.graph.channels import Shape
+    from relief_export.graph.rewrite import RemovalPlan
 
 PINNED = 0
 
 
 @dataclass(frozen=True)
-class Flow:
+class ChannelFacts:
     """What is known of one activation.
 
     Attributes:
@@ -51,7 +51,7 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class Use:
+class ParameterUse:
     """Entries of one parameter, as boolean arrays of its shape.
 
     Attributes:
@@ -88,7 +88,7 @@ class Tie:
 
 
 @dataclass
-class Trace:
+class Walk:
     """State of one forward walk.
 
     Attributes:
@@ -101,7 +101,7 @@ class Trace:
         evaluated: Computed values that are in use at the moment: they are large, and evaluated again when needed again.
     """
 
-    flows: dict[ir.Value, Flow] = field(default_factory=dict)
+    facts_of: dict[ir.Value, ChannelFacts] = field(default_factory=dict)
     computed: dict[ir.Value, Axes] = field(default_factory=dict)
     ties: list[Tie] = field(default_factory=list)
     pins: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
@@ -121,15 +121,15 @@ class Trace:
         """Keep the given units."""
         self.pins.append((np.unique(ids), reason))
 
-    def unknown_flow(self, value: ir.Value) -> Flow:
+    def unknown_facts(self, value: ir.Value) -> ChannelFacts:
         """Describe a value of which nothing is known and nothing may be removed."""
         shape = static_shape(value)
         compact = (1,) * len(shape)
-        return Flow(shape, np.full(compact, PINNED), np.full(compact, np.nan))
+        return ChannelFacts(shape, np.full(compact, PINNED), np.full(compact, np.nan))
 
     def constant(self, value: ir.Value | None) -> NDArray[np.generic] | None:
         """Return the array of a constant, or None for an activation or an absent input."""
-        if value is None or value in self.flows:
+        if value is None or value in self.facts_of:
             return None
         if value not in self.computed:
             return constant_array(value)
@@ -191,12 +191,12 @@ def _size(array: NDArray[np.generic] | None) -> int:
     return 0 if array is None else array.size
 
 
-class Site:
+class NodeContext:
     """One node as its rule sees it: inputs, attributes, and the trace to write into."""
 
-    def __init__(self, node: ir.Node, trace: Trace) -> None:
+    def __init__(self, node: ir.Node, walk: Walk) -> None:
         self.node = node
-        self.trace = trace
+        self.walk = walk
         self.cache: dict[str, Any] = {}
         self.given_up = False
         self.reason = ""
@@ -230,19 +230,19 @@ class Site:
         """Operator and name, for reasons and reports."""
         return f"{self.node.op_type} {self.node.name or self.node.outputs[0].name}"
 
-    def flow(self, index: int) -> Flow | None:
+    def facts(self, index: int) -> ChannelFacts | None:
         """Return what is known of an activation, None for a constant or absent input."""
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
-        return None if value is None else self.trace.flows.get(value)
+        return None if value is None else self.walk.facts_of.get(value)
 
     def array(self, index: int) -> NDArray[Any] | None:
         """Return the array of a constant input, None for an activation or absent input."""
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
-        return self.trace.constant(value)
+        return self.walk.constant(value)
 
-    def flows(self) -> list[Flow]:
+    def activations(self) -> list[ChannelFacts]:
         """Return all activations among the inputs."""
-        return [f for i in range(len(self.node.inputs)) if (f := self.flow(i)) is not None]
+        return [f for i in range(len(self.node.inputs)) if (f := self.facts(i)) is not None]
 
     def out_shape(self, index: int = 0) -> Shape:
         """Return the inferred shape of an output."""
@@ -253,27 +253,27 @@ class Site:
         left, right = np.broadcast_arrays(a, b)
         different = left != right
         if different.any():
-            self.trace.ties.append(Tie(left[different], right[different], self.label))
+            self.walk.ties.append(Tie(left[different], right[different], self.label))
 
     def pin(self, ids: NDArray[np.int64], reason: str) -> None:
         """Keep the given units."""
-        self.trace.pin(ids, reason)
+        self.walk.pin(ids, reason)
 
     def pin_parameters(self) -> None:
         """Keep whole the activations behind the first one, which the operator reads as parameters."""
-        for flow in self.flows()[1:]:
-            self.pin(flow.ids, f"read as a parameter by {self.label}")
+        for facts in self.activations()[1:]:
+            self.pin(facts.ids, f"read as a parameter by {self.label}")
 
     def use_axis(self, index: int, axis: int, ids: NDArray[np.int64]) -> None:
         """State that axis ``axis`` of constant input ``index`` counts the units ``ids``; other uses must agree."""
         value = self.node.inputs[index]
-        if value is None or not self.trace.shared(value):
+        if value is None or not self.walk.shared(value):
             return
         self.cache.setdefault("axes", set()).add((index, axis))
-        for tie in self.trace.use_axis(value, axis, ids.reshape(-1), self.label):
+        for tie in self.walk.use_axis(value, axis, ids.reshape(-1), self.label):
             if tie.left.shape == tie.right.shape:
                 different = tie.left != tie.right
-                self.trace.ties.append(replace(tie, left=tie.left[different], right=tie.right[different]))
+                self.walk.ties.append(replace(tie, left=tie.left[different], right=tie.right[different]))
             else:
                 self.pin(tie.right, f"shares {tie.shared} with {tie.other}, which reads it otherwise")
                 self.pin(tie.left, f"shares {tie.shared} with {tie.at}, which reads it otherwise")
@@ -282,19 +282,19 @@ class Site:
         """Keep whole the axes of shared constants that this node's rule said nothing about."""
         stated = self.cache.get("axes", set())
         for index, value in enumerate(self.node.inputs):
-            if value is None or value in self.trace.flows or not self.trace.shared(value):
+            if value is None or value in self.walk.facts_of or not self.walk.shared(value):
                 continue
             array = self.array(index)
             for axis in range(0 if array is None else array.ndim):
                 if (index, axis) not in stated and array is not None:
                     self.use_axis(index, axis, np.zeros(array.shape[axis], np.int64))
 
-    def give_up(self, reason: str) -> list[Flow]:
+    def give_up(self, reason: str) -> list[ChannelFacts]:
         """Keep whole all that the node reads and writes; the engine then treats it as unknown in every respect."""
         self.given_up, self.reason = True, reason
-        for flow in self.flows():
-            self.pin(flow.ids, reason)
-        return [self.trace.unknown_flow(value) for value in self.node.outputs]
+        for facts in self.activations():
+            self.pin(facts.ids, reason)
+        return [self.walk.unknown_facts(value) for value in self.node.outputs]
 
     def exclusive(self, index: int) -> bool:
         """Tell whether this node alone uses a constant input, so that its values may change."""
@@ -306,7 +306,7 @@ class Site:
     def quantised(self, index: int) -> bool:
         """Tell whether a constant input is dequantised from integers, which runtimes have kernels of their own for."""
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
-        while value is not None and value in self.trace.computed:
+        while value is not None and value in self.walk.computed:
             node = value.producer()
             if node is None or node.op_type == "DequantizeLinear":
                 return True
@@ -326,37 +326,37 @@ class Rule:
     drops_operands = False
     """The operator can do without an operand of which nothing is left."""
 
-    def choose(self, site: Site) -> Rule:
+    def choose(self, ctx: NodeContext) -> Rule:
         """Return the rule of this node, where an operator has several forms."""
-        del site
+        del ctx
         return self
 
-    def forward(self, site: Site) -> list[Flow]:
+    def forward(self, ctx: NodeContext) -> list[ChannelFacts]:
         """Describe the outputs; state ties and pins."""
-        return site.give_up(f"{self.reason} {site.label}")
+        return ctx.give_up(f"{self.reason} {ctx.label}")
 
-    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+    def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """Return, for each input that is an activation, which of its elements the live outputs need."""
         del live
-        flows = (site.flow(i) for i in range(len(site.node.inputs)))
-        return [None if f is None else np.ones(f.ids.shape, np.bool_) for f in flows]
+        facts_of = (ctx.facts(i) for i in range(len(ctx.node.inputs)))
+        return [None if f is None else np.ones(f.ids.shape, np.bool_) for f in facts_of]
 
-    def require(self, site: Site, cut: Cut) -> list[tuple[NDArray[np.int64], str]]:
+    def require(self, ctx: NodeContext, plan: RemovalPlan) -> list[tuple[NDArray[np.int64], str]]:
         """Return units that the operator cannot do without, given what else is kept."""
-        del site, cut
+        del ctx, plan
         return []
 
-    def regret(self, site: Site, cut: Cut) -> dict[int, tuple[NDArray[np.bool_], str]]:
+    def must_stay_live(self, ctx: NodeContext, plan: RemovalPlan) -> dict[int, tuple[NDArray[np.bool_], str]]:
         """Return, by input, elements that should have stayed live, and why: without them it is wrong or costs more."""
-        del site, cut
+        del ctx, plan
         return {}
 
-    def rewrite(self, site: Site, cut: Cut) -> None:
+    def rewrite(self, ctx: NodeContext, plan: RemovalPlan) -> None:
         """Remove what is cut from the node's parameters and attributes, in place."""
 
-    def use(self, site: Site, live: list[NDArray[np.bool_]]) -> dict[int, Use]:
+    def use(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> dict[int, ParameterUse]:
         """Return the use of each constant input, by index; inputs left out are used whole."""
-        del site, live
+        del ctx, live
         return {}
 
 

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from relief_export.graph.flow import Flow, Rule, Site, Use
-from relief_export.graph.fold import is_read
-from relief_export.graph.layout import fit, spread, varying
+from relief_export.graph.channels import fit, undo_broadcast, varying
+from relief_export.graph.prepare import is_read
+from relief_export.graph.rules.base import ChannelFacts, NodeContext, ParameterUse, Rule
 
 if TYPE_CHECKING:
     import onnx_ir as ir
     from numpy.typing import NDArray
 
-    from relief_export.graph.cutting import Cut
+    from relief_export.graph.rewrite import RemovalPlan
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Function = Callable[..., Array]
@@ -43,115 +43,119 @@ class Elementwise(Rule):
     """
 
     def __init__(
-        self, function: Callable[[Site, Sequence[Array]], Array], *, partial: bool = False, annihilates: bool = False
+        self,
+        function: Callable[[NodeContext, Sequence[Array]], Array],
+        *,
+        partial: bool = False,
+        annihilates: bool = False,
     ) -> None:
         self.function = function
         self.partial = partial
         self.annihilates = annihilates
 
-    def forward(self, site: Site) -> list[Flow]:
+    def forward(self, ctx: NodeContext) -> list[ChannelFacts]:
         """Broadcast units, constants and ties over the operands."""
-        flows = site.flows()
-        if not flows:  # of constants that are too large to fold
-            return super().forward(site)
-        arrays = [a for i in range(len(site.node.inputs)) if (a := site.array(i)) is not None]
-        rank = max(n for group in ([f.rank for f in flows], [a.ndim for a in arrays]) for n in group)
-        unranked = {v for v in site.node.inputs if v in site.trace.flows and v.shape is None}
-        if len(flows) > 1 and any(site.trace.flows[v].rank == 0 for v in unranked):
-            return site.give_up(f"the rank of an operand is not known at {site.label}")
-        lifted = [f.ids.reshape((1,) * (rank - f.rank) + f.ids.shape) for f in flows]
+        facts_of = ctx.activations()
+        if not facts_of:  # of constants that are too large to fold
+            return super().forward(ctx)
+        arrays = [a for i in range(len(ctx.node.inputs)) if (a := ctx.array(i)) is not None]
+        rank = max(n for group in ([f.rank for f in facts_of], [a.ndim for a in arrays]) for n in group)
+        unranked = {v for v in ctx.node.inputs if v in ctx.walk.facts_of and v.shape is None}
+        if len(facts_of) > 1 and any(ctx.walk.facts_of[v].rank == 0 for v in unranked):
+            return ctx.give_up(f"the rank of an operand is not known at {ctx.label}")
+        lifted = [f.ids.reshape((1,) * (rank - f.rank) + f.ids.shape) for f in facts_of]
         main = max(lifted, key=lambda ids: ids.size)
         if any(other.size != 1 and other.shape != main.shape for other in lifted):
-            return site.give_up(f"operands vary along different axes at {site.label}")
-        for flow, other in zip(flows, lifted, strict=True):
-            if other.size == main.size or not _broadcasts(flow, main):
-                site.tie(other, main)
-        for index in range(len(site.node.inputs)):
-            self._constant_axes(site, index, main)
-        return [Flow(site.out_shape(), main, fit(self._const(site, rank), main.shape)) for _ in site.node.outputs]
+            return ctx.give_up(f"operands vary along different axes at {ctx.label}")
+        for facts, other in zip(facts_of, lifted, strict=True):
+            if other.size == main.size or not _broadcasts(facts, main):
+                ctx.tie(other, main)
+        for index in range(len(ctx.node.inputs)):
+            self._constant_axes(ctx, index, main)
+        return [ChannelFacts(ctx.out_shape(), main, fit(self._const(ctx, rank), main.shape)) for _ in ctx.node.outputs]
 
-    def _const(self, site: Site, rank: int) -> NDArray[np.float64]:
-        operands = [_data(site, i) for i in range(len(site.node.inputs))]
+    def _const(self, ctx: NodeContext, rank: int) -> NDArray[np.float64]:
+        operands = [_data(ctx, i) for i in range(len(ctx.node.inputs))]
         arrays = [np.full((), np.nan) if o is None else o for o in operands]
-        if self.annihilates or not any(np.isnan(f.const).all() for f in site.flows()):
-            result = self._value(site, arrays)
+        if self.annihilates or not any(np.isnan(f.const).all() for f in ctx.activations()):
+            result = self._value(ctx, arrays)
             if not self.annihilates:  # a comparison with an unknown operand would pass for a known False
-                unknown = [np.isnan(f.const) for f in site.flows()]
+                unknown = [np.isnan(f.const) for f in ctx.activations()]
                 result = np.where(np.logical_or.reduce(np.broadcast_arrays(*unknown)), np.nan, result)
             return result.reshape((1,) * (rank - result.ndim) + result.shape)
         return np.full((1,) * rank, np.nan)
 
-    def _value(self, site: Site, arrays: Sequence[Array]) -> NDArray[np.float64]:
+    def _value(self, ctx: NodeContext, arrays: Sequence[Array]) -> NDArray[np.float64]:
         """Return the function's value, NaN where a type or another rounding of the operands gives another number."""
         with np.errstate(all="ignore"):
-            result = finite(np.asarray(self.function(site, arrays), np.float64))
-            result = np.where(_is_stored(result, site.result.dtype), result, np.nan)
-            steps = [_rounding(site, k) * (-1) ** k for k in range(len(arrays))]
+            result = finite(np.asarray(self.function(ctx, arrays), np.float64))
+            result = np.where(_is_stored(result, ctx.result.dtype), result, np.nan)
+            steps = [_rounding(ctx, k) * (-1) ** k for k in range(len(arrays))]
             smooth = 16 * np.max(np.abs(steps)) * reduce(np.fmax, [np.abs(a) for a in (result, *arrays)])
             for up in (1, -1):
-                moved = self.function(site, [a * (1 + up * step) for a, step in zip(arrays, steps, strict=True)])
+                moved = self.function(ctx, [a * (1 + up * step) for a, step in zip(arrays, steps, strict=True)])
                 result = np.where(np.abs(moved - result) > smooth, np.nan, result)
         return result
 
-    def _constant_axes(self, site: Site, index: int, main: NDArray[np.int64]) -> None:
-        array = site.array(index)
+    def _constant_axes(self, ctx: NodeContext, index: int, main: NDArray[np.int64]) -> None:
+        array = ctx.array(index)
         if array is None:
             return
         for axis in range(array.ndim):
             place = main.ndim - array.ndim + axis
             if array.shape[axis] > 1 and main.shape[place] > 1:
-                site.use_axis(index, axis, _line(main, place))
+                ctx.use_axis(index, axis, _line(main, place))
             elif array.shape[axis] > 1:
-                site.use_axis(index, axis, np.zeros(array.shape[axis], np.int64))
+                ctx.use_axis(index, axis, np.zeros(array.shape[axis], np.int64))
 
-    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+    def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """A live output element needs each operand at its position."""
         needs: list[NDArray[np.bool_] | None] = []
-        for index in range(len(site.node.inputs)):
-            flow = site.flow(index)
-            if flow is None:
+        for index in range(len(ctx.node.inputs)):
+            facts = ctx.facts(index)
+            if facts is None:
                 needs.append(None)
-            elif self.partial and not self._alone(site):
-                needs.append(np.ones(flow.ids.shape, np.bool_))
+            elif self.partial and not self._alone(ctx):
+                needs.append(np.ones(facts.ids.shape, np.bool_))
             else:
-                needs.append(spread(self._needed(site, index, live[0]), flow.ids.shape))
+                needs.append(undo_broadcast(self._needed(ctx, index, live[0]), facts.ids.shape))
         return needs
 
-    def _needed(self, site: Site, index: int, live: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        del site, index
+    def _needed(self, ctx: NodeContext, index: int, live: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        del ctx, index
         return live
 
     @staticmethod
-    def _alone(site: Site) -> bool:
+    def _alone(ctx: NodeContext) -> bool:
         """Tell whether the first operand is the only activation."""
-        return site.flow(0) is not None and len(site.flows()) == 1
+        return ctx.facts(0) is not None and len(ctx.activations()) == 1
 
-    def regret(self, site: Site, cut: Cut) -> dict[int, tuple[NDArray[np.bool_], str]]:
+    def must_stay_live(self, ctx: NodeContext, plan: RemovalPlan) -> dict[int, tuple[NDArray[np.bool_], str]]:
         """A channel that stays behind a partial function must keep its value."""
-        if not self.partial or not self._alone(site) or cut.gone(site.result):
+        if not self.partial or not self._alone(ctx) or plan.gone(ctx.result):
             return {}
-        spoiled = cut.stays(site.source) & ~cut.live(site.source)
-        return {0: (spoiled, f"{site.label} is not finite everywhere")} if spoiled.any() else {}
+        spoiled = plan.stays(ctx.source) & ~plan.live(ctx.source)
+        return {0: (spoiled, f"{ctx.label} is not finite everywhere")} if spoiled.any() else {}
 
-    def rewrite(self, site: Site, cut: Cut) -> None:
+    def rewrite(self, ctx: NodeContext, plan: RemovalPlan) -> None:
         """Cut constant operands along the axes that count units."""
-        kept = cut.kept(site.result)
-        rank = site.trace.flows[site.result].rank
-        for index in range(len(site.node.inputs)):
-            array = site.array(index)
+        kept = plan.kept(ctx.result)
+        rank = ctx.walk.facts_of[ctx.result].rank
+        for index in range(len(ctx.node.inputs)):
+            array = ctx.array(index)
             if array is None:
                 continue
             lines = {axis - (rank - array.ndim): keep for axis, keep in kept.items()}
-            cut.constant(site.node, index, {a: k for a, k in lines.items() if a >= 0 and array.shape[a] > 1})
+            plan.constant(ctx.node, index, {a: k for a, k in lines.items() if a >= 0 and array.shape[a] > 1})
 
-    def use(self, site: Site, live: list[NDArray[np.bool_]]) -> dict[int, Use]:
+    def use(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> dict[int, ParameterUse]:
         """A constant operand is dead where its output channel is."""
         uses = {}
-        for index in range(len(site.node.inputs)):
-            array = site.array(index)
+        for index in range(len(ctx.node.inputs)):
+            array = ctx.array(index)
             if array is not None and array.ndim:
-                dead = ~spread(live[0], tuple(max(1, n) for n in array.shape)[-live[0].ndim :])
-                uses[index] = Use(np.broadcast_to(dead, array.shape), np.zeros(array.shape, np.bool_))
+                dead = ~undo_broadcast(live[0], tuple(max(1, n) for n in array.shape)[-live[0].ndim :])
+                uses[index] = ParameterUse(np.broadcast_to(dead, array.shape), np.zeros(array.shape, np.bool_))
         return uses
 
 
@@ -161,15 +165,15 @@ class Product(Elementwise):
     def __init__(self) -> None:
         super().__init__(lambda _, x: np.where((x[0] == 0) | (x[1] == 0), 0.0, x[0] * x[1]), annihilates=True)
 
-    def forward(self, site: Site) -> list[Flow]:
+    def forward(self, ctx: NodeContext) -> list[ChannelFacts]:
         """Treat as elementwise, unless zero times a constant is NaN."""
-        arrays = [a for i in (0, 1) if (a := site.array(i)) is not None]
+        arrays = [a for i in (0, 1) if (a := ctx.array(i)) is not None]
         if not all(np.isfinite(a).all() for a in arrays):
-            return Rule.forward(self, site)
-        return super().forward(site)
+            return Rule.forward(self, ctx)
+        return super().forward(ctx)
 
-    def _needed(self, site: Site, index: int, live: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        data = [_data(site, i) for i in (0, 1)]
+    def _needed(self, ctx: NodeContext, index: int, live: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        data = [_data(ctx, i) for i in (0, 1)]
         this, other = data[index], data[1 - index]
         if other is None or this is None:
             return live
@@ -186,12 +190,12 @@ class Quotient(Elementwise):
     def __init__(self) -> None:
         super().__init__(lambda _, x: x[0] / x[1])
 
-    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+    def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """A divisor that is an activation must keep its value wherever it stays."""
-        divisor = site.array(1)
+        divisor = ctx.array(1)
         if divisor is not None and (divisor != 0).all():
-            return super().backward(site, live)
-        return Rule.backward(self, site, live)
+            return super().backward(ctx, live)
+        return Rule.backward(self, ctx, live)
 
 
 def unary(function: Function, *, partial: bool = False) -> Elementwise:
@@ -202,8 +206,8 @@ def unary(function: Function, *, partial: bool = False) -> Elementwise:
 def with_attributes(function: Function, **defaults: float) -> Elementwise:
     """Make the rule of an activation with float attributes, given with the defaults that ONNX states."""
 
-    def value(site: Site, x: Sequence[Array]) -> Array:
-        return function(x[0], *(site.node.attributes.get_float(k, d) for k, d in defaults.items()))
+    def value(ctx: NodeContext, x: Sequence[Array]) -> Array:
+        return function(x[0], *(ctx.node.attributes.get_float(k, d) for k, d in defaults.items()))
 
     return Elementwise(value)
 
@@ -213,7 +217,7 @@ def nary(function: Function) -> Elementwise:
     return Elementwise(lambda _, x: function(*x))
 
 
-class Pool(Rule):
+class PerChannel(Rule):
     """An operator that works on each channel by itself over the remaining axes.
 
     Args:
@@ -226,8 +230,8 @@ class Pool(Rule):
 
     def __init__(
         self,
-        keeps_constant: Callable[[Site], bool] = lambda _: True,
-        mixes: Callable[[Site], Sequence[int]] | None = None,
+        keeps_constant: Callable[[NodeContext], bool] = lambda _: True,
+        mixes: Callable[[NodeContext], Sequence[int]] | None = None,
         *,
         keeps_zero: bool = True,
         aligned: bool = True,
@@ -239,47 +243,50 @@ class Pool(Rule):
         self.aligned = aligned
         self.twins = twins
 
-    def forward(self, site: Site) -> list[Flow]:
+    def forward(self, ctx: NodeContext) -> list[ChannelFacts]:
         """Pass units on; pin those along the axes that are mixed."""
-        flow = site.flow(0)
-        if flow is None:
-            return super().forward(site)
-        axes = range(2, flow.rank) if self.mixes is None else [a % max(flow.rank, 1) for a in self.mixes(site)]
-        if set(varying(flow.ids)) & set(axes):
-            return super().forward(site)
-        if not self.twins and any(is_read(v) for v in site.node.outputs[1:]):
-            return super().forward(site)
-        if self.aligned and any(_counts(site.array(k), flow) for k in range(1, len(site.node.inputs))):
-            return super().forward(site)
-        site.pin_parameters()
-        const = flow.const if self.keeps_constant(site) else np.where(flow.const == 0, 0.0, np.nan)
+        facts = ctx.facts(0)
+        if facts is None:
+            return super().forward(ctx)
+        axes = range(2, facts.rank) if self.mixes is None else [a % max(facts.rank, 1) for a in self.mixes(ctx)]
+        if set(varying(facts.ids)) & set(axes):
+            return super().forward(ctx)
+        if not self.twins and any(is_read(v) for v in ctx.node.outputs[1:]):
+            return super().forward(ctx)
+        if self.aligned and any(_counts(ctx.array(k), facts) for k in range(1, len(ctx.node.inputs))):
+            return super().forward(ctx)
+        ctx.pin_parameters()
+        const = facts.const if self.keeps_constant(ctx) else np.where(facts.const == 0, 0.0, np.nan)
         const = const if self.keeps_zero else np.full(const.shape, np.nan)
-        first = Flow(site.out_shape(), flow.ids, const)
+        first = ChannelFacts(ctx.out_shape(), facts.ids, const)
         if self.twins:
             unknown = np.full(const.shape, np.nan)
-            return [first, *(Flow(site.out_shape(k), flow.ids, unknown) for k in range(1, len(site.node.outputs)))]
-        return [first, *(site.trace.unknown_flow(v) for v in site.node.outputs[1:])]
+            return [
+                first,
+                *(ChannelFacts(ctx.out_shape(k), facts.ids, unknown) for k in range(1, len(ctx.node.outputs))),
+            ]
+        return [first, *(ctx.walk.unknown_facts(v) for v in ctx.node.outputs[1:])]
 
-    def backward(self, site: Site, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+    def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """A channel is needed where an output of it is."""
         flags = np.logical_or.reduce(live) if self.twins else live[0]
-        return [flags, *super().backward(site, live)[1:]]
+        return [flags, *super().backward(ctx, live)[1:]]
 
 
-def _broadcasts(flow: Flow, main: NDArray[np.int64]) -> bool:
+def _broadcasts(facts: ChannelFacts, main: NDArray[np.int64]) -> bool:
     """Tell whether an operand of one unit has length 1, and not one unit for many elements, where units vary."""
-    if not flow.rank:  # a number: tensors of unknown rank have been refused
+    if not facts.rank:  # a number: tensors of unknown rank have been refused
         return True
-    if len(flow.shape) != flow.rank:
+    if len(facts.shape) != facts.rank:
         return False
-    offset = main.ndim - flow.rank
-    return all(axis < offset or flow.shape[axis - offset] == 1 for axis in varying(main))
+    offset = main.ndim - facts.rank
+    return all(axis < offset or facts.shape[axis - offset] == 1 for axis in varying(main))
 
 
-def _rounding(site: Site, index: int) -> float:
+def _rounding(ctx: NodeContext, index: int) -> float:
     """Return by how much of itself an activation may differ from its float64 value: some 30 roundings of its type."""
-    value = site.node.inputs[index]
-    if site.flow(index) is None or value is None or value.dtype is None or not value.dtype.is_floating_point():
+    value = ctx.node.inputs[index]
+    if ctx.facts(index) is None or value is None or value.dtype is None or not value.dtype.is_floating_point():
         return 0.0
     return 2.0**-18 if value.dtype.itemsize > 2 else 2.0**-7
 
@@ -293,19 +300,19 @@ def _is_stored(values: NDArray[np.float64], dtype: ir.DataType | None) -> NDArra
     return np.asarray(stored == values if dtype.is_integer() else np.isfinite(stored))
 
 
-def _counts(array: Array | None, flow: Flow) -> bool:
+def _counts(array: Array | None, facts: ChannelFacts) -> bool:
     """Tell whether a constant operand, aligned at the last axis, has an entry of its own for each unit."""
     return array is not None and any(
-        k >= flow.rank - array.ndim and array.shape[k - flow.rank] > 1 for k in varying(flow.ids)
+        k >= facts.rank - array.ndim and array.shape[k - facts.rank] > 1 for k in varying(facts.ids)
     )
 
 
-def _data(site: Site, index: int) -> NDArray[np.float64] | None:
+def _data(ctx: NodeContext, index: int) -> NDArray[np.float64] | None:
     """Return an operand's known values: a constant's numbers or an activation's constants."""
-    flow = site.flow(index)
-    if flow is not None:
-        return flow.const
-    array = site.array(index)
+    facts = ctx.facts(index)
+    if facts is not None:
+        return facts.const
+    array = ctx.array(index)
     return None if array is None or array.dtype.kind in "cOSU" else array.astype(np.float64)
 
 
