@@ -233,3 +233,13 @@ def test_einsum_of_a_linear_layer(equation, weight, axis):
     found = arrays_of(sound(build(text, arrays)))
     assert found["v"].shape == (3, 4)
     assert found["w"].shape[axis] == 4
+
+
+def test_quantised_weight_of_a_grouped_layer_stays_quantised():
+    text = """g (float[n, 3, 4, 4] x) => (float[n, 2, 4, 4] y) { w = DequantizeLinear(q, s) a = Conv<group=3>(x, w) r = Relu(a) y = Conv(r, v) }"""
+    q = dead(np.arange(1, 7, dtype=np.int8).reshape(6, 1, 1, 1), 1, 2, 5)
+    model = build(text, {"q": q, "s": np.float32(0.1), "v": normal(2, 6, 1, 1)})
+    found = arrays_of(sound(model))
+    assert found["q"].dtype == np.int8
+    assert found["q"].shape == (3, 1, 1, 1)  # one filter a group is left
+    assert found["v"].shape == (2, 3, 1, 1)

@@ -353,6 +353,10 @@ class Linear(Rule):
             return
         active = keep_in.reshape(groups, ins).any(axis=1) | keep_out.reshape(groups, outs).any(axis=1)
         rows, columns = keep_out.reshape(groups, outs), keep_in.reshape(groups, ins)
+        if matrix.out_axis == 0 and columns[active].all() and not changed:  # whole rows, as they are stored
+            plan.constant(ctx.node, 1, {0: np.flatnonzero(keep_out)})
+            plan.attribute(ctx.node, "group", int(active.sum()))
+            return
         blocks = [grouped[g][np.ix_(rows[g], columns[g])] for g in np.flatnonzero(active)]
         plan.replace(ctx.node, 1, ungroup(blocks, matrix).astype(matrix.weight.dtype, copy=False))
         if groups > 1:
