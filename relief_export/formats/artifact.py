@@ -157,12 +157,12 @@ def _read_files(entries: object, where: str) -> tuple[File, ...]:
 
 
 def _read_tolerance(data: object, where: str) -> Tolerance:
-    bounds = data if isinstance(data, dict) and set(data) == {"relative_error", "accuracy_drop"} else {}
-    drop, relative = bounds.get("accuracy_drop"), bounds.get("relative_error")
-    for bound in (drop, 0.0 if relative is None else relative):
-        if type(bound) not in {int, float} or not 0 <= bound < math.inf:
-            raise IntegrityError(f"{where}: an artifact is malformed, with no sound tolerance: export again")
-    return Tolerance(relative, drop)
+    bounds = data if isinstance(data, dict) and set(data) == {"relative_error", "accuracy_drop"} else {"": None}
+    relative = bounds.get("relative_error")
+    numbers = [bounds.get("accuracy_drop"), 0.0 if relative is None else relative]
+    if not all(type(bound) in {int, float} and 0 <= bound < math.inf for bound in numbers):
+        raise IntegrityError(f"{where}: an artifact is malformed, with no sound tolerance: export again")
+    return Tolerance(**bounds)
 
 
 def inside(folder: Path, path: str, where: str) -> Path:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
+_OLDEST_IR = 4
+"""Before it every initializer had to be an input as well."""
 MAX_ELEMENTS = 2**31
 """No tensor may have more."""
 _FREE_BYTES, _BYTES_PER_BYTE = 1 << 28, 1024
@@ -400,9 +402,20 @@ def save_proto(proto: onnx.ModelProto, path: Path, *, verify: bool = False) -> N
         data_path(path).unlink(missing_ok=True)
 
 
+def _needed_ir(proto: onnx.ModelProto) -> int:
+    """Return the oldest IR version that ``proto`` needs: exporters state their newest, which old runtimes refuse."""
+    types = {tensor.data_type for tensor in _tensors(proto)}
+    types |= {v.type.tensor_type.elem_type for g in graphs(proto.graph) for v in (*g.input, *g.output, *g.value_info)}
+    if proto.functions or proto.configuration or max(types, default=0) > onnx.TensorProto.BFLOAT16:
+        return int(proto.ir_version)
+    needed = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
+    return int(min(proto.ir_version, max(needed, _OLDEST_IR)))
+
+
 def _write_proto(proto: onnx.ModelProto, temporary: Path, path: Path, *, verify: bool) -> None:
     """Write ``proto`` without metadata to ``temporary``, which messages call ``path``."""
     strip(proto)
+    proto.ir_version = _needed_ir(proto)
     if proto.ByteSize() >= 1 << 31:
         raise UnsupportedModelError(f"{path} would exceed the 2 GiB of a protobuf file: use format dense or csr")
     temporary.write_bytes(proto.SerializeToString(deterministic=True))

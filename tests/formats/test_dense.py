@@ -206,3 +206,21 @@ def test_data_of_another_model_is_not_removed(tmp_path, make_linear):
     for _ in range(2):
         dense.write(make_linear(np.eye(4, dtype=np.float32)), tmp_path / "m.onnx", Options())
     assert foreign.read_bytes() == b"somebody's notes"
+
+
+@pytest.mark.parametrize(("opset", "expected"), [(18, 8), (20, 9), (21, 10)])
+def test_the_ir_version_is_the_oldest_that_the_model_needs(tmp_path, run, opset, expected):
+    text = f'<ir_version: 11, opset_import: ["": {opset}]> g (float[N,4] x) => (float[N,4] y) {{ y = Relu (x) }}'
+    dense.write(ir.from_proto(onnx.parser.parse_model(text)), tmp_path / "m.onnx", Options())
+    assert onnx.load(tmp_path / "m.onnx").ir_version == expected  # ONNX Runtime 1.17 loads no IR version above 9
+    onnx.checker.check_model(tmp_path / "m.onnx")
+    assert run(tmp_path / "m.onnx").shape == (5, 4)
+
+
+def test_an_ir_version_that_types_need_is_kept(tmp_path):
+    text = """<ir_version: 10, opset_import: ["": 18]> g (float[N,4] x) => (float[N,4] y)
+    { c = Constant <value_float = 1.0> () y = Add (x, c) }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.helper.make_tensor("w", onnx.TensorProto.INT4, [2], [1, -1]))
+    dense.write(ir.from_proto(proto), tmp_path / "m.onnx", Options(verify=False))
+    assert onnx.load(tmp_path / "m.onnx").ir_version == 10

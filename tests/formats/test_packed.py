@@ -302,6 +302,15 @@ def test_biases_of_zeros_are_left_out(tmp_path, make_lenet, run):
     assert set(model.graph.initializers) >= {"conv2.bias", "fc1.bias"}  # the caller's model is as it was
 
 
+def test_what_nothing_uses_is_left_out(tmp_path, make_linear):
+    model = make_linear(SPREADS["random"])
+    unused = ir.Value(name="unused", const_value=ir.tensor(np.zeros(0, np.float32), name="unused"))
+    model.graph.register_initializer(unused)
+    _, small, artifact = pack(model, tmp_path)
+    assert len(packed.read(small).graph.initializers) == 1
+    assert artifact.bytes == pack(make_linear(SPREADS["random"]), tmp_path)[2].bytes
+
+
 def test_functions_named_like_operators_keep_their_inputs(tmp_path, run):
     proto = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["": 18, "own": 1]> g (float[N,4] x) => (float[N,4] y)

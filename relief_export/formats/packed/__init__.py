@@ -73,7 +73,7 @@ def write(model: ir.Model, path: Path, options: Options, *, values: Values = "f3
     opset = prepared.opset_imports.setdefault("", OPSET)  # which a model of foreign operators alone does not import
     if opset < OPSET:
         raise UnsupportedModelError(f"packed needs opset {OPSET}, the model has {opset}: use onnx.version_converter")
-    _drop_zero_biases(prepared)
+    _drop_unused(prepared)
     weights, notes = _weights(prepared)
     lists = {name: array for name, array in weights.items() if encode.is_index_list(array)}
     items, worst = _items({name: array for name, array in weights.items() if name not in lists}, values)
@@ -115,16 +115,20 @@ def _put_in_front(proto: onnx.ModelProto, builder: Builder) -> None:
     proto.graph.value_info.extend(builder.shapes)
 
 
-def _drop_zero_biases(model: ir.Model) -> None:
-    """Leave out, in place, biases of zeros: relief masks many, and the operators do without (Gemm since version 11)."""
+def _drop_unused(model: ir.Model) -> None:
+    """Leave out, in place, what nothing uses, and biases of zeros: relief masks many, and operators do without them.
+
+    Source: ONNX operators Conv-1, ConvTranspose-1, Gemm-11.
+    """
     for node in model.graph:
         own = node.op_type in _BIASED and not node.domain  # a model's own functions may need all inputs
         bias = node.inputs[2] if own and len(node.inputs) == 3 else None
         if bias is None or bias.const_value is None or bias.is_graph_input() or bias.const_value.numpy().any():
             continue
         node.resize_inputs(2)
-        if not bias.uses() and not bias.is_graph_output():
-            model.graph.initializers.pop(str(bias.name))
+    for value in list(model.graph.initializers.values()):
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            model.graph.initializers.pop(str(value.name))
 
 
 def _weights(model: ir.Model) -> tuple[dict[str, Array], list[str]]:
