@@ -47,7 +47,7 @@ the formats follow [formats.md](../formats.md). The names that `relief_export` e
 
 def json_page() -> str:
     """Return the page about JSON."""
-    lines = [_HEAD, "## The envelope", "", *_table(Envelope), "## A failure", "", *_table(Failure)]
+    lines = [_HEAD, "## The envelope", "", *_table(Envelope), "## Failure", "", *_table(Failure)]
     tables: dict[str, Any] = {}
     for command, answer in ANSWERS.items():
         lines += [f"## `{command}`", "", _summary(answer), "", *_table(answer)]
