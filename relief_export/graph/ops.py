@@ -44,7 +44,7 @@ from relief_export.graph.rules.moves import (
     unsqueeze,
 )
 from relief_export.graph.rules.norms import BatchNorm, ChannelNorm, Quantize, dequantize, quantize
-from relief_export.graph.rules.products import Contraction
+from relief_export.graph.rules.products import Contraction, FusedAttention
 from relief_export.graph.rules.recurrent import Recurrent
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ RULES: dict[str, Rule] = {
     "Gemm": Linear(gemm, has_bias=True),
     "Einsum": Linear(einsum, has_bias=False),
     "MatMul": Linear(matmul, has_bias=False, activations=Contraction()),
+    "Attention": FusedAttention(),
     # recurrent layers
     "GRU": Recurrent(gates=3, candidate=2, activations=2),
     "LSTM": Recurrent(gates=4, candidate=3, activations=3),
@@ -303,7 +304,6 @@ RULES: dict[str, Rule] = {
     "Shape": Lengths(),
     "Size": Lengths(),
     # opaque: they read or mix all channels, or run other graphs
-    "Attention": OPAQUE,
     "ConstantOfShape": OPAQUE,
     "ConvInteger": OPAQUE,
     "GatherElements": OPAQUE,

@@ -149,3 +149,37 @@ def test_grouped_queries_share_keys_and_values():
     assert_same(model, result.model, random_feeds(model), relative=RELATIVE)
     assert parameters(result.model) <= parameters(model)
     assert not shrink(result.model).modified
+
+
+FUSED = """g (float[n, t, 16] x) => (float[n, t, 16] y) { qm = MatMul(x, wq) qa = Add(qm, bq) qr = Reshape(qa, split) q = Transpose<perm=[0, 2, 1, 3]>(qr)
+    km = MatMul(x, wk) ka = Add(km, bk) kr = Reshape(ka, split) k = Transpose<perm=[0, 2, 1, 3]>(kr) vm = MatMul(x, wv) va = Add(vm, bv) vr = Reshape(va, split)
+    v = Transpose<perm=[0, 2, 1, 3]>(vr) o = CALL ot = Transpose<perm=[0, 2, 1, 3]>(o) oj = Reshape(ot, join) om = MatMul(oj, wo) y = Add(om, bo) }"""
+
+
+@pytest.mark.parametrize(
+    "call", ["Attention(q, k, v)", "Attention<is_causal=1, scale=0.3>(q, k, v)", "Attention(q, k, v, mask)"]
+)
+def test_attention_as_one_operator(call):
+    def model(**changes: slice | list[int]) -> ir.Model:
+        arrays = {n: a.copy() for n, a in arrays_of(attention()).items() if n[0] in "wb"}
+        for name, places in changes.items():
+            arrays[name][..., places] = 0
+        mask = {"mask": np.linspace(-1, 1, 25, dtype=np.float32).reshape(5, 5)} if "mask" in call else {}
+        arrays |= {"split": np.array([0, 0, HEADS, 4]), "join": np.array([0, 0, WIDE])} | mask
+        return build(FUSED.replace("CALL", call).replace("n, t", "n, 5" if mask else "n, t"), arrays, opset=23)
+
+    fourths = slice(1, 16, 4)
+    for changes, q, v in (
+        ({"wv": HEAD, "bv": HEAD}, 12, 12),
+        ({"wv": HEAD}, 12 if call == "Attention(q, k, v)" else 16, 12 if call == "Attention(q, k, v)" else 16),
+        ({"wk": fourths, "bk": fourths}, 12, 16),  # the scale is that of four features still
+        ({"wv": fourths, "bv": fourths}, 16, 12),
+        ({"wq": [1, 6], "bq": [1, 6]}, 16, 16),
+    ):
+        found = sound(model(**changes)) if "mask" not in call else None
+        if found is None:
+            result = shrink(model(**changes), strict=True)
+            assert_sound(model(**changes), result.model, random_feeds(model(), n=2), relative=RELATIVE)
+            assert not shrink(result.model).modified
+            found = arrays_of(result.model)
+        assert (found["wq"].shape[1], found["wk"].shape[1], found["wv"].shape[1], found["wo"].shape[0]) == (q, q, v, v)

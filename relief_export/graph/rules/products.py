@@ -1,22 +1,27 @@
-"""Rule of a matrix product of two activations, ``y[i, j] = Σ_k a[i, k] b[k, j]`` by head: the two of an attention.
+"""Rules of the products of two activations, ``y[i, j] = Σ_k a[i, k] b[k, j]`` by head, in an attention or as one node.
 
 In ``softmax(q kᵀ) v`` the axes are (batch, head, time, feature). Features of ``q`` and ``k`` meet in the sum: they go
 together, where either is always zero. A feature of ``v`` is one of the result. Heads go where all operands lose them:
 when nothing reads a head's result, its weights are not needed, and so neither are its queries and keys.
 
-Source: ONNX operator MatMul-13.
+Source: ONNX operators MatMul-13, Attention-23.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx_ir as ir
 
 from relief_export.graph.channels import fit, undo_broadcast, varying
+from relief_export.graph.prepare import is_read
 from relief_export.graph.rules.base import ChannelFacts, NodeContext, Rule
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from numpy.typing import NDArray
 
     from relief_export.graph.rewrite import RemovalPlan
@@ -80,36 +85,111 @@ class Contraction(Rule):
 
     def must_stay_live(self, ctx: NodeContext, plan: RemovalPlan) -> dict[int, tuple[NDArray[np.bool_], str]]:
         """A zero factor that stays must be zero, or its partner's garbage would count."""
-        if not ctx.cache["inner"] or plan.gone(ctx.result):
-            return {}
-        missing = {}
-        for index, zero in enumerate(_zeros(ctx)):
-            value = ctx.node.inputs[index]
-            facts = ctx.facts(index)
-            if value is None or facts is None:
-                continue
-            spoiled = undo_broadcast(zero, facts.ids.shape) & plan.stays(value) & ~plan.live(value)
-            if spoiled.any():
-                stays_for = plan.reason(facts.ids[spoiled])
-                missing[index] = spoiled, stays_for or f"multiplied at {ctx.label} by a feature that stays"
-        return missing
+        return _spoiled(ctx, plan, _zeros(ctx)) if ctx.cache["inner"] else {}
 
     def require(self, ctx: NodeContext, plan: RemovalPlan) -> list[tuple[NDArray[np.int64], str]]:
         """Keep the same heads in both operands and the result."""
-        if plan.gone(ctx.result):
-            return []
         rank = len(ctx.out_shape())
-        values = [v for v in (*ctx.node.inputs[:2], ctx.result) if v is not None]
-        ids = [_lift(ctx.walk.facts_of[v].ids, rank) for v in values]
-        stays = [_lift(plan.stays(v), rank) for v in values]
-        missing = []
-        for axis in range(rank - 2):
-            lines = [_line(s, axis) for s in stays if s.shape[axis] > 1]
-            union = np.logical_or.reduce(lines) if lines else np.zeros(1, np.bool_)
-            for units, keep in zip(ids, stays, strict=True):
-                if units.shape[axis] > 1 and (lost := np.flatnonzero(union & ~_line(keep, axis))).size:
-                    missing.append((_beside(units, keep, axis, lost), f"the same heads at {ctx.label}"))
-        return missing
+        return _same_places(ctx, plan, [*ctx.node.inputs[:2], ctx.result], rank, range(rank - 2))
+
+
+class FusedAttention(Rule):
+    """Attention of (batch, head, time, feature), as many heads of keys and values as of queries, without a past."""
+
+    def forward(self, ctx: NodeContext) -> list[ChannelFacts]:
+        """Tie the features of queries and keys; the result has the units of the values."""
+        parts = [f for k in range(3) if (f := ctx.facts(k)) is not None and f.rank == len(f.shape) == 4]
+        given = [v for v in ctx.node.inputs[4:6] if v is not None]
+        if len(parts) < 3 or given or any(is_read(v) for v in ctx.node.outputs[1:]) or not _one_mask(ctx):
+            return super().forward(ctx)
+        heads = {(f.shape[1], f.ids.shape[1]) for f in parts}
+        q, k, v = (f.ids for f in parts)
+        if len(heads) > 1 or None in next(iter(heads)) or any(2 in varying(f.ids) for f in parts) or q.shape != k.shape:
+            return super().forward(ctx)
+        ctx.cache["inner"] = q.shape[3] > 1
+        if ctx.cache["inner"]:
+            ctx.tie(q, k)
+        for index in range(3, len(ctx.node.inputs)):
+            if (other := ctx.facts(index)) is not None:
+                ctx.pin(other.ids, f"read as a parameter by {ctx.label}")
+        # Weights add up to one, but not where a mask leaves nothing to look at.
+        masked = ctx.integer("is_causal", 0) or any(value is not None for value in ctx.node.inputs[3:])
+        const = np.where(parts[2].const == 0, 0.0, np.nan) if masked else parts[2].const
+        first = ChannelFacts(ctx.out_shape(), v, const)
+        return [first, *(ctx.walk.unknown_facts(value) for value in ctx.node.outputs[1:])]
+
+    def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
+        """Values are needed where the result is, and in these heads the features that are not zero on one side."""
+        heads = live[0].any(axis=3, keepdims=True)
+        zero_q, zero_k = self._zero_features(ctx)
+        need = np.broadcast_to(heads & ~zero_q & ~zero_k, zero_q.shape) if ctx.cache["inner"] else heads
+        others = super().backward(ctx, live)[3:]
+        return [need, need, live[0], *others]
+
+    @staticmethod
+    def _zero_features(ctx: NodeContext) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        first, second = (ctx.walk.facts_of[v].const == 0 for v in ctx.node.inputs[:2] if v is not None)
+        return first, second
+
+    def must_stay_live(self, ctx: NodeContext, plan: RemovalPlan) -> dict[int, tuple[NDArray[np.bool_], str]]:
+        """A zero factor that stays must be zero, or its partner's garbage would count."""
+        return _spoiled(ctx, plan, self._zero_features(ctx)) if ctx.cache["inner"] else {}
+
+    def require(self, ctx: NodeContext, plan: RemovalPlan) -> list[tuple[NDArray[np.int64], str]]:
+        """Keep the same heads in all operands."""
+        return _same_places(ctx, plan, ctx.node.inputs[:3], 4, (1,))
+
+    def rewrite(self, ctx: NodeContext, plan: RemovalPlan) -> None:
+        """State the scale, which otherwise follows from the number of features that are left."""
+        features = ctx.walk.facts_of[ctx.source].shape[3]
+        if 3 in plan.kept(ctx.source) and features and "scale" not in ctx.node.attributes:
+            ctx.node.attributes["scale"] = ir.AttrFloat32("scale", 1 / math.sqrt(features))
+
+
+def _one_mask(ctx: NodeContext) -> bool:
+    """Return True if a mask, where there is one, is the same for all heads."""
+    array, facts = ctx.array(3), ctx.facts(3)
+    if array is not None:
+        return array.ndim < 3 or array.shape[-3] == 1
+    return facts is None or len(facts.shape) in (1, 2) or (len(facts.shape) > 2 and facts.shape[-3] == 1)
+
+
+def _spoiled(
+    ctx: NodeContext, plan: RemovalPlan, zeros: tuple[NDArray[np.bool_], NDArray[np.bool_]]
+) -> dict[int, tuple[NDArray[np.bool_], str]]:
+    """Return zero factors that stay although they need not be zero."""
+    if plan.gone(ctx.result):
+        return {}
+    missing = {}
+    for index, zero in enumerate(zeros):
+        value = ctx.node.inputs[index]
+        facts = ctx.facts(index)
+        if value is None or facts is None:
+            continue
+        spoiled = undo_broadcast(zero, facts.ids.shape) & plan.stays(value) & ~plan.live(value)
+        if spoiled.any():
+            stays_for = plan.reason(facts.ids[spoiled])
+            missing[index] = spoiled, stays_for or f"multiplied at {ctx.label} by a feature that stays"
+    return missing
+
+
+def _same_places(
+    ctx: NodeContext, plan: RemovalPlan, values: Sequence[ir.Value | None], rank: int, axes: Iterable[int]
+) -> list[tuple[NDArray[np.int64], str]]:
+    """Return units that must stay so that all values keep the same places along some axes."""
+    if plan.gone(ctx.result):
+        return []
+    known = [v for v in values if v is not None]
+    ids = [_lift(ctx.walk.facts_of[v].ids, rank) for v in known]
+    stays = [_lift(plan.stays(v), rank) for v in known]
+    missing = []
+    for axis in axes:
+        lines = [_line(s, axis) for s in stays if s.shape[axis] > 1]
+        union = np.logical_or.reduce(lines) if lines else np.zeros(1, np.bool_)
+        for units, keep in zip(ids, stays, strict=True):
+            if units.shape[axis] > 1 and (lost := np.flatnonzero(union & ~_line(keep, axis))).size:
+                missing.append((_beside(units, keep, axis, lost), f"the same heads at {ctx.label}"))
+    return missing
 
 
 def _lift(array: Array, rank: int) -> Array:
