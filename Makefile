@@ -16,7 +16,7 @@ JOBS ?= 2
 
 include pipelines/rules.mk
 
-.PHONY: help venv demo test check test-floors wheel docs reference pictures fuzz bench bench-scoring bench-formats results evidence evidence-status
+.PHONY: help venv demo test check test-floors wheel docs reference pictures fuzz bench bench-scoring bench-formats bench-c results evidence evidence-status
 
 help: ## Show the targets
 	@grep -hE '^[a-z][a-zA-Z%-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -77,7 +77,7 @@ fuzz: | $(STAMP) ## Shrink N random networks against ONNX Runtime (make fuzz N=2
 bench: digits-lenet5 ## Run every benchmark into benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-bench-scoring bench-formats: bench-%: | $(STAMP) ## Run one benchmark
+bench-scoring bench-formats bench-c: bench-%: | $(STAMP) ## Run one benchmark
 	$(BIN)/python -m benchmarks $*
 
 results: | $(STAMP) ## Render docs/results.md from the records and benchmark results
