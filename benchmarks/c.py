@@ -28,7 +28,7 @@ from benchmarks.common import RESULTS, ROOT, Benchmark, Column, Row
 from relief_export.cgen.compiler import find_compiler
 from relief_export.cgen.emit import generate
 from relief_export.formats import FORMATS, Options
-from relief_export.graph.fold import fold
+from relief_export.graph.prepare import fold
 from relief_export.graph.shrink import shrink
 
 if TYPE_CHECKING:
