@@ -75,6 +75,8 @@ def convert_file(
     program: str = "net",
     onnxruntime: bool = False,
     dimensions: Mapping[str, int] | None = None,
+    quantized_io: bool = False,
+    layout: str | None = None,
 ) -> formats.Artifact:
     """Write the model at ``source``, in any readable format, to ``target`` as ``kind``.
 
@@ -88,6 +90,8 @@ def convert_file(
         program: What generated C is called.
         onnxruntime: Add an operator for ONNX Runtime to it.
         dimensions: Sizes of symbolic axes by name, which generated C needs.
+        quantized_io: Let integers in and out be the default of a c-mcu-q8 program.
+        layout: Arrange a c-mcu program for "arduino", "zephyr" or "esp-idf".
 
     Raises:
         InputError: ``source`` is absent or no model, or has a file that ``target`` would replace, or the samples that
@@ -95,10 +99,15 @@ def convert_file(
         UnsupportedModelError: The format cannot hold the model.
     """
     check_calibration([kind], given=calibration is not None)
+    if layout is not None and not kind.startswith("c-mcu"):
+        raise InputError(f"--layout arranges programs for microcontrollers: use --to c-mcu or leave it out with {kind}")
+    if quantized_io and kind != "c-mcu-q8":
+        raise InputError(f"--quantized-io is for --to c-mcu-q8: leave it out with {kind}")
     model = _read(source, target)
     options = formats.Options(
-        calibration=calibration, verify=verify, program=program, onnxruntime=onnxruntime, dimensions=dimensions
-    )
+        calibration=calibration, verify=verify, program=program, onnxruntime=onnxruntime, dimensions=dimensions,
+        quantized_io=quantized_io, layout=layout,
+    )  # fmt: skip
     return _write(model, source, target, kind, options)
 
 

@@ -19,5 +19,12 @@ FormatName = Literal[
     "int8",
     "ort",
     "c",
+    "c-mcu",
+    "c-mcu-int8",
+    "c-mcu-codebook16",
+    "c-mcu-q8",
 ]
 FORMAT_NAMES: tuple[FormatName, ...] = get_args(FormatName)
+
+LAYOUTS = ("arduino", "zephyr", "esp-idf")
+"""Projects in which a c-mcu program can be laid out."""

@@ -58,9 +58,18 @@ def sources(plan: Plan, name: str = "net") -> dict[str, bytes]:
     return _files(plan, host.generate(plan), name)
 
 
-def _files(plan: Plan, program: host.Program, name: str, *, onnxruntime: bool = False) -> dict[str, bytes]:
+def check_name(name: str) -> None:
+    """Check that a program can be called so.
+
+    Raises:
+        InputError: ``name`` is no identifier of C.
+    """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) or name in _KEYWORDS:
         raise InputError(f"--name {name} is no identifier of C: use letters, digits and underscores")
+
+
+def _files(plan: Plan, program: host.Program, name: str, *, onnxruntime: bool = False) -> dict[str, bytes]:
+    check_name(name)
     tables, blob = _tables(program.tables, name)
     title = (
         f"{plan.input_name} ({host.times(plan.input_shape)}) -> {plan.output_name} ({host.times(plan.output_shape)})"

@@ -71,7 +71,7 @@ def run_on(
     arrays = evaluation.load_arrays(data)
     x = arrays.one_input[:samples]
     y = None if arrays.y is None else arrays.y[:samples]
-    logits = None if arrays.logits is None else evaluation.part(arrays.logits, 0, samples)
+    logits = None if arrays.logits is None else evaluation.part(arrays.logits, 0, len(x))
     if reference is not None:
         (logits,) = evaluation.open_session(reference, threads=1).run(x)
     done = verdicts.run_on(

@@ -10,7 +10,7 @@ import click
 
 from relief_export.cli.common import PATH, dimension_option, echo, json_option, percent, table
 from relief_export.cli.devices import OPTIMISE, fit_lines
-from relief_export.format_names import FORMAT_NAMES
+from relief_export.format_names import FORMAT_NAMES, LAYOUTS
 
 if TYPE_CHECKING:
     from relief_export.convert import Shrunk
@@ -78,6 +78,8 @@ def _shrunk_lines(done: Shrunk) -> list[str]:
 @click.option("--calibration", type=PATH, help="An .npz with samples x of the model's input, for int8 and packed-int8.")
 @click.option("--name", default="net", show_default=True, help="What generated C is called: NAME.c, NAME_run.")
 @click.option("--onnxruntime", is_flag=True, help="Add to generated C what makes it one operator of ONNX Runtime.")
+@click.option("--layout", type=click.Choice(LAYOUTS), help="Arrange C for microcontrollers as a project expects it.")
+@click.option("--quantized-io", is_flag=True, help="Integers in and out of a c-mcu-q8 program.")
 @dimension_option
 @verify_option
 @json_option
@@ -88,6 +90,8 @@ def convert(
     calibration: Path | None,
     name: str,
     onnxruntime: bool,
+    layout: str | None,
+    quantized_io: bool,
     dimensions: dict[str, int],
     verify: bool,
     as_json: bool,
@@ -102,6 +106,7 @@ def convert(
     relief-export convert model.onnx model.int8.onnx --to int8 --calibration train.npz
     relief-export convert build/digits-lenet5/artifacts/csr model.onnx --to dense
     relief-export convert model.onnx program --to c --name lenet --onnxruntime
+    relief-export convert model.onnx Digits --to c-mcu-q8 --calibration train.npz --layout arduino
     """
     from relief_export import convert as conversion
     from relief_export.subjects import model_path
@@ -115,6 +120,8 @@ def convert(
         program=name,
         onnxruntime=onnxruntime,
         dimensions=dimensions,
+        quantized_io=quantized_io,
+        layout=layout,
     )
     entry: dict[str, Any] = done.to_dict()
     found = {"file": str(target), "file_bytes": done.bytes} | {key: entry[key] for key in ("format", "tolerance")}

@@ -101,7 +101,7 @@ def measure(
         place = Path(scratch)
         objects = toolchain.compile(program, place, optimise=optimise, extra=("-fstack-usage",), defines=defines)
         elf = place / "network.elf"
-        flags = (*(f"-D{name}" for name in defines), *program.aliases, f"-I{folder.resolve()}", f"-O{optimise}")
+        flags = (*(f"-D{name}" for name in defines), *program.aliases, f"-I{program.folder.resolve()}", f"-O{optimise}")
         # Own scripts where there are some: picolibc's has room for 64 KiB only, and counts a stack as .bss.
         script = FIRMWARE / f"{toolchain.family}.ld"
         placed = (f"-T{script}", "-Wl,--defsym=stack_bytes=0", "-Wl,--no-warn-rwx-segments") if script.exists() else ()

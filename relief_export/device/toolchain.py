@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 FIRMWARE = Path(__file__).parent / "firmware"
 # Functions and tables in sections of their own, so that the linker drops what the network does not use.
 _FLAGS = ("-std=gnu99", "-ffunction-sections", "-fdata-sections")
-_NO_PART = re.compile(r"example|test|.*_ort")
+_NO_PART = re.compile(r"example|main|test|.*_ort")
 """Names of C files in an artifact that are no part of a program for a device: examples, ONNX Runtime's operator."""
 
 
@@ -53,6 +53,10 @@ class Program:
             for header in sorted(folder.glob("*.h"))
             if (match := re.search(r"^#define (\w+)_ARENA_BYTES\b", header.read_text(errors="replace"), re.MULTILINE))
         ]
+        if not found:  # laid out for a project: the one folder below that holds a header with its source
+            nested = [p for p in sorted(folder.rglob("*.c")) if (p.parent / f"{p.stem}.h").is_file()]
+            if len(nested) == 1 and nested[0].parent != folder:
+                return cls.find(nested[0].parent)
         if len(found) != 1:
             count = "no header of a network" if not found else f"{len(found)} headers of networks"
             raise InputError(f"{folder} has {count}: give the folder that 'convert --to c' wrote")
@@ -74,8 +78,13 @@ class Program:
         if self.name == "net":
             return (header,)
         upper = self.name.upper()
-        macros = ("INPUT_SIZE", "OUTPUT_SIZE", "ARENA_BYTES")
-        return (header, f"-Dnet_run={self.name}_run", *(f"-DNET_{macro}={upper}_{macro}" for macro in macros))
+        text = (self.folder / f"{self.name}.h").read_text(errors="replace")
+        macros = re.findall(rf"^#define {upper}_((?:IN|OUT)PUT_(?:SIZE|TYPE)|ARENA_BYTES)\b", text, re.MULTILINE)
+        return (
+            header,
+            f"-Dnet_run={self.name}_run",
+            *(f"-DNET_{macro}={upper}_{macro}" for macro in dict.fromkeys(macros)),
+        )
 
 
 @dataclass(frozen=True)

@@ -291,7 +291,7 @@ def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measure
             unknown = str(error)
         unpacked = _unpacked_bytes(path, form, network)
         planned = None if arena is None else arena.bytes
-        if form == "c":
+        if formats.c.is_program(path):
             planned = formats.c.about(path).arena_bytes  # the program has a plan of its own
         need = None if planned is None else planned + unpacked
         row = FileSize(name, form, drop, size, need, planned, unpacked, unknown, form not in _NOT_LOADED)
@@ -302,7 +302,7 @@ def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measure
 def _unpacked_bytes(path: Path, form: str, network: ir.Model) -> int:
     """Return the bytes of the weights that are not in the file as they are used: a runtime makes them in memory."""
     stored: set[str] = set()
-    if form == "c":
+    if formats.c.is_program(path):
         return 0
     if form == "ort":
         # Written from the sparse form, and unpacked like it.

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
+    from relief_export.cgen.mcu import Code
+
 __all__ = [
     "EXACT",
     "FORMATS",
@@ -100,6 +102,15 @@ def _packed(name: FormatName, values: Values) -> Format:
     return Format(name, f"model.{name}.onnx", write, packed.read, tolerance, values, unpacked=True)
 
 
+def _mcu(name: FormatName, code: Code, tolerance: Tolerance) -> Format:
+    write = partial(c.write_mcu, code=code, name=name, tolerance=tolerance)
+    values: Values = "int8" if code == "q8" else code
+    integers = code == "q8"
+    return Format(
+        name, name, write, None, tolerance, values, loadable=False, calibrated=integers, made_by_runtime=integers
+    )
+
+
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (
@@ -120,6 +131,10 @@ FORMATS: dict[str, Format] = {
         ),
         Format("ort", "model.ort", ort.write, None, made_by_runtime=True),
         Format("c", "c", c.write, None, c.TOLERANCE, loadable=False),
+        _mcu("c-mcu", "f32", c.TOLERANCE),
+        _mcu("c-mcu-int8", "int8", int8.TOLERANCE),
+        _mcu("c-mcu-codebook16", "codebook16", packed.TOLERANCES["codebook16"]),
+        _mcu("c-mcu-q8", "q8", int8.TOLERANCE),
     )
 }  # fmt: skip
 

@@ -55,6 +55,8 @@ class Options:
         program: What generated C is called: NAME.c, NAME_run.
         onnxruntime: Generated C comes with an operator for ONNX Runtime.
         dimensions: Sizes of symbolic axes by name, for formats that fix them.
+        quantized_io: Integers in and out are the default of a c-mcu-q8 program.
+        layout: Arrange the files of a c-mcu program for "arduino", "zephyr" or "esp-idf".
     """
 
     calibration: np.ndarray[Any, Any] | Mapping[str, np.ndarray[Any, Any]] | Path | None = field(
@@ -65,6 +67,8 @@ class Options:
     program: str = "net"
     onnxruntime: bool = False
     dimensions: Mapping[str, int] | None = field(default=None, compare=False)
+    quantized_io: bool = False
+    layout: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the written bytes, as plain data."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from relief_export.format_names import FORMAT_NAMES
 from relief_export.report import charts
 from relief_export.report.numbers import (
     NONE,
@@ -95,7 +96,10 @@ print(outputs.argmax(axis=1))"""
 _LOADING = {
     "csr": "SciPy, scipy.sparse.load_npz for each weight; relief-export convert csr model.onnx --to dense",
     "ort": "ONNX Runtime, a reduced build too: the list of operators lies beside it",
-    "c": "any C99 compiler: compile the sources, include the header",
+} | {
+    name: "any C99 compiler: compile the sources, include the header"
+    for name in FORMAT_NAMES
+    if name == "c" or name.startswith("c-mcu")
 }
 """Format -> what takes its files, where it is not the five lines above."""
 

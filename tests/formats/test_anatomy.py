@@ -24,7 +24,7 @@ def parts_of(path):
     }
 
 
-@pytest.mark.parametrize("name", [name for name in FORMATS if name not in {"csr", "ort", "c"}])
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.read is not None and name != "csr"])
 def test_the_parts_of_an_onnx_file_add_up_to_it(tmp_path, make_lenet, name):
     written = FORMATS[name].write(make_lenet(), tmp_path / "m.onnx", Options(calibration=CALIBRATION))
     found = anatomy(tmp_path / "m.onnx")

@@ -1,0 +1,1 @@
+idf_component_register(SRCS "{{ name }}.c" INCLUDE_DIRS ".")
