@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING
 from relief_export.version import VERSION as __version__  # noqa: N811 - the name every package gives it
 
 if TYPE_CHECKING:
-    from relief_export.api import cost, export, prune, quantise, relieve, shrink, validate
+    from relief_export.api import (
+        audit,
+        compare,
+        convert,
+        cost,
+        export,
+        prune,
+        quantise,
+        relieve,
+        shrink,
+        validate,
+    )
     from relief_export.recipe import TrainConfig
     from relief_export.relief.masks import Masks, read_masks
 
@@ -20,6 +31,9 @@ __all__ = [
     "Masks",
     "TrainConfig",
     "__version__",
+    "audit",
+    "compare",
+    "convert",
     "cost",
     "export",
     "prune",
@@ -31,6 +45,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "audit": "api",
+    "compare": "api",
+    "convert": "api",
     "cost": "api",
     "export": "api",
     "prune": "api",

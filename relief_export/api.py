@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from relief_export.calling import Forward, Inputs, Output
-    from relief_export.evaluation import ByName, Validation
+    from relief_export.evaluation import Audit, ByName, Comparison, Validation
+    from relief_export.formats import Artifact, Tolerance
     from relief_export.graph.cost import Cost
     from relief_export.graph.shrink import ShrinkResult
     from relief_export.progress import Progress
@@ -558,6 +559,89 @@ def _arrays(values: Any, names: Sequence[str], what: str) -> ByName | None:  # n
 
 def _array(values: Any) -> Array:  # noqa: ANN401  a tensor on any device, a list or an array
     return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+
+
+def convert(
+    source: str | Path, target: str | Path, to: str, *, calibration: str | Path | None = None, verify: bool = True
+) -> Artifact:
+    """Write a model file, or a folder of SciPy matrices, in another format; what ``relief-export convert`` does.
+
+    Args:
+        source: A model in any format that can be read, or a folder with artifacts, whose dense file is meant.
+        target: The file or folder to write.
+        to: A name of ``relief_export.formats.FORMATS``.
+        calibration: An .npz file of samples, for int8 and packed-int8.
+        verify: Open the result in ONNX Runtime before it is kept.
+
+    Raises:
+        InputError: There is no such model or format, or calibration is missing.
+    """
+    from relief_export.conversion import convert_file
+    from relief_export.formats import FORMATS
+    from relief_export.schema import did_you_mean
+    from relief_export.subjects import model_path
+
+    if to not in FORMATS:
+        raise InputError(f"there is no format {to!r}{did_you_mean(to, FORMATS)}")
+    samples = None if calibration is None else Path(calibration)
+    return convert_file(model_path(Path(source)), Path(target), to, calibration=samples, verify=verify)
+
+
+def compare(
+    a: str | Path,
+    b: str | Path,
+    x: Any,  # noqa: ANN401  arrays or tensors, or a mapping of them
+    y: Any = None,  # noqa: ANN401
+    *,
+    tolerance: float | Tolerance = 1e-4,
+) -> Comparison:
+    """Compare two models on the same samples in ONNX Runtime, optimisations off and on; ``.ok`` is the answer.
+
+    Args:
+        a: The reference: a model file, a csr folder, or a folder with artifacts.
+        b: The other one.
+        x: Samples ``(N, ...)``, arrays or tensors; of several inputs a mapping of them by name.
+        y: Labels ``(N,)`` of the first output, for accuracies.
+        tolerance: Largest relative error, or a ``relief_export.formats.Tolerance``.
+    """
+    from relief_export import evaluation
+    from relief_export.subjects import model_path
+
+    given = _arrays(x, (), "x")
+    if given is None:
+        raise InputError("x is missing: give the samples to compare on")
+    labels = None if y is None else _array(y)
+    return evaluation.compare(model_path(Path(a)), model_path(Path(b)), given, y=labels, tolerance=tolerance)
+
+
+def audit(
+    subject: str | Path,
+    *,
+    flash: str | None = None,
+    ram: str | None = None,
+    target: str | None = None,
+    file: str | None = None,
+    accuracy_drop: float = 0.0,
+    baseline: str | Path | None = None,
+    max_growth: float | None = None,
+) -> Audit:
+    """Measure a model, or every file of an exported folder, and check one against a budget; ``.ok`` is the answer.
+
+    Args:
+        subject: A model file, a csr folder, what `export` wrote, or a build folder.
+        flash: What there is of flash, such as "256KiB".
+        ram: What there is of RAM.
+        target: A board's name, whose sizes count where they are not given.
+        file: The file to check; by default the smallest that fits.
+        accuracy_drop: Largest loss of accuracy that the tolerance of a chosen file may allow.
+        baseline: An older model or folder to compare sizes with.
+        max_growth: By which share of the baseline's size a file may have grown.
+    """
+    from relief_export import evaluation
+
+    budget = evaluation.Budget.of(flash=flash, ram=ram, target=target, file=file, accuracy_drop=accuracy_drop)
+    older = None if baseline is None else Path(baseline)
+    return evaluation.audit(Path(subject), budget, baseline=older, max_growth=max_growth)
 
 
 def shrink(model: str | Path | ir.Model | onnx.ModelProto, *, strict: bool = False) -> ShrinkResult:

@@ -123,6 +123,21 @@ def test_shrink_takes_paths_and_protos_and_leaves_them_alone(model, digits, tmp_
     assert not rx.shrink(first.model).modified
 
 
+def test_files_are_converted_compared_and_audited_by_path(model, digits, tmp_path):
+    x, y = digits[0][:50], digits[1][:50]
+    rx.export(model, x[:4], str(tmp_path / "out"), formats=("dense",))
+    written = rx.convert(str(tmp_path / "out"), str(tmp_path / "packed.onnx"), "packed")
+    assert written.format == "packed"
+    assert rx.compare(str(tmp_path / "out"), tmp_path / "packed.onnx", x, y).ok
+    assert not rx.audit(str(tmp_path / "packed.onnx"), flash="1KiB").ok
+    assert rx.audit(tmp_path / "out", flash="1MiB", ram="1MiB").ok
+    with pytest.raises(InputError, match="there is no format 'pack'; did you mean \"packed\""):
+        rx.convert(tmp_path / "out", tmp_path / "x.onnx", "pack")
+    text = str(rx.cost(tmp_path / "packed.onnx")).splitlines()
+    assert text[0] == "cost at batch 1"
+    assert text[2].startswith("parameters")
+
+
 def test_export_never_replaces_a_folder_that_is_not_its_own(model, digits, tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="no folder that an export wrote"):

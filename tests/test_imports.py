@@ -46,7 +46,7 @@ def test_help_loads_neither_torch_nor_a_runtime():
 
 
 def test_rooms_import_without_torch(without_torch):
-    rooms = ("graph", "formats", "device", "evaluation", "report", "cli", "stages", "api", "convert")
+    rooms = ("graph", "formats", "device", "evaluation", "report", "cli", "stages", "api", "conversion")
     code = (
         "import importlib, pkgutil\n"
         f"for name in {rooms!r}:\n"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from relief_export.cli import devices, models, pipeline
+from relief_export.cli import devices, models, networks, pipeline
 from relief_export.cli.common import echo_error
 from relief_export.errors import MissingExtraError, ReliefError
 from relief_export.records import versions
@@ -44,6 +44,7 @@ class _Sections(click.Group):
 _SECTIONS = {
     "From a recipe to files": pipeline.COMMANDS,
     "Models of any origin, without PyTorch": models.COMMANDS,
+    "Files of PyTorch networks": networks.COMMANDS,
     "Microcontrollers": devices.COMMANDS,
 }
 

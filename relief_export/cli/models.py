@@ -13,7 +13,7 @@ from relief_export.cli.devices import OPTIMISE, fit_lines
 from relief_export.format_names import FORMAT_NAMES, LAYOUTS
 
 if TYPE_CHECKING:
-    from relief_export.convert import Shrunk
+    from relief_export.conversion import Shrunk
     from relief_export.evaluation import Comparison
     from relief_export.graph.cost import Cost
 
@@ -40,10 +40,10 @@ def shrink(source: Path, target: Path, strict: bool, dimensions: dict[str, int],
     relief-export shrink pruned.onnx small.onnx
     relief-export shrink pruned.onnx small.onnx --strict --json
     """
-    from relief_export import convert
+    from relief_export import conversion
     from relief_export.subjects import model_path
 
-    done = convert.shrink_file(model_path(source), target, strict=strict, dimensions=dimensions, verify=verify)
+    done = conversion.shrink_file(model_path(source), target, strict=strict, dimensions=dimensions, verify=verify)
     echo(done.to_dict(), as_json=as_json, lines=_shrunk_lines(done))
     return 0
 
@@ -108,7 +108,7 @@ def convert(
     relief-export convert model.onnx program --to c --name lenet --onnxruntime
     relief-export convert model.onnx Digits --to c-mcu-q8 --calibration train.npz --layout arduino
     """
-    from relief_export import convert as conversion
+    from relief_export import conversion
     from relief_export.subjects import model_path
 
     done = conversion.convert_file(

@@ -43,6 +43,7 @@ import onnx
 import onnx_ir as ir
 
 from relief_export.graph.prepare import data_inputs, elements, static_shape, with_static_shapes
+from relief_export.printing import Prints, TextTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -380,7 +381,7 @@ class UnknownCost:
 
 
 @dataclass(frozen=True)
-class Cost:
+class Cost(Prints):
     """The bill of a model.
 
     Attributes:
@@ -406,6 +407,16 @@ class Cost:
     compression: Ratio | None
     layers: tuple[LayerCost, ...]
     unknown: tuple[UnknownCost, ...]
+
+    def table(self) -> TextTable:
+        """Return the counts as a table: as a dense network, as the network stands, and without its zeros."""
+        counts = {"parameters": self.parameters, "MACs": self.macs, "FLOPs": self.flops}
+        rows = [
+            (name, *("-" if one is None else f"{one:,}" for one in (each.dense, each.structural, each.nonzero)))
+            for name, each in counts.items()
+        ]
+        unknown = f", {len(self.unknown)} operators unknown" if self.unknown else ""
+        return TextTable(f"cost at batch {self.batch}{unknown}", ("", "dense", "structural", "non-zero"), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""

@@ -191,8 +191,8 @@ def _infer(node: ir.Node, opsets: dict[str, int]) -> list[ir.Value]:
     try:
         schema = onnx.defs.get_schema(node.op_type, opsets[""], "")
         found = onnx.shape_inference.infer_node_outputs(schema, ir.serde.serialize_node(node), types, data)
-    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, RuntimeError):
-        return []
+    except (onnx.shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError, RuntimeError):
+        return []  # what an exporter writes of sequences does not always satisfy the schema
     return [
         v
         for v in node.outputs

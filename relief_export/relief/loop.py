@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from relief_export.calling import first_samples, inputs_of
 from relief_export.errors import InputError, IntegrityError
+from relief_export.printing import Prints, TextTable, percent
 from relief_export.relief.activity import measure_activity
 from relief_export.relief.disconnection import Disconnector
 from relief_export.relief.history import History, Iteration, from_main
@@ -62,7 +63,7 @@ _ONLY_CHOOSES = frozenset({"iterations", "patience", "tolerance"})
 
 
 @dataclass(frozen=True)
-class Relieved:
+class Relieved(Prints):
     """What relief found; the network's weights are those of the chosen iteration, its masked entries zero.
 
     Attributes:
@@ -83,6 +84,50 @@ class Relieved:
     def chosen(self) -> Iteration:
         """The row of the chosen iteration."""
         return self.history[self.iteration]
+
+    def table(self) -> TextTable:
+        """Return the iterations as a table; the chosen one is marked."""
+        rows = [
+            (
+                f"{row.iteration}{' <- chosen' if row.iteration == self.iteration else ''}",
+                f"{row.kept:,}",
+                percent(row.kept / row.dense),
+                percent(row.accuracy_before),
+                percent(row.accuracy),
+                *((percent(row.test_accuracy),) if self.history[0].test_accuracy is not None else ()),
+            )
+            for row in self.history
+        ]
+        columns = ["round", "weights", "density", "before retraining", "accuracy"]
+        columns += ["test"] if self.history[0].test_accuracy is not None else []
+        chosen = self.chosen
+        whole = f"; left whole: {', '.join(self.left_whole)}" if self.left_whole else ""
+        title = f"{chosen.kept:,} of {chosen.dense:,} weights kept, accuracy {percent(chosen.accuracy)}{whole}"
+        return TextTable(title, columns, rows)
+
+    def plot(self, axes: Any = None) -> Any:  # noqa: ANN401  matplotlib's axes, which are untyped here
+        """Draw accuracy over density, one point an iteration, and return the axes.
+
+        Args:
+            axes: Matplotlib axes to draw into; by default those of a new figure.
+        """
+        import matplotlib.pyplot as plt  # noqa: PLC0415  nobody waits for it who does not draw
+
+        axes = axes if axes is not None else plt.subplots()[1]
+        density = [row.kept / row.dense for row in self.history]
+        axes.plot(density, [row.accuracy for row in self.history], marker="o", label="validation")
+        if self.history[0].test_accuracy is not None:
+            axes.plot(density, [row.test_accuracy for row in self.history], marker="s", label="test")
+        axes.axhline(self.history[0].accuracy - self.tolerance, linestyle=":", color="grey", label="tolerance")
+        axes.plot(
+            density[self.iteration], self.chosen.accuracy, marker="o", markersize=14, fillstyle="none", color="black"
+        )
+        axes.set_xscale("log")
+        axes.invert_xaxis()
+        axes.set_xlabel("density (share of weights kept)")
+        axes.set_ylabel("accuracy")
+        axes.legend()
+        return axes
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for a record; masks are a file of their own."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from relief_export import records
 from relief_export.capture import plain_copy
 from relief_export.errors import InputError, IntegrityError
+from relief_export.printing import Prints, TextTable, percent
 from relief_export.relief.layers import JOIN_BUFFERS, connected_layers, joins, own_tensors, tensor_name
 from relief_export.state import apply_masks, bare, check_masks, tensors_of
 
@@ -52,7 +53,7 @@ class Count:
         return asdict(self)
 
 
-class Masks(Mapping[str, Tensor]):
+class Masks(Prints, Mapping[str, Tensor]):
     """An immutable mapping of names to boolean CPU tensors; a name that is not there is kept whole."""
 
     def __init__(self, masks: Mapping[str, Tensor] | None = None) -> None:
@@ -73,6 +74,19 @@ class Masks(Mapping[str, Tensor]):
         for name, mask in other.items():
             both[name] = both[name] & mask if name in both else mask
         return Masks(both)
+
+    def __repr__(self) -> str:
+        kept, total = sum(int(mask.sum()) for mask in self.values()), sum(mask.numel() for mask in self.values())
+        return f"Masks({len(self)} tensors, {kept:,} of {total:,} entries kept)"
+
+    def table(self) -> TextTable:
+        """Return what is kept of each tensor as a table."""
+        kept = {name: int(mask.sum()) for name, mask in self.items()}
+        rows = [
+            (name, "x".join(map(str, mask.shape)), f"{kept[name]:,}", percent(kept[name] / max(1, mask.numel())))
+            for name, mask in self.items()
+        ]
+        return TextTable(repr(self), ("tensor", "shape", "kept", "density"), rows)
 
     def same(self, other: Mapping[str, Tensor]) -> bool:
         """Return whether both mask exactly the same entries."""
@@ -237,6 +251,64 @@ def read_masks(
     masks = _unwrapped(masks, plain)
     check_masks(masks, plain)
     return ReadMasks(masks, disagreements(masks, plain), notes, form)
+
+
+FORMS = ("relief", "prune", "nni", "authors", "names", "zeros")
+"""Forms of masks that a file may hold; see `read_masks`. ``zeros`` are the exact zeros of a file of weights."""
+
+
+def masks_in(path: str | Path, form: str | None = None) -> ReadMasks:
+    """Read the masks in a file as they stand there, without the network that they are for.
+
+    Names are those of the file; positional lists are numbered. Where the file holds the weights too, masked entries
+    that are not zero are counted.
+
+    Args:
+        path: A file of masks or weights: safetensors, or what ``torch.save`` wrote.
+        form: One of `FORMS`, to refuse a file of another form; by default the file's own is found out.
+
+    Raises:
+        InputError: The file holds no masks, or those of another form.
+        IntegrityError: The file is damaged, or holds more than tensors.
+    """
+    path = Path(path)
+    weights = path.suffix == ".safetensors" and not _read_about(path)
+    content = safetensors.torch.load_file(path) if weights else _load(path)
+    found, masks = _recognise(content, zeros=weights or form == "zeros")
+    if form not in {None, found}:
+        raise InputError(f"{path} holds masks of the form {found!r}, not {form!r}: the forms are {', '.join(FORMS)}")
+    originals = {name: content.get(f"{name}_orig") for name in masks} if found == "prune" else {}
+    counts = {name: int((w[~masks[name]] != 0).sum()) for name, w in originals.items() if w is not None}
+    return ReadMasks(masks, {name: count for name, count in counts.items() if count}, (), found)
+
+
+def _recognise(content: Any, *, zeros: bool) -> tuple[str, Masks]:  # noqa: ANN401  any of the forms
+    if isinstance(content, Masks):
+        return "relief", content
+    if isinstance(content, Mapping) and content:
+        pruned = any(str(name).endswith("_orig") for name in content)
+        if not pruned and (zeros or _are_weights(content)):
+            named = {str(n): v != 0 for n, v in content.items() if isinstance(v, Tensor) and v.is_floating_point()}
+            return "zeros", Masks({n: v for n, v in named.items() if n.rpartition(".")[2] in {"weight", "bias"}})
+        if pruned:
+            return "prune", _from_prune_state(content)
+        if all(isinstance(value, Mapping) for value in content.values()):
+            return "nni", _from_nni(content)
+        form = "authors" if any(_AUTHORS_RESNET.fullmatch(str(name)) for name in content) else "names"
+        return form, Masks({str(name): _mask(str(name), value) for name, value in content.items()})
+    if isinstance(content, Sequence) and not isinstance(content, str) and content:
+        nested = all(isinstance(part, Sequence) and not isinstance(part, str) for part in content)
+        parts = [mask for part in content for mask in part] if nested else content
+        return "authors", Masks({str(number): _mask(str(number), mask) for number, mask in enumerate(parts)})
+    raise InputError(f"a {type(content).__name__} is no known form of masks, or it is empty")
+
+
+def _are_weights(content: Mapping[str, Any]) -> bool:
+    """Return whether a mapping of tensors holds weights: its largest tensor has other numbers than zeros and ones."""
+    if not all(isinstance(value, Tensor) for value in content.values()):
+        return False
+    largest = max(content.values(), key=torch.numel)
+    return not bool(((largest == 0) | (largest == 1)).all())
 
 
 def disagreements(masks: Mapping[str, Tensor], model: nn.Module) -> dict[str, int]:

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from relief_export import convert, formats
+from relief_export import conversion, formats
 from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.formats import FORMATS, Options
 from relief_export.graph.cost import cost
@@ -36,9 +36,9 @@ def build(nodes, inputs, outputs, tensors, domains=(), **graph):
 def everywhere(source, folder):
     """Convert ``source`` to every format and shrink it; return the files that a runtime loads."""
     for kind, name in WRITTEN.items():
-        convert.convert_file(source, folder / name, kind)
-    convert.shrink_file(source, folder / "shrunk.onnx")
-    convert.convert_file(folder / "csr", folder / "rebuilt.onnx", "dense")
+        conversion.convert_file(source, folder / name, kind)
+    conversion.shrink_file(source, folder / "shrunk.onnx")
+    conversion.convert_file(folder / "csr", folder / "rebuilt.onnx", "dense")
     return [folder / name for name in ("m.onnx", "s.onnx", "p.onnx", "shrunk.onnx", "rebuilt.onnx")]
 
 
@@ -105,10 +105,10 @@ def test_operators_of_ones_own_are_converted_without_the_runtime(tmp_path):
     for kind, name in (("int8", "i.onnx"), ("packed-int8", "j.onnx"), ("ort", "m.ort")):
         samples = None if kind == "ort" else tmp_path / "x.npz"
         with pytest.raises(UnsupportedModelError, match=r"load the source: .*source\.onnx has operator mine:Magic"):
-            convert.convert_file(source, tmp_path / name, kind, calibration=samples)
-    written = convert.convert_file(source, tmp_path / "again.onnx", "dense")
+            conversion.convert_file(source, tmp_path / name, kind, calibration=samples)
+    written = conversion.convert_file(source, tmp_path / "again.onnx", "dense")
     assert "source.onnx has operator mine:Magic" in written.notes[-1]
-    assert not convert.convert_file(source, tmp_path / "again.onnx", "dense", verify=False).notes
+    assert not conversion.convert_file(source, tmp_path / "again.onnx", "dense", verify=False).notes
 
 
 def test_what_only_the_result_does_not_load_is_still_refused(tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def test_what_only_the_result_does_not_load_is_still_refused(tmp_path, monkeypat
 
     monkeypatch.setitem(FORMATS, "dense", replace(FORMATS["dense"], write=refuse))
     with pytest.raises(UnsupportedModelError, match="cannot load it"):
-        convert.convert_file(tmp_path / "source.onnx", tmp_path / "m.onnx", "dense")
+        conversion.convert_file(tmp_path / "source.onnx", tmp_path / "m.onnx", "dense")
     assert not (tmp_path / "m.onnx").exists()
 
 
@@ -172,7 +172,7 @@ SCALED = """<ir_version: 8, opset_import: ["": 17]> g (float t, float[%s,4] x) =
 def test_an_input_that_is_a_single_number_is_calibrated(tmp_path, batch, t, kind):
     onnx.save(onnx.parser.parse_model(SCALED % batch), tmp_path / "source.onnx")
     np.savez(tmp_path / "x.npz", x=X.astype(np.float64), t=t)
-    convert.convert_file(tmp_path / "source.onnx", tmp_path / "m.onnx", kind, calibration=tmp_path / "x.npz")
+    conversion.convert_file(tmp_path / "source.onnx", tmp_path / "m.onnx", kind, calibration=tmp_path / "x.npz")
     feeds = {"x": X[:2], "t": np.asarray(t.ravel()[0])}
     got, expected = (run(tmp_path / name, feeds)[0] for name in ("m.onnx", "source.onnx"))
     assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
@@ -190,7 +190,7 @@ def test_samples_that_cannot_be_fed_are_refused(tmp_path, arrays, message):
     onnx.save(onnx.parser.parse_model(SCALED % "2"), tmp_path / "source.onnx")
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(InputError, match=message):
-        convert.convert_file(tmp_path / "source.onnx", tmp_path / "m.onnx", "int8", calibration=tmp_path / "x.npz")
+        conversion.convert_file(tmp_path / "source.onnx", tmp_path / "m.onnx", "int8", calibration=tmp_path / "x.npz")
 
 
 def test_a_model_of_text_is_converted_and_says_what_it_is_not(tmp_path, recwarn):
@@ -201,6 +201,8 @@ def test_a_model_of_text_is_converted_and_says_what_it_is_not(tmp_path, recwarn)
     for path in everywhere(tmp_path / "source.onnx", tmp_path):
         assert run(path, {"x": words})[0].tolist() == list("abcde")
     np.savez(tmp_path / "x.npz", x=words)
-    done = convert.convert_file(tmp_path / "source.onnx", tmp_path / "i.onnx", "int8", calibration=tmp_path / "x.npz")
+    done = conversion.convert_file(
+        tmp_path / "source.onnx", tmp_path / "i.onnx", "int8", calibration=tmp_path / "x.npz"
+    )
     assert done.notes == ("no weight was quantised: no operator that ONNX Runtime quantises has one",)
     assert not recwarn.list

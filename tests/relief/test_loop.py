@@ -12,13 +12,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.utils import prune
 
 from relief_export.errors import InputError, IntegrityError
 from relief_export.recipe import ReliefConfig
 from relief_export.relief.history import History, Iteration
-from relief_export.relief.loop import Loop, _Run, best_of
+from relief_export.relief.loop import Loop, Relieved, _Run, best_of
 from relief_export.relief.masks import Masks
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -548,3 +549,25 @@ def test_a_pruned_layer_is_refused_by_name(tensor):
     prune.identity(model[2], tensor)
     with pytest.raises(InputError, match=f"the {tensor} of layer '2' is computed from other tensors: .*prune.remove"):
         Loop([X], nothing, lambda _model: 0.5).run(model, config())
+
+
+def test_a_result_prints_its_rounds_and_draws_them():
+    rows = [
+        Iteration(0, None, 0.9, None, 1000, 1000, True, {}, {}, {}),
+        Iteration(1, 0.5, 0.89, None, 1000, 250, True, {}, {}, {}),
+        Iteration(2, 0.4, 0.6, None, 1000, 100, False, {}, {}, {}),
+    ]
+    found = Relieved(1, Masks(), tuple(rows), 0.01, {"rnn": "LSTM, whose connections are not scored"})
+    assert str(found).splitlines() == [
+        "250 of 1,000 weights kept, accuracy 89.00 %; left whole: rnn",
+        "round        weights   density  before retraining  accuracy",
+        "0              1,000  100.00 %                  -   90.00 %",
+        "1 <- chosen      250   25.00 %            50.00 %   89.00 %",
+        "2                100   10.00 %            40.00 %   60.00 %",
+    ]
+    assert "<td>1 &lt;- chosen</td><td>250</td>" in found._repr_html_()
+    axes = found.plot(Figure().subplots())
+    line, limit, chosen = axes.get_lines()
+    assert line.get_xydata().tolist() == [[1.0, 0.9], [0.25, 0.89], [0.1, 0.6]]
+    assert limit.get_ydata()[0] == pytest.approx(0.89)
+    assert chosen.get_xydata().tolist() == [[0.25, 0.89]]

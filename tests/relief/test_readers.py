@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import pytest
@@ -5,9 +6,11 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from relief_export.cli import run
 from relief_export.errors import InputError, IntegrityError
 from relief_export.recipe import ModelConfig
-from relief_export.relief.masks import Masks, read_masks, zeros
+from relief_export.relief.masks import FORMS, Masks, read_masks, zeros
+from relief_export.training.checkpoints import save_weights
 from relief_export.training.models import build_model
 
 
@@ -194,3 +197,51 @@ def test_files_that_would_run_code_or_are_damaged_are_refused(tmp_path, capsys):
 def test_what_fits_nothing_is_refused(source, message):
     with pytest.raises(InputError, match=message):
         read_masks(source, net())
+
+
+def written(tmp_path, form):
+    """A file of one form; how many entries of the last linear layer, 24 of them, it keeps."""
+    model, path = net(), tmp_path / ("weights.safetensors" if form in ("relief", "zeros") else "masks.pth")
+    prune.random_unstructured(model[3], "weight", 10)
+    mask = model[3].weight_mask
+    if form == "relief":
+        Masks({"3.weight": mask}).save(path)
+    elif form == "prune":
+        with torch.no_grad():
+            model[3].weight_orig[mask == 0] = torch.tensor([1.0] * 3 + [0.0] * 7)
+        torch.save(model.state_dict(), path)
+    elif form == "zeros":
+        prune.remove(model[3], "weight")
+        save_weights(model, path)
+    else:
+        content = {"nni": {"3": {"weight": mask, "_output_": mask}}, "names": {"3.weight": mask}}
+        content["authors"] = [[torch.ones(2, 1, 3, 3), torch.ones(2)], [mask, torch.ones(3)]]
+        torch.save(content[form], path)
+    return path
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_masks_in_a_file_are_shown_without_the_network(tmp_path, form, capsys):
+    path = written(tmp_path, form)
+    assert run(["masks", str(path), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["result"]
+    assert result["form"] == form
+    (row,) = (row for row in result["tensors"] if row["shape"] == [3, 8])
+    assert (row["entries"], row["kept"], row["not_zero"]) == (24, 14, 3 if form == "prune" else 0)
+    assert run(["masks", str(path), "--from", form]) == 0
+    assert "58.33 %" in capsys.readouterr().out
+    other = "nni" if form != "nni" else "prune"
+    assert run(["masks", str(path), "--from", other]) == 2
+    assert f"holds masks of the form '{form}', not '{other}'" in capsys.readouterr().err
+
+
+def test_masks_print_as_a_table():
+    masks = Masks({"fc.weight": torch.tensor([[True, False, True, True]]), "a": torch.ones(2, dtype=torch.bool)})
+    assert repr(masks) == "Masks(2 tensors, 5 of 6 entries kept)"
+    assert str(masks).splitlines() == [
+        "Masks(2 tensors, 5 of 6 entries kept)",
+        "tensor     shape  kept   density",
+        "fc.weight    1x4     3   75.00 %",
+        "a              2     2  100.00 %",
+    ]
+    assert "<td>fc.weight</td><td>1x4</td><td>3</td><td>75.00 %</td>" in masks._repr_html_()

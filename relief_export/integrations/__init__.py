@@ -1,0 +1,1 @@
+"""Relief inside the training loops of other libraries, which are imported only where they are used."""

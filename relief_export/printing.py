@@ -1,0 +1,62 @@
+"""Results that print as a small table, in a terminal and in a notebook."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class TextTable(NamedTuple):
+    """A heading, the columns' names and the rows; the first column is a name, the others are numbers."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+    def text(self) -> str:
+        """Return the table for a terminal, columns aligned."""
+        cells = [[str(cell) for cell in row] for row in (self.columns, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell.rjust(width) if place else cell.ljust(width) for place, (cell, width) in enumerate(pairs))
+            for pairs in (tuple(zip(row, widths, strict=True)) for row in cells)
+        ]
+        return "\n".join(line.rstrip() for line in (self.title, *lines))
+
+    def html(self) -> str:
+        """Return the table for a notebook."""
+
+        def row(cells: Sequence[object], tag: str) -> str:
+            return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+        body = "".join(row(cells, "td") for cells in self.rows)
+        head = f"<caption>{escape(self.title)}</caption><thead>{row(self.columns, 'th')}</thead>"
+        return f"<table>{head}<tbody>{body}</tbody></table>"
+
+
+class Prints:
+    """Base of results that know their table; ``repr`` of a dataclass stays as it is."""
+
+    def table(self) -> TextTable:
+        """Return what is printed."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """Return the table as text."""
+        return self.table().text()
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
+
+    def _repr_pretty_(self, printer: object, cycle: bool) -> None:
+        """Print the table in IPython too, where it would show the ``repr``."""
+        del cycle
+        printer.text(str(self))  # type: ignore[attr-defined]  # IPython's printer, which is not imported here
+
+
+def percent(share: float | None) -> str:
+    """Write a fraction as a percentage; a dash where it is unknown."""
+    return "-" if share is None else f"{100 * share:.2f} %"
