@@ -7,10 +7,10 @@ import threading
 import numpy as np
 import onnx_ir as ir
 import pytest
-from relief_export.convert import convert_file
 
 from relief_export import runtime
 from relief_export.cgen.compiler import find_compiler
+from relief_export.conversion import convert_file
 from relief_export.errors import InputError, MissingCompilerError
 from tests.cgen.programs import RELATIVE
 from tests.graph.helpers import build, run
