@@ -118,8 +118,7 @@ def _integers(model: ir.Model, options: Options) -> tuple[Plan, Quantisation, tu
     """Return the plan of a quantised model, or of one that is quantised first, with its integers."""
     from relief_export.cgen.quantised import quantised  # noqa: PLC0415
     from relief_export.formats.int8 import quantise  # noqa: PLC0415
-    from relief_export.graph.fold import fold  # noqa: PLC0415
-    from relief_export.graph.shapes import with_dimensions  # noqa: PLC0415
+    from relief_export.graph.prepare import fold, with_dimensions  # noqa: PLC0415
     from relief_export.graph.shrink import shrink  # noqa: PLC0415
 
     notes: tuple[str, ...] = ()
