@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from relief_export.errors import InputError, IntegrityError
+from relief_export.errors import InputError
 from relief_export.formats.artifact import check_listed
+from relief_export.npz import read_npz
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,16 +69,7 @@ def load_arrays(path: Path) -> Arrays:
         InputError: There is no such file, no array ``x``, or an array of pickled objects.
         IntegrityError: The file is damaged, or differs from the manifest beside it that lists it.
     """
-    try:
-        found = _read(path)
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: give an .npz file with arrays x and y") from None
-    except InputError:
-        raise
-    except Exception as error:  # noqa: BLE001 - what damaged archives and headers raise shares no other base
-        # NumPy takes any foreign file for a pickle, and advises to load it.
-        why = "another kind of file" if "pickle" in str(error) else " ".join(str(error).split())[:120]
-        raise IntegrityError(f"{path} is no readable .npz file ({why}): write it with numpy.savez") from None
+    found = read_npz(path, lambda key: key.partition(".")[0] in {"x", "y", "logits"})
     check_listed(path)
     x, logits = (_by_name(found, what) for what in ("x", "logits"))
     if x is None:
@@ -93,24 +85,6 @@ def load_arrays(path: Path) -> Arrays:
 def _by_name(found: Mapping[str, Array], what: str) -> ByName | None:
     several = {key.removeprefix(f"{what}."): array for key, array in found.items() if key.startswith(f"{what}.")}
     return several or found.get(what)
-
-
-def _read(path: Path) -> dict[str, Array]:
-    loaded = np.load(path, allow_pickle=False)
-    if not isinstance(loaded, np.lib.npyio.NpzFile):
-        raise InputError(f"{path} is a single array: save x and y with numpy.savez")
-    with loaded as file:
-        return {key: _array(file, key, path) for key in file.files if key.partition(".")[0] in {"x", "y", "logits"}}
-
-
-def _array(file: Any, key: str, path: Path) -> Array:  # noqa: ANN401 - NumPy's NpzFile is untyped
-    try:
-        array: Array = file[key]
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise InputError(f"{path}: array {key!r} holds pickled objects, which are never loaded: save numbers") from None
-    return array
 
 
 def check_labels(y: Array, samples: int, classes: int) -> None:

@@ -20,10 +20,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnxruntime import quantization
 
-from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
+from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.formats import packed
 from relief_export.formats.artifact import Artifact, File, Options, Tolerance
 from relief_export.formats.onnx_file import canonical, load_proto, save_model, to_ir
+from relief_export.npz import read_npz
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -173,15 +174,7 @@ def _samples(names: list[str], source: Array | Mapping[str, Array] | Path | None
     elif isinstance(source, Mapping):
         arrays = dict(source)
     else:
-        try:
-            with np.load(source, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        except FileNotFoundError:
-            raise InputError(f"{source} does not exist: give an .npz file with calibration samples") from None
-        except Exception as error:  # noqa: BLE001 - what damaged archives and headers raise shares no other base
-            raise IntegrityError(
-                f"{source} is not an .npz file of arrays ({' '.join(str(error).split())[:120]})"
-            ) from None
+        arrays = read_npz(source)
     if len(names) == 1 and names[0] not in arrays:
         only = arrays.get("x", next(iter(arrays.values())) if len(arrays) == 1 else None)
         arrays = {names[0]: only} if only is not None else {}
