@@ -16,19 +16,20 @@ if TYPE_CHECKING:
     from relief_export.formats import Artifact, Manifest
 
 _MANIFEST = "manifest.json"
-_CSR_INDEX = "index.json"
+_SINGLE = ("index.json", "program.json")
+"""What makes a folder one model: a csr folder has the first, a folder of generated C the second."""
 KINDS = "a model file, a csr folder, an artifacts folder (with manifest.json) or a build folder (with artifacts/)"
 
 
 def is_single(subject: Path) -> bool:
-    """Return True if ``subject`` is one model: a file, or a csr folder.
+    """Return True if ``subject`` is one model: a file, a csr folder, or a folder of generated C.
 
     Raises:
         InputError: It does not exist.
     """
     if not subject.exists():
         raise InputError(f"{subject} does not exist: give {KINDS}")
-    return not subject.is_dir() or (subject / _CSR_INDEX).is_file()
+    return not subject.is_dir() or any((subject / name).is_file() for name in _SINGLE)
 
 
 def artifacts_folder(subject: Path) -> Path:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 _NOT_LOADED = frozenset(name for name, form in formats.FORMATS.items() if not form.loadable)
 """Formats that no runtime loads as they are: listed, and only checked when they are named."""
 _LARGEST = 3
+_UNCOMPILED = "is generated C, whose flash is known once it is compiled: add --measure and a --target or --cc"
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,8 @@ def audit(
         IntegrityError: A file differs from the manifest.
         UnsupportedModelError: RAM is limited and the size of an activation is unknown.
     """
+    if formats.c.is_program(subject):
+        raise InputError(f"{subject} {_UNCOMPILED}")
     found = _measure(subject, dimensions or {})
     chosen = _choose(subject, found, budget)
     row, arena = found[chosen].size, found[chosen].arena
@@ -328,6 +331,8 @@ def _choose(subject: Path, found: Mapping[str, _Measured], budget: Budget) -> st
     if budget.file is not None:
         if budget.file not in found:
             raise InputError(f"{subject} has no file {budget.file!r}{did_you_mean(budget.file, found)}")
+        if found[budget.file].size.format == "c":
+            raise InputError(f"{budget.file} of {subject} {_UNCOMPILED}")
         return budget.file
     if is_single(subject):
         return next(iter(found))
@@ -383,7 +388,7 @@ def _notes(target: Target | None) -> tuple[str, ...]:
     if target is None or target.core is None:
         return ()
     note = f"ONNX Runtime does not run on {target.title}: these are the sizes of files, to plan with; "
-    return (f"{note}what runs there is the C program of the format c",)
+    return (f"{note}what runs there is the C program of the format c, which audit --measure compiles",)
 
 
 def _compressed(model: ir.Model) -> tuple[int, int]:

@@ -192,6 +192,14 @@ def test_a_board_without_a_runtime_for_onnx_says_so(export):
     assert audit(folder, Budget.of(target="raspberry-pi-zero-2")).notes == ()
 
 
+def test_generated_c_is_not_weighed_by_its_sources(export):
+    folder = export("dense", "c")
+    assert audit(folder, Budget()).checked == "model.onnx"
+    for subject, budget in ((folder / "c", Budget()), (folder, Budget(file="c"))):
+        with pytest.raises(InputError, match="is generated C, whose flash is known once it is compiled: add --measure"):
+            audit(subject, budget)
+
+
 def test_the_json_has_what_a_gate_needs(export, tmp_path):
     folder = export("dense")
     found = json.loads(json.dumps(audit(tmp_path, Budget.of(target="rp2040")).to_dict(), allow_nan=False))
