@@ -20,6 +20,7 @@ Which permutation it is, and that nothing else moves, is seen by sending the pos
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,9 +30,9 @@ from onnx_ir.passes import common
 from relief_export.graph.channels import LayoutError, axis_indices, constant_axes, drop_axes, varying
 from relief_export.graph.initializers import add_initializer, drop_unused, free_name
 from relief_export.graph.prepare import constant_array
-from relief_export.graph.rules.base import PINNED, NodeContext, Walk, static_shape
+from relief_export.graph.rules.base import PINNED, LayerFacts, NodeContext, Walk, static_shape
 from relief_export.graph.rules.elementwise import Elementwise
-from relief_export.graph.rules.linear import Linear
+from relief_export.graph.rules.linear import Linear, LinearFacts
 from relief_export.graph.rules.moves import MovesElements
 from relief_export.graph.rules.norms import BatchNorm
 
@@ -42,10 +43,25 @@ if TYPE_CHECKING:
 
     from relief_export.graph.analysis import Liveness
     from relief_export.graph.rules.base import NodeContext, Rule
-    from relief_export.graph.rules.linear import Matrix
 
 
 Lists = dict[int, "NDArray[np.int64]"]
+
+
+@dataclass(frozen=True)
+class InsideShuffle:
+    """Outputs of a node that lie inside a channel shuffle."""
+
+    values: tuple[ir.Value, ...]
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """A channel shuffle that ends at a node: channel ``k`` of its result is channel ``order[k]`` of ``source``."""
+
+    source: ir.Value
+    axis: int
+    order: NDArray[np.int64]
 
 
 class RemovalPlan:
@@ -136,8 +152,8 @@ class RemovalPlan:
 
     def shuffles(self, ctx: NodeContext) -> Sequence[ir.Value]:
         """Return the outputs of a node that lie inside a channel shuffle, which is replaced as a whole."""
-        shuffled: tuple[ir.Value, ...] = ctx.cache.get("shuffled", ())
-        return shuffled
+        inside = ctx.find(InsideShuffle)
+        return inside.values if inside is not None else ()
 
     # Edits ------------------------------------------------------------------------------------------------------------
 
@@ -385,16 +401,17 @@ def narrow_layers(graph: ir.Graph, liveness: Liveness) -> int:
     gathers: dict[tuple[ir.Value, bytes], ir.Value] = {}
     count = 0
     for ctx, _ in liveness.contexts:
-        if "matrix" in ctx.cache and ctx.cache["matrix"].groups == 1 and ctx.exclusive(1) and ctx.exclusive(2):
+        linear = ctx.find(LinearFacts)
+        if linear is not None and linear.matrix.groups == 1 and ctx.exclusive(1) and ctx.exclusive(2):
             count += _narrow_input(graph, ctx, gathers)
             count += _narrow_output(graph, ctx)
     return count
 
 
 def _narrow_input(graph: ir.Graph, ctx: NodeContext, gathers: dict[tuple[ir.Value, bytes], ir.Value]) -> bool:
-    matrix: Matrix = ctx.cache["matrix"]
-    used = np.flatnonzero(ctx.cache["nonzero"][0].any(axis=0) & (ctx.cache["const_in"] != 0))
-    outs, ins = ctx.cache["nonzero"].shape[1:]
+    matrix = ctx.recall(LinearFacts).matrix
+    used = np.flatnonzero(ctx.recall(LayerFacts).nonzero[0].any(axis=0) & (ctx.recall(LinearFacts).const_in != 0))
+    outs, ins = ctx.recall(LayerFacts).nonzero.shape[1:]
     taps = matrix.size // (outs * ins)
     lost, source = ins - len(used), ctx.source
     key = (source, used.tobytes())
@@ -417,8 +434,8 @@ def _narrow_input(graph: ir.Graph, ctx: NodeContext, gathers: dict[tuple[ir.Valu
 
 def _narrow_output(graph: ir.Graph, ctx: NodeContext) -> bool:
     weight = ctx.array(1)
-    matrix: Matrix = ctx.cache["matrix"]
-    out, outs = ctx.result, ctx.cache["nonzero"].shape[1]
+    matrix = ctx.recall(LinearFacts).matrix
+    out, outs = ctx.result, ctx.recall(LayerFacts).nonzero.shape[1]
     bias = ctx.array(2)
     if weight is None or out.is_graph_output() or out.shape is None or (bias is not None and bias.size != outs):
         return False
@@ -487,15 +504,16 @@ def mark_shuffles(liveness: Liveness) -> None:
         if order is None:
             continue
         for inner in chain[:-1]:
-            inner.cache["shuffled"] = tuple(inner.node.outputs)
-        chain[-1].cache["permutes"] = (source, axes[0], order)
+            inner.note(InsideShuffle(tuple(inner.node.outputs)))
+        chain[-1].note(Shuffle(source, axes[0], order))
 
 
 def replace_shuffle(ctx: NodeContext, plan: RemovalPlan) -> bool:
     """Replace the shuffle that ends at this node by a Gather where channels are cut; return whether it was."""
-    if "permutes" not in ctx.cache:
+    shuffle = ctx.find(Shuffle)
+    if shuffle is None:
         return False
-    source, axis, order = ctx.cache["permutes"]
+    source, axis, order = shuffle.source, shuffle.axis, shuffle.order
     end = ctx.result
     kept = plan.kept(end)
     if not kept:

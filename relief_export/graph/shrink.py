@@ -18,8 +18,9 @@ from relief_export.graph.analysis import Liveness, analyse
 from relief_export.graph.initializers import drop_unused
 from relief_export.graph.prepare import file_size, restore_interface, simplify
 from relief_export.graph.rewrite import mark_shuffles, narrow_layers, replace_shuffle, substitute_constants
-from relief_export.graph.rules.base import PINNED, NodeContext
-from relief_export.graph.rules.linear import Linear
+from relief_export.graph.rules.base import PINNED, LayerFacts, NodeContext
+from relief_export.graph.rules.linear import Linear, LinearFacts
+from relief_export.graph.rules.recurrent import Cell
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from relief_export.graph.analysis import Liveness
     from relief_export.graph.rewrite import RemovalPlan
     from relief_export.graph.rules.base import ChannelFacts, Tie
-    from relief_export.graph.rules.linear import Matrix
-    from relief_export.graph.rules.recurrent import Cell
 
 
 @dataclass(frozen=True)
@@ -215,12 +214,12 @@ def measure(liveness: Liveness) -> dict[str, LayerSize]:
     """Return the size of every linear or recurrent layer by its name."""
     sizes = {}
     for ctx, _ in liveness.contexts:
-        if "matrix" in ctx.cache:
-            matrix: Matrix = ctx.cache["matrix"]
-            groups, outs, ins = ctx.cache["nonzero"].shape
+        linear, cell = ctx.find(LinearFacts), ctx.find(Cell)
+        if linear is not None:
+            matrix = linear.matrix
+            groups, outs, ins = ctx.recall(LayerFacts).nonzero.shape
             sizes[layer_name(ctx)] = LayerSize(ctx.node.op_type, groups * outs, groups * ins, groups, matrix.size)
-        elif "cell" in ctx.cache:
-            cell: Cell = ctx.cache["cell"]
+        elif cell is not None:
             stored = cell.weight.size + cell.recurrent.size
             sizes[layer_name(ctx)] = LayerSize(ctx.node.op_type, len(cell.zero), len(cell.zero_in), 1, stored)
     return sizes
@@ -231,12 +230,13 @@ def explain(liveness: Liveness, plan: RemovalPlan) -> tuple[KeptChannels, ...]:
     reasons = _Reasons(liveness, plan)
     rows: list[KeptChannels] = []
     for ctx, _ in liveness.contexts:
-        if "const_out" not in ctx.cache:
+        layer = ctx.find(LayerFacts)
+        if layer is None:
             rows += _refused(ctx)
             continue
-        needed = ctx.cache.get("needed", liveness.live[ctx.result].reshape(-1))
-        dead_out = ~needed | ~np.isnan(ctx.cache["const_out"])
-        unread = ~ctx.cache["nonzero"].any(axis=1).reshape(-1)
+        needed = liveness.live[ctx.result].reshape(-1) if layer.needed is None else layer.needed
+        dead_out = ~needed | ~np.isnan(layer.const_out)
+        unread = ~layer.nonzero.any(axis=1).reshape(-1)
         for side, value, zero in (("output", ctx.result, dead_out), ("input", ctx.source, unread)):
             found = reasons.of(ctx, value, zero)
             rows += [KeptChannels(layer_name(ctx), side, n, why) for why, n in sorted(found.items())]
@@ -259,7 +259,7 @@ def _refused(ctx: NodeContext) -> list[KeptChannels]:
 
 def _why_constant(ctx: NodeContext) -> str:
     """Say why a linear layer cannot move a constant input into its bias."""
-    border = ctx.cache["matrix"].border
+    border = ctx.recall(LinearFacts).matrix.border
     if not border:
         return f"a constant that the quantised bias of {ctx.label} cannot hold"
     return f"non-zero constant {border} at {ctx.label}"
@@ -303,7 +303,7 @@ class _Reasons:
                     for facts in (facts_of[v] for v in ctx.node.outputs):
                         lost = np.intersect1d(known, facts.ids[np.isnan(facts.const)])
                         self._lost[lost[self._lost[lost] < 0]] = number
-            if "matrix" in ctx.cache:
+            if ctx.find(LinearFacts) is not None:
                 facts, needed_here = facts_of[ctx.source], rule.backward(ctx, needed)[0]
                 asked = [m for m in (needed_here, ctx.deferred) if m is not None]
                 held = np.logical_or.reduce(asked) & live[ctx.source] & ~np.isnan(facts.const)

@@ -8,7 +8,7 @@ stays.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from relief_export.graph.rewrite import RemovalPlan
 
 PINNED = 0
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,21 @@ class ParameterUse:
 
     dead: NDArray[np.bool_]
     constant: NDArray[np.bool_]
+
+
+@dataclass
+class LayerFacts:
+    """What is known of a layer that mixes channels with weights.
+
+    Attributes:
+        nonzero: Which outputs read which inputs: (groups, out/groups, in/groups) bool.
+        const_out: Value of each output that is constant, NaN for the others.
+        needed: Outputs that some graph output depends on, where that is not the liveness of the first output.
+    """
+
+    nonzero: NDArray[np.bool_]
+    const_out: NDArray[np.float64]
+    needed: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True)
@@ -197,7 +213,8 @@ class NodeContext:
     def __init__(self, node: ir.Node, walk: Walk) -> None:
         self.node = node
         self.walk = walk
-        self.cache: dict[str, Any] = {}
+        self._found: dict[type, Any] = {}
+        self._stated_axes: set[tuple[int, int]] = set()
         self.given_up = False
         self.reason = ""
         """Why the rule has given up."""
@@ -207,6 +224,20 @@ class NodeContext:
         """Activations that the node's subgraphs read from outside."""
         self.deferred: NDArray[np.bool_] | None = None
         """Constant input channels that a zero-padded convolution needs, set by its backward rule."""
+
+    def note(self, found: object) -> None:
+        """Keep what a rule found out about its node, by its type."""
+        self._found[type(found)] = found
+
+    def find(self, kind: type[Found]) -> Found | None:
+        """Return what a rule noted of that type, None where none did."""
+        found: Found | None = self._found.get(kind)
+        return found
+
+    def recall(self, kind: type[Found]) -> Found:
+        """Return what this node's rule noted of that type in its forward walk."""
+        found: Found = self._found[kind]
+        return found
 
     @property
     def source(self) -> ir.Value:
@@ -269,7 +300,7 @@ class NodeContext:
         value = self.node.inputs[index]
         if value is None or not self.walk.shared(value):
             return
-        self.cache.setdefault("axes", set()).add((index, axis))
+        self._stated_axes.add((index, axis))
         for tie in self.walk.use_axis(value, axis, ids.reshape(-1), self.label):
             if tie.left.shape == tie.right.shape:
                 different = tie.left != tie.right
@@ -280,13 +311,12 @@ class NodeContext:
 
     def pin_shared(self) -> None:
         """Keep whole the axes of shared constants that this node's rule said nothing about."""
-        stated = self.cache.get("axes", set())
         for index, value in enumerate(self.node.inputs):
             if value is None or value in self.walk.facts_of or not self.walk.shared(value):
                 continue
             array = self.array(index)
             for axis in range(0 if array is None else array.ndim):
-                if (index, axis) not in stated and array is not None:
+                if (index, axis) not in self._stated_axes and array is not None:
                     self.use_axis(index, axis, np.zeros(array.shape[axis], np.int64))
 
     def give_up(self, reason: str) -> list[ChannelFacts]:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relief_export.graph.channels import varying
-from relief_export.graph.rules.base import ChannelFacts, NodeContext, ParameterUse, Rule
+from relief_export.graph.rules.base import ChannelFacts, LayerFacts, NodeContext, ParameterUse, Rule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -208,6 +208,20 @@ def ungroup(blocks: list[Array], matrix: Matrix) -> Array:
     return np.concatenate([b.swapaxes(0, 1) for b in blocks], axis=0)
 
 
+@dataclass(frozen=True)
+class LinearFacts:
+    """What a linear operator found out about itself.
+
+    Attributes:
+        matrix: Its weight. absorbed: Inputs whose constant can go into the bias: (in,), over all groups.
+        const_in: Value of each input that is constant, NaN for the others: (in,) float64.
+    """
+
+    matrix: Matrix
+    absorbed: NDArray[np.bool_]
+    const_in: NDArray[np.float64]
+
+
 class Linear(Rule):
     """Convolutions and matrix products with a constant weight, whose rows and columns are cut.
 
@@ -251,10 +265,10 @@ class Linear(Rule):
         absorbed = ~np.isnan(const_in) & ((const_in == 0) | (not matrix.border))
         if ctx.quantised(1) or (self.has_bias and not _is_stored(ctx, 2)):
             absorbed &= const_in == 0  # a bias that is computed from integers cannot hold every number
-        ctx.cache.update(matrix=matrix, nonzero=nonzero, absorbed=absorbed, const_in=const_in)
+        ctx.note(LinearFacts(matrix, absorbed, const_in))
         ids = ctx.walk.fresh(shape)
         const = self._const(ctx, nonzero, absorbed).reshape(shape)
-        ctx.cache["const_out"] = const.reshape(-1)
+        ctx.note(LayerFacts(nonzero, const.reshape(-1)))
         self._share(ctx, matrix, facts, ids)
         return [ChannelFacts(ctx.out_shape(), ids, const)]
 
@@ -267,7 +281,7 @@ class Linear(Rule):
 
     def _share(self, ctx: NodeContext, matrix: Matrix, facts: ChannelFacts, ids: NDArray[np.int64]) -> None:
         ins, outs = matrix.shape[matrix.in_axis], matrix.shape[matrix.out_axis]
-        rows, columns = ids.reshape(-1), np.broadcast_to(facts.ids.reshape(-1), len(ctx.cache["const_in"]))
+        rows, columns = ids.reshape(-1), np.broadcast_to(facts.ids.reshape(-1), len(ctx.recall(LinearFacts).const_in))
         if matrix.groups > 1:  # the grouped axis of the weight counts only one group's channels
             rows = rows if len(rows) == outs else np.zeros(outs, np.int64)
             columns = columns if len(columns) == ins else np.zeros(ins, np.int64)
@@ -282,8 +296,8 @@ class Linear(Rule):
         const = ~(nonzero & ~by_group).any(axis=2).reshape(-1)
         result = np.full(groups * outs, np.nan)
         rows = np.flatnonzero(const)
-        values = np.where(absorbed, ctx.cache["const_in"], 0.0)
-        result[rows] = self._bias(ctx, groups * outs)[rows] + ctx.cache["matrix"].contribution(values, rows)
+        values = np.where(absorbed, ctx.recall(LinearFacts).const_in, 0.0)
+        result[rows] = self._bias(ctx, groups * outs)[rows] + ctx.recall(LinearFacts).matrix.contribution(values, rows)
         return result
 
     def _bias(self, ctx: NodeContext, channels: int) -> NDArray[np.float64]:
@@ -295,20 +309,20 @@ class Linear(Rule):
     def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """An input channel is needed where a live output reads it and it cannot be absorbed."""
         facts = ctx.walk.facts_of[ctx.source]
-        nonzero = ctx.cache["nonzero"]
+        nonzero = ctx.recall(LayerFacts).nonzero
         groups, outs, _ = nonzero.shape
-        wanted = (live[0].reshape(-1) & np.isnan(ctx.cache["const_out"])).reshape(groups, outs, 1)
-        read = (nonzero & wanted).any(axis=1).reshape(-1) & ~ctx.cache["absorbed"]
-        flat = ~np.isnan(ctx.cache["const_in"])
+        wanted = (live[0].reshape(-1) & np.isnan(ctx.recall(LayerFacts).const_out)).reshape(groups, outs, 1)
+        read = (nonzero & wanted).any(axis=1).reshape(-1) & ~ctx.recall(LinearFacts).absorbed
+        flat = ~np.isnan(ctx.recall(LinearFacts).const_in)
         ctx.deferred = None
-        if ctx.cache["matrix"].border and groups == 1 and ctx.exclusive(1):
+        if ctx.recall(LinearFacts).matrix.border and groups == 1 and ctx.exclusive(1):
             ctx.deferred = _narrow(read & flat, facts)
             read = read & ~flat
         return [_narrow(read, facts), *(None for _ in ctx.node.inputs[1:])]
 
     def require(self, ctx: NodeContext, plan: RemovalPlan) -> list[tuple[NDArray[np.int64], str]]:
         """Keep the groups of a grouped convolution equal, and one input for a layer that has outputs left."""
-        groups, outs, ins = ctx.cache["nonzero"].shape
+        groups, outs, ins = ctx.recall(LayerFacts).nonzero.shape
         source, value = ctx.source, ctx.result
         keep_in = plan.mask(source, groups * ins).reshape(groups, ins)
         keep_out = plan.mask(value, groups * outs).reshape(groups, outs)
@@ -327,8 +341,8 @@ class Linear(Rule):
 
     def rewrite(self, ctx: NodeContext, plan: RemovalPlan) -> None:
         """Absorb and merge constants, then cut rows, columns and groups."""
-        matrix: Matrix = ctx.cache["matrix"]
-        groups, outs, ins = ctx.cache["nonzero"].shape
+        matrix = ctx.recall(LinearFacts).matrix
+        groups, outs, ins = ctx.recall(LayerFacts).nonzero.shape
         keep_in = plan.mask(ctx.source, groups * ins)
         keep_out = plan.mask(ctx.result, groups * outs)
         grouped = matrix.grouped(matrix.weight)
@@ -367,7 +381,7 @@ class Linear(Rule):
         live, facts = plan.live(ctx.source), ctx.walk.facts_of[ctx.source]
         if ctx.deferred is None or not (ctx.deferred & ~live).any():
             return None
-        const, channels = ctx.cache["const_in"], grouped.shape[2]
+        const, channels = ctx.recall(LinearFacts).const_in, grouped.shape[2]
         lost = np.flatnonzero(np.broadcast_to((ctx.deferred & ~live).reshape(-1), channels))
         usable = live & ~np.isnan(facts.const) & (facts.const != 0)
         target = int(np.argmax(np.where(np.broadcast_to(usable.reshape(-1), channels), np.abs(const), -1)))
@@ -378,8 +392,8 @@ class Linear(Rule):
 
     def _taken(self, ctx: NodeContext, plan: RemovalPlan) -> NDArray[np.bool_]:
         """Return the input channels whose non-zero constant goes into the bias: (in,) bool."""
-        const = ctx.cache["const_in"]
-        taken = ctx.cache["absorbed"] & (const != 0) & ctx.cache["nonzero"].any(axis=1).reshape(-1)
+        const = ctx.recall(LinearFacts).const_in
+        taken = ctx.recall(LinearFacts).absorbed & (const != 0) & ctx.recall(LayerFacts).nonzero.any(axis=1).reshape(-1)
         result: NDArray[np.bool_] = taken & ~np.broadcast_to(plan.live(ctx.source).reshape(-1), const.shape)
         return result
 
@@ -402,10 +416,10 @@ class Linear(Rule):
 
     def _absorb(self, ctx: NodeContext, plan: RemovalPlan, keep_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Add the absorbed constants to the bias; return the columns that were: (in,) bool."""
-        const, taken = ctx.cache["const_in"], self._taken(ctx, plan)
+        const, taken = ctx.recall(LinearFacts).const_in, self._taken(ctx, plan)
         if not taken.any() or plan.gone(ctx.result):
             return np.zeros_like(taken)
-        rows, matrix = np.flatnonzero(keep_out), ctx.cache["matrix"]
+        rows, matrix = np.flatnonzero(keep_out), ctx.recall(LinearFacts).matrix
         shift = matrix.contribution(np.where(taken, const, 0.0), rows)
         bias = self._bias(ctx, len(keep_out))[rows] + shift
         dtype = ctx.result.dtype.numpy() if ctx.result.dtype is not None else matrix.weight.dtype
@@ -414,10 +428,10 @@ class Linear(Rule):
 
     def use(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> dict[int, ParameterUse]:
         """Weights of dead outputs and of inputs that are always zero are dead."""
-        matrix: Matrix = ctx.cache["matrix"]
-        groups, outs, ins = ctx.cache["nonzero"].shape
+        matrix = ctx.recall(LinearFacts).matrix
+        groups, outs, ins = ctx.recall(LayerFacts).nonzero.shape
         dead_out = ~np.broadcast_to(live[0].reshape(-1), groups * outs)
-        zero_in = ctx.cache["const_in"] == 0
+        zero_in = ctx.recall(LinearFacts).const_in == 0
         dead = dead_out.reshape(groups, outs, 1) | zero_in.reshape(groups, 1, ins)
         taps = [1] * (len(matrix.shape) - 2)
         blocks, shape = ungroup([d.reshape(*d.shape, *taps) for d in dead], matrix), matrix.shape

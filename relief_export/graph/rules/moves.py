@@ -10,6 +10,7 @@ Rules of views that join, divide or pick along an axis: concat, split, slice, ga
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -310,6 +311,20 @@ def _resize(ctx: NodeContext, facts: ChannelFacts, array: Array) -> Array:
     return array
 
 
+@dataclass(frozen=True)
+class Joined:
+    """Whether a Concat joins along the axis of the channels."""
+
+    channels: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """The axis of an embedding's table that counts its columns."""
+
+    axis: int
+
+
 class Concat(MovesElements):
     """Concat along the channels, whose units are laid one behind the other, or along another axis, which ties them.
 
@@ -330,7 +345,8 @@ class Concat(MovesElements):
         others = tuple(max(f.ids.shape[k] for f in ctx.activations()) if k != axis else 1 for k in range(rank))
         if along and any(n > 1 for n in others):
             return Rule.forward(self, ctx)
-        ctx.cache["channels"] = along or len(varying(np.empty(others))) == 0
+        joins = along or len(varying(np.empty(others))) == 0
+        ctx.note(Joined(joins))
         parts = []
         for index in range(len(ctx.node.inputs)):
             part = self._part(ctx, index, axis, others)
@@ -338,7 +354,7 @@ class Concat(MovesElements):
                 return Rule.forward(self, ctx)
             parts.append(part)
         ids, const = zip(*parts, strict=True)
-        if ctx.cache["channels"]:
+        if joins:
             return [ChannelFacts(shape, np.concatenate(ids, axis), np.concatenate(const, axis))]
         main = max((f.ids for f in ctx.activations()), key=lambda array: array.size)
         if main.shape != others:
@@ -353,7 +369,7 @@ class Concat(MovesElements):
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
         """Return units and constants of one operand, of a length along ``axis`` only where that counts channels."""
         facts, array = ctx.facts(index), ctx.array(index)
-        if not ctx.cache["channels"]:
+        if not ctx.recall(Joined).channels:
             if facts is not None:
                 return facts.ids, np.broadcast_to(facts.const, np.broadcast_shapes(facts.const.shape, others))
             if array is None or array.ndim != len(others):
@@ -383,14 +399,14 @@ class Concat(MovesElements):
 
     def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """An element of any operand is needed where any output element of its unit is, a piece where its channel is."""
-        if ctx.cache["channels"]:
+        if ctx.recall(Joined).channels:
             return by_units(ctx, live)
         facts_of = [ctx.facts(index) for index in range(len(ctx.node.inputs))]
         return [None if f is None else undo_broadcast(live[0], f.ids.shape) for f in facts_of]
 
     def use(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> dict[int, ParameterUse]:
         """A constant operand's channel is dead where the joined one is."""
-        if ctx.cache["channels"]:
+        if ctx.recall(Joined).channels:
             return {}
         arrays = {k: a for k in range(len(ctx.node.inputs)) if (a := ctx.array(k)) is not None}
         return {
@@ -399,7 +415,7 @@ class Concat(MovesElements):
 
     def rewrite(self, ctx: NodeContext, plan: RemovalPlan) -> None:
         """Cut constant operands and leave out those of which nothing is left."""
-        if not ctx.cache["channels"]:
+        if not ctx.recall(Joined).channels:
             for index in range(len(ctx.node.inputs)):
                 if ctx.array(index) is not None:
                     plan.constant(ctx.node, index, plan.kept(ctx.result))
@@ -497,19 +513,19 @@ class Gather(MovesElements):
         const = np.where((columns == columns[:1]).all(axis=0) & np.isfinite(numbers), numbers, np.nan)
         ids = ctx.walk.fresh((*(1 for _ in range(rank - 1)), len(const)))
         ctx.use_axis(0, table.ndim - 1, ids)
-        ctx.cache["table"] = table.ndim - 1
+        ctx.note(Table(table.ndim - 1))
         return [ChannelFacts(ctx.out_shape(), ids, const.reshape(ids.shape))]
 
     def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """An element is needed where any output element of its unit is, and every index."""
-        return Rule.backward(self, ctx, live) if "table" in ctx.cache else super().backward(ctx, live)
+        return Rule.backward(self, ctx, live) if ctx.find(Table) else super().backward(ctx, live)
 
     def rewrite(self, ctx: NodeContext, plan: RemovalPlan) -> None:
         """Renumber the indices of the elements that are left, or cut the columns of a table."""
-        if "table" in ctx.cache:
+        if ctx.find(Table):
             kept = plan.kept(ctx.result)
             for keep in kept.values():
-                plan.constant(ctx.node, 0, {ctx.cache["table"]: keep})
+                plan.constant(ctx.node, 0, {ctx.recall(Table).axis: keep})
             return
         source = ctx.source
         axis = ctx.integer("axis", 0) % ctx.walk.facts_of[source].rank
@@ -535,7 +551,7 @@ class Gather(MovesElements):
     def use(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> dict[int, ParameterUse]:
         """A column of a table is dead where its channel is."""
         table = ctx.array(0)
-        if table is None or "table" not in ctx.cache:
+        if table is None or not ctx.find(Table):
             return {}
         return {0: ParameterUse(np.broadcast_to(~live[0].reshape(-1), table.shape), np.zeros(table.shape, np.bool_))}
 
@@ -562,7 +578,7 @@ class Pad(MovesElements):
                     const = np.where(const == fill, const, np.nan)
                 continue
             width = [(before, after) if k == axis else (0, 0) for k in range(facts.rank)]
-            edge = ctx.cache.setdefault("edge", ctx.walk.fresh((before + after,)))
+            edge = ctx.walk.fresh((before + after,))
             grown = np.pad(ids, width, constant_values=PINNED)
             line = np.concatenate([edge[:before], np.full(ids.shape[axis], -1), edge[before:]])
             shape = [-1 if k == axis else 1 for k in range(facts.rank)]

@@ -9,6 +9,7 @@ Source: ONNX operators BatchNormalization-15, InstanceNormalization-6, GroupNorm
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,6 +40,18 @@ _RANGES = {
 }
 
 
+@dataclass(frozen=True)
+class NormFacts:
+    """What a batch norm found out about itself.
+
+    Attributes:
+        zero_scale: Channels whose scale is zero (compact). zero_in: Channels whose input is always zero: (channels,).
+    """
+
+    zero_scale: NDArray[np.bool_]
+    zero_in: NDArray[np.bool_]
+
+
 class BatchNorm(Rule):
     """BatchNormalization with constant parameters, in inference."""
 
@@ -64,13 +77,13 @@ class BatchNorm(Rule):
         )
         for index in range(1, 5):
             ctx.use_axis(index, 0, ids.reshape(-1))
-        ctx.cache.update(zero_scale=(scale == 0).reshape(ids.shape), zero_in=np.broadcast_to(x == 0, len(scale)))
+        ctx.note(NormFacts((scale == 0).reshape(ids.shape), np.broadcast_to(x == 0, len(scale))))
         return [ChannelFacts(ctx.out_shape(), ids, const.reshape(ids.shape))]
 
     def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """A channel is needed where its output is and its scale is not zero."""
         facts = ctx.walk.facts_of[ctx.source]
-        need = live[0] & ~ctx.cache["zero_scale"]
+        need = live[0] & ~ctx.recall(NormFacts).zero_scale
         if facts.ids.size == 1:
             need = np.full(facts.ids.shape, need.any())
         return [need, None, None, None, None]
@@ -84,7 +97,7 @@ class BatchNorm(Rule):
 
     def use(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> dict[int, ParameterUse]:
         """The parameters of a dead channel are dead; those behind an always-zero neuron are constant."""
-        use = ParameterUse(~live[0].reshape(-1), ctx.cache["zero_in"])
+        use = ParameterUse(~live[0].reshape(-1), ctx.recall(NormFacts).zero_in)
         return dict.fromkeys(range(1, 5), use)
 
 

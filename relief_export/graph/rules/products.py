@@ -10,6 +10,7 @@ Source: ONNX operators MatMul-13, Attention-23.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from relief_export.graph.rewrite import RemovalPlan
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class SummedAxis:
+    """Whether units vary along the axis that a product of two activations sums over."""
+
+    varies: bool
 
 
 class Contraction(Rule):
@@ -50,7 +58,7 @@ class Contraction(Rule):
         if inner:
             ctx.tie(a, b.swapaxes(-1, -2))
         ids = a if rows else b if columns else ctx.walk.fresh(full)
-        ctx.cache["inner"] = inner
+        ctx.note(SummedAxis(inner))
         return [ChannelFacts(shape, ids, self._const(ctx, full))]
 
     @staticmethod
@@ -60,7 +68,12 @@ class Contraction(Rule):
         sums = (zero_a[..., :, :, None] | zero_b[..., None, :, :]).all(axis=-2)
         const = np.where(np.broadcast_to(sums, full), 0.0, np.nan)
         weights, facts = ctx.source.producer(), ctx.facts(1)
-        if weights is not None and facts is not None and weights.op_type == "Softmax" and not ctx.cache["inner"]:
+        if (
+            weights is not None
+            and facts is not None
+            and weights.op_type == "Softmax"
+            and not ctx.recall(SummedAxis).varies
+        ):
             axis = weights.attributes.get_int("axis", -1)
             if axis in (-1, len(full) - 1) and ctx.walk.facts_of[ctx.source].rank == len(full):
                 return np.where(np.isnan(const), fit(_lift(facts.const, len(full)), full), const)
@@ -70,7 +83,7 @@ class Contraction(Rule):
         """A factor is needed unless the other is zero, which then must stay so; both, where they go together."""
         zero_a, zero_b = (z[..., :, :, None] if k == 0 else z[..., None, :, :] for k, z in enumerate(_zeros(ctx)))
         wanted = live[0][..., :, None, :]
-        if ctx.cache["inner"]:
+        if ctx.recall(SummedAxis).varies:
             terms = wanted & ~zero_a & ~zero_b
             return self._shares(ctx, terms, terms)
         return self._shares(ctx, wanted & ~zero_b, wanted & (zero_b | ~zero_a))
@@ -85,7 +98,7 @@ class Contraction(Rule):
 
     def must_stay_live(self, ctx: NodeContext, plan: RemovalPlan) -> dict[int, tuple[NDArray[np.bool_], str]]:
         """A zero factor that stays must be zero, or its partner's garbage would count."""
-        return _spoiled(ctx, plan, _zeros(ctx)) if ctx.cache["inner"] else {}
+        return _spoiled(ctx, plan, _zeros(ctx)) if ctx.recall(SummedAxis).varies else {}
 
     def require(self, ctx: NodeContext, plan: RemovalPlan) -> list[tuple[NDArray[np.int64], str]]:
         """Keep the same heads in both operands and the result."""

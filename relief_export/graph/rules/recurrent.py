@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relief_export.graph.channels import varying
-from relief_export.graph.rules.base import ChannelFacts, NodeContext, ParameterUse, Rule
+from relief_export.graph.rules.base import ChannelFacts, LayerFacts, NodeContext, ParameterUse, Rule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -99,9 +99,10 @@ class Recurrent(Rule):
                 ctx.use_axis(index, 2, ids)
         zero_in = np.broadcast_to(facts.const.reshape(-1) == 0, weight.shape[2])
         zero = self._zero(ctx, weight, recurrent, zero_in)
-        ctx.cache["cell"] = Cell(weight, recurrent, ids, zero, zero_in)
-        ctx.cache["const_out"] = const = np.where(zero, 0.0, np.nan)
-        ctx.cache["nonzero"] = (weight != 0).any(axis=0).reshape(self.gates, hidden, -1).any(axis=0)[None]
+        ctx.note(Cell(weight, recurrent, ids, zero, zero_in))
+        const = np.where(zero, 0.0, np.nan)
+        nonzero = (weight != 0).any(axis=0).reshape(self.gates, hidden, -1).any(axis=0)[None]
+        ctx.note(LayerFacts(nonzero, const))
         ranks = (4, 3, 3)[: len(ctx.node.outputs)]
         shapes = [(*(1 for _ in range(rank - 1)), hidden) for rank in ranks]
         return [ChannelFacts(ctx.out_shape(k), ids.reshape(s), const.reshape(s)) for k, s in enumerate(shapes)]
@@ -135,14 +136,14 @@ class Recurrent(Rule):
 
     def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """A unit is needed where an output of it is or a needed unit reads it; zeros are read by nobody."""
-        cell: Cell = ctx.cache["cell"]
+        cell = ctx.recall(Cell)
         needed = np.logical_or.reduce([flags.reshape(-1) for flags in live])
         while True:
             more = needed | (cell.read(cell.recurrent, needed & ~cell.zero) & ~cell.zero)
             if (more == needed).all():
                 break
             needed = more
-        ctx.cache["needed"] = needed
+        ctx.recall(LayerFacts).needed = needed
         facts = ctx.walk.facts_of[ctx.source]
         read = cell.read(cell.weight, needed & ~cell.zero) & ~cell.zero_in
         needs: list[NDArray[np.bool_] | None] = [None for _ in ctx.node.inputs]
@@ -157,12 +158,13 @@ class Recurrent(Rule):
     def require(self, ctx: NodeContext, plan: RemovalPlan) -> list[tuple[NDArray[np.int64], str]]:
         """Keep the units that only other units read."""
         del plan
-        needed = ctx.cache["cell"].ids[ctx.cache.get("needed", slice(0, 0))]
+        asked = ctx.recall(LayerFacts).needed
+        needed = ctx.recall(Cell).ids[slice(0, 0) if asked is None else asked]
         return [(needed, f"read by another unit of {ctx.label}")] if needed.size else []
 
     def rewrite(self, ctx: NodeContext, plan: RemovalPlan) -> None:
         """Cut gates, columns and states; erase what reads zeros that stay, since those need not be zeros any more."""
-        cell: Cell = ctx.cache["cell"]
+        cell = ctx.recall(Cell)
         keep, keep_in = plan.kept_ids(cell.ids), plan.mask(ctx.source, len(cell.zero_in))
         weight, recurrent = cell.weight.copy(), cell.recurrent.copy()
         weight[:, :, cell.zero_in] = 0
@@ -182,8 +184,9 @@ class Recurrent(Rule):
     def use(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> dict[int, ParameterUse]:
         """All gates of a unit that is not needed, or that is always zero, are dead, and so is what reads a zero."""
         del live
-        cell: Cell = ctx.cache["cell"]
-        dead = ~ctx.cache["needed"] | cell.zero
+        cell = ctx.recall(Cell)
+        needed = ctx.recall(LayerFacts).needed
+        dead = cell.zero if needed is None else ~needed | cell.zero
         columns = {_WEIGHT: cell.zero_in, _RECURRENT: cell.zero}
         uses = {}
         for index in (_WEIGHT, _RECURRENT, _BIAS):
