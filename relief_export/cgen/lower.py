@@ -39,8 +39,8 @@ from relief_export.cgen.plan import (
     View,
 )
 from relief_export.errors import InputError, UnsupportedModelError
+from relief_export.graph.initializers import constant_array
 from relief_export.graph.prepare import (
-    constant_array,
     data_inputs,
     fold,
     static_shape,

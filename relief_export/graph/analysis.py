@@ -21,7 +21,7 @@ import onnx_ir as ir
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from relief_export.graph.ops import OPAQUE, RULES
+from relief_export.graph.ops import OPAQUE, UNKNOWN, operator
 from relief_export.graph.rewrite import RemovalPlan
 from relief_export.graph.rules.base import NodeContext, ParameterUse, Rule, Walk
 
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_UNKNOWN = Rule()
-_UNKNOWN.reason = "pinned by unknown operator"
 _DOMAINS = ("", "ai.onnx")
 _IRREGULAR = "no regular shape would be left at "
 
@@ -163,23 +161,24 @@ def analyse(model: ir.Model, *, only_zero: bool = False) -> Liveness:
     for value in model.graph.inputs:
         walk.facts_of[value] = walk.unknown_facts(value)
     for node in model.graph:
-        if walk.computes_constant(node):
+        row = operator(node)
+        if row.constant is not None and walk.computes_constant(node, row.constant):
             continue
-        rule = RULES.get(node.op_type, _UNKNOWN) if node.domain in _DOMAINS else _UNKNOWN
-        if rule is _UNKNOWN:
+        rule = row.rule
+        if row is UNKNOWN:
             unknown[node.op_type if node.domain in _DOMAINS else f"{node.domain}.{node.op_type}"] += 1
         elif rule is OPAQUE:
             opaque[node.op_type] += 1
         ctx = NodeContext(node, walk)
         _pin_captured(ctx)
         rule = rule.choose(ctx)
-        facts_of = rule.forward(ctx)
+        found = rule.forward(ctx)
         if only_zero:
-            facts_of = [replace(facts, const=np.where(facts.const == 0, 0.0, np.nan)) for facts in facts_of]
-        walk.facts_of.update(zip(node.outputs, facts_of, strict=True))
+            found = [replace(facts, const=np.where(facts.const == 0, 0.0, np.nan)) for facts in found]
+        walk.facts_of.update(zip(node.outputs, found, strict=True))
         ctx.pin_shared()
         ctx.refused = rule if ctx.given_up else None
-        contexts.append((ctx, _UNKNOWN if ctx.given_up else rule))
+        contexts.append((ctx, UNKNOWN.rule if ctx.given_up else rule))
     outputs = [v for v in model.graph.outputs if v in walk.facts_of]
     for value in outputs:
         walk.pin(walk.facts_of[value].ids, "graph output")

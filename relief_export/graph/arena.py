@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from relief_export.errors import UnsupportedModelError
 from relief_export.graph.cost import node_label, op_name
+from relief_export.graph.ops import operator
 from relief_export.graph.prepare import data_inputs, elements, with_static_shapes
 
 if TYPE_CHECKING:
@@ -33,10 +34,6 @@ EXCLUDED = (
     "weights and other constants, the runtime itself, kernels' scratch buffers, and tensors inside control flow; "
     "no operators are fused and none writes over its input"
 )
-
-_ALIASES = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
-_STATIC = {"Shape": 0, "Size": 0, "CastLike": 1}
-"""Operators of whose inputs only the first few decide the value: of the others, the static shape or the type does."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,7 @@ def _constants(graph: ir.Graph, inputs: Sequence[ir.Value]) -> set[ir.Value]:
     known = set(graph.initializers.values()) - set(inputs)
     for node in graph:
         facts_of = any(_bodies(attribute) for attribute in node.attributes.values())
-        deciding = node.inputs[: _STATIC.get(node.op_type)]
+        deciding = node.inputs[: operator(node).decided_by]
         if not facts_of and all(value is None or value in known for value in deciding):
             known.update(node.outputs)
     return known
@@ -190,7 +187,7 @@ def _lifetimes(inputs: Sequence[ir.Value], nodes: Sequence[ir.Node]) -> list[Are
     for index, node in enumerate(nodes):
         for slot, value in enumerate(node.outputs):
             if value.name:
-                source = node.inputs[0] if node.op_type in _ALIASES and not node.domain and slot == 0 else None
+                source = node.inputs[0] if operator(node).alias and slot == 0 else None
                 see(value, index, root=value if source is None else roots.get(source, value))
     return [ArenaTensor(str(value.name), _bytes(value), *span) for value, span in spans.items()]
 

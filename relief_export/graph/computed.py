@@ -9,6 +9,7 @@ Source: ONNX operators Cast-13, DequantizeLinear-21, Transpose-13, Unsqueeze-13,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,18 +25,18 @@ Axes = list[dict[int, int]]
 """For each operand: axis of the result -> axis of the operand, where that is longer than 1."""
 
 
-def evaluate(node: ir.Node, arrays: Sequence[Array]) -> Array:
-    """Compute what a node of ``RULES`` makes of constants, in the type of its output."""
-    result = RULES[node.op_type][0](node, arrays)
+def evaluate(node: ir.Node, how: FromConstants, arrays: Sequence[Array]) -> Array:
+    """Compute what a node makes of constants, in the type of its output."""
+    result = how.value(node, arrays)
     dtype = node.outputs[0].dtype
     return result if dtype is None else result.astype(dtype.numpy(), copy=False)
 
 
-def operand_axes(node: ir.Node, arrays: Sequence[Array]) -> Axes | None:
+def operand_axes(node: ir.Node, how: FromConstants, arrays: Sequence[Array]) -> Axes | None:
     """Return where the axes of a node's result lie in its operands; None where it cannot be cut along an axis."""
-    if node.domain or node.op_type not in RULES or any(a.dtype.kind in "OSUc" for a in arrays):
+    if any(a.dtype.kind in "OSUc" for a in arrays):
         return None
-    return RULES[node.op_type][1](node, [a.shape for a in arrays])
+    return how.axes(node, [a.shape for a in arrays])
 
 
 def _dequantize(node: ir.Node, arrays: Sequence[Array]) -> Array:
@@ -95,19 +96,22 @@ def _arithmetic(function: Callable[[Array, Array], Array]) -> Callable[[ir.Node,
     return value
 
 
-RULES: dict[
-    str, tuple[Callable[[ir.Node, Sequence[Array]], Array], Callable[[ir.Node, Sequence[Shape]], Axes | None]]
-] = {
-    "Cast": (lambda _, arrays: arrays[0], _broadcast_axes),
-    "Identity": (lambda _, arrays: arrays[0], _broadcast_axes),
-    "DequantizeLinear": (_dequantize, _dequantized_axes),
-    "Add": (_arithmetic(np.add), _broadcast_axes),
-    "Div": (_arithmetic(np.divide), _broadcast_axes),
-    "Mul": (_arithmetic(np.multiply), _broadcast_axes),
-    "Sub": (_arithmetic(np.subtract), _broadcast_axes),
-    "Transpose": (lambda node, arrays: arrays[0].transpose(_perm(node, arrays[0].ndim)), _transposed_axes),
-    "Reshape": (_reshaped, _unsqueezed_axes),
-    "Squeeze": (_reshaped, _unsqueezed_axes),
-    "Unsqueeze": (_reshaped, _unsqueezed_axes),
-}
-"""Operator -> (its value, where its axes lie)."""
+@dataclass(frozen=True)
+class FromConstants:
+    """How an operator makes a constant of constants.
+
+    Attributes:
+        value: The result for (node, arrays). axes: Where the axes of the result lie, for (node, shapes).
+    """
+
+    value: Callable[[ir.Node, Sequence[Array]], Array]
+    axes: Callable[[ir.Node, Sequence[Shape]], Axes | None]
+
+
+SAME = FromConstants(lambda _, arrays: arrays[0], _broadcast_axes)
+DEQUANTIZED = FromConstants(_dequantize, _dequantized_axes)
+ADDED, DIVIDED, MULTIPLIED, SUBTRACTED = (
+    FromConstants(_arithmetic(function), _broadcast_axes) for function in (np.add, np.divide, np.multiply, np.subtract)
+)
+TRANSPOSED = FromConstants(lambda node, arrays: arrays[0].transpose(_perm(node, arrays[0].ndim)), _transposed_axes)
+RESHAPED = FromConstants(_reshaped, _unsqueezed_axes)

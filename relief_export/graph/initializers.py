@@ -67,3 +67,19 @@ def drop_unused(graph: ir.Graph) -> None:
         value = graph.initializers[name]
         if not value.is_graph_input() and not value.is_graph_output():
             del graph.initializers[name]
+
+
+def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """Return the tensor of an initializer or Constant node that no caller can override, or None."""
+    return None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
+
+
+def constant_array(value: ir.Value | None) -> NDArray[np.generic] | None:
+    """Return the array of an initializer that no caller can override, or None."""
+    tensor = constant_tensor(value)
+    return None if tensor is None else tensor.numpy()
+
+
+def is_read(value: ir.Value) -> bool:
+    """Tell whether a node reads a value or the graph returns it."""
+    return bool(value.uses()) or value.is_graph_output()

@@ -6,13 +6,25 @@ table, then it is unknown: everything that it touches stays, and it is counted.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from scipy import special
 
 from relief_export.graph.channels import LayoutError
+from relief_export.graph.computed import (
+    ADDED,
+    DEQUANTIZED,
+    DIVIDED,
+    MULTIPLIED,
+    RESHAPED,
+    SAME,
+    SUBTRACTED,
+    TRANSPOSED,
+    FromConstants,
+)
 from relief_export.graph.rules.base import ChannelFacts, NodeContext, Rule
 from relief_export.graph.rules.elementwise import (
     Elementwise,
@@ -48,11 +60,37 @@ from relief_export.graph.rules.products import Contraction, FusedAttention
 from relief_export.graph.rules.recurrent import Recurrent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Operator:
+    """All that is known of one operator.
+
+    Attributes:
+        rule: What it does to channels.
+        alias: Its first output holds the bytes of its first input: it needs no memory of its own.
+        decided_by: How many of its inputs decide its value, where the shape or type of the others is enough.
+        neutral: Operand -> the number at which the result is the other operand.
+        weight_outputs: Axis of its second input that counts output channels, where a batch norm can become part of it.
+        integer_kernels: Runtimes recognise the integer kernels that they have by it, so it is never folded.
+        constant: How its value follows from constants that a file stores in a narrower type.
+    """
+
+    rule: Rule
+    alias: bool = False
+    decided_by: int | None = None
+    neutral: Mapping[int, float] = field(default_factory=dict)
+    weight_outputs: int | None = None
+    integer_kernels: bool = False
+    constant: FromConstants | None = None
+
+
+_PLAIN = ("alias", "decided_by", "neutral", "weight_outputs", "integer_kernels")
 
 OPAQUE = Rule()
 REDUCE = MovesElements(lambda ctx, facts, array: _reduce(ctx, facts, array))  # noqa: PLW0108 - defined below
@@ -166,11 +204,11 @@ def _average_keeps(ctx: NodeContext) -> bool:
     return not diluted
 
 
-RULES: dict[str, Rule] = {
+_ROWS: dict[str, Rule | Operator] = {
     # linear maps
-    "Conv": Linear(conv, has_bias=True),
-    "ConvTranspose": Linear(conv_transpose, has_bias=True),
-    "Gemm": Linear(gemm, has_bias=True),
+    "Conv": Operator(Linear(conv, has_bias=True), weight_outputs=0),
+    "ConvTranspose": Operator(Linear(conv_transpose, has_bias=True), weight_outputs=1),
+    "Gemm": Operator(Linear(gemm, has_bias=True), weight_outputs=1),
     "Einsum": Linear(einsum, has_bias=False),
     "MatMul": Linear(matmul, has_bias=False, activations=Contraction()),
     "Attention": FusedAttention(),
@@ -193,14 +231,14 @@ RULES: dict[str, Rule] = {
     "Asinh": unary(np.arcsinh),
     "Atan": unary(np.arctan),
     "Atanh": unary(np.arctanh, partial=True),
-    "Cast": Elementwise(_cast),
-    "CastLike": PerChannel(lambda _: False, lambda _: []),
+    "Cast": Operator(Elementwise(_cast), constant=SAME),
+    "CastLike": Operator(PerChannel(lambda _: False, lambda _: []), decided_by=1),
     "Ceil": unary(np.ceil),
     "Celu": with_attributes(lambda x, a: np.maximum(x, 0) + np.minimum(0, a * np.expm1(x / a)), alpha=1.0),
     "Clip": Elementwise(_clip),
     "Cos": unary(np.cos),
     "Cosh": unary(np.cosh, partial=True),
-    "Dropout": PerChannel(lambda s: not _trains(s), lambda _: []),
+    "Dropout": Operator(PerChannel(lambda s: not _trains(s), lambda _: []), alias=True),
     "Elu": with_attributes(lambda x, a: np.where(x < 0, a * np.expm1(x), x), alpha=1.0),
     "Erf": unary(special.erf),
     "Exp": unary(np.exp, partial=True),
@@ -208,7 +246,7 @@ RULES: dict[str, Rule] = {
     "Gelu": Elementwise(_gelu),
     "HardSigmoid": with_attributes(lambda x, a, b: np.clip(a * x + b, 0, 1), alpha=0.2, beta=0.5),
     "HardSwish": unary(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),
-    "Identity": IDENTITY,
+    "Identity": Operator(IDENTITY, alias=True, constant=SAME),
     "IsInf": unary(np.zeros_like),  # what is known is finite
     "IsNaN": unary(np.zeros_like),
     "LeakyRelu": with_attributes(lambda x, a: np.where(x < 0, a * x, x), alpha=0.01),
@@ -235,15 +273,15 @@ RULES: dict[str, Rule] = {
     "Tanh": unary(np.tanh),
     "ThresholdedRelu": with_attributes(lambda x, a: np.where(x > a, x, 0), alpha=1.0),
     # arithmetic with broadcasting
-    "Add": nary(np.add),
-    "Div": Quotient(),
+    "Add": Operator(nary(np.add), neutral={0: 0.0, 1: 0.0}, constant=ADDED),
+    "Div": Operator(Quotient(), neutral={1: 1.0}, constant=DIVIDED),
     "Max": Elementwise(lambda _, x: np.maximum.reduce(np.broadcast_arrays(*x))),
     "Mean": Elementwise(lambda _, x: np.mean(np.broadcast_arrays(*x), axis=0)),
     "Min": Elementwise(lambda _, x: np.minimum.reduce(np.broadcast_arrays(*x))),
-    "Mul": Product(),
+    "Mul": Operator(Product(), neutral={0: 1.0, 1: 1.0}, constant=MULTIPLIED),
     "PRelu": nary(lambda x, slope: np.where(x < 0, slope * x, x)),
     "Pow": Elementwise(lambda _, x: np.power(x[0], x[1]), partial=True),
-    "Sub": nary(np.subtract),
+    "Sub": Operator(nary(np.subtract), neutral={1: 0.0}, constant=SUBTRACTED),
     "Sum": Elementwise(lambda _, x: np.sum(np.broadcast_arrays(*x), axis=0)),
     "Where": Elementwise(_choose, annihilates=True),
     "And": nary(np.logical_and),
@@ -255,8 +293,8 @@ RULES: dict[str, Rule] = {
     "Or": nary(np.logical_or),
     "Xor": nary(np.logical_xor),
     # quantisation
-    "DequantizeLinear": Quantize(dequantize),
-    "QuantizeLinear": Quantize(quantize),
+    "DequantizeLinear": Operator(Quantize(dequantize), integer_kernels=True, constant=DEQUANTIZED),
+    "QuantizeLinear": Operator(Quantize(quantize), integer_kernels=True),
     # space
     "AveragePool": PerChannel(_average_keeps),
     "GlobalAveragePool": PerChannel(),
@@ -278,17 +316,17 @@ RULES: dict[str, Rule] = {
     "Concat": Concat(),
     "DepthToSpace": DepthToSpace(),
     "Expand": Expand(),
-    "Flatten": Flatten(),
+    "Flatten": Operator(Flatten(), alias=True),
     "Gather": Gather(),
     "Pad": Pad(),
-    "Reshape": Reshape(),
+    "Reshape": Operator(Reshape(), alias=True, constant=RESHAPED),
     "Slice": Slice(),
     "SpaceToDepth": SpaceToDepth(),
     "Split": Split(),
-    "Squeeze": MovesElements(squeeze, permutes=True),
+    "Squeeze": Operator(MovesElements(squeeze, permutes=True), alias=True, constant=RESHAPED),
     "Tile": MovesElements(tile),
-    "Transpose": MovesElements(transpose, permutes=True),
-    "Unsqueeze": MovesElements(unsqueeze, permutes=True),
+    "Transpose": Operator(MovesElements(transpose, permutes=True), constant=TRANSPOSED),
+    "Unsqueeze": Operator(MovesElements(unsqueeze, permutes=True), alias=True, constant=RESHAPED),
     # one axis is mixed, the others pass
     "ArgMax": MovesElements(_place),
     "ArgMin": MovesElements(_place),
@@ -301,8 +339,8 @@ RULES: dict[str, Rule] = {
     "TopK": PerChannel(lambda _: True, lambda s: [s.integer("axis", -1)], aligned=False, twins=True),
     "Trilu": PerChannel(lambda _: False, lambda _: [-2, -1]),
     # only lengths are read
-    "Shape": Lengths(),
-    "Size": Lengths(),
+    "Shape": Operator(Lengths(), decided_by=0),
+    "Size": Operator(Lengths(), decided_by=0),
     # opaque: they read or mix all channels, or run other graphs
     "ConstantOfShape": OPAQUE,
     "ConvInteger": OPAQUE,
@@ -320,3 +358,30 @@ RULES: dict[str, Rule] = {
     "ScatterElements": OPAQUE,
     "ScatterND": OPAQUE,
 }
+
+OPERATORS: dict[str, Operator] = {n: row if isinstance(row, Operator) else Operator(row) for n, row in _ROWS.items()}
+"""Operator of ONNX's own domain -> all that is known of it."""
+RULES: dict[str, Rule] = {name: row.rule for name, row in OPERATORS.items()}
+UNKNOWN = Operator(Rule())
+"""What stands for an operator that is not in the table."""
+UNKNOWN.rule.reason = "pinned by unknown operator"
+
+
+def operator(node: ir.Node) -> Operator:
+    """Return what is known of a node's operator."""
+    return OPERATORS.get(node.op_type, UNKNOWN) if node.domain in ("", "ai.onnx") else UNKNOWN
+
+
+def operator_table() -> list[dict[str, Any]]:
+    """Return the table as plain data, a row an operator in alphabetical order.
+
+    ``outcome`` is ``rule`` or ``opaque``; ``handled`` says in one line what the rule holds of all its operators; the
+    other keys are those of ``Operator``, functions left out.
+    """
+    rows = []
+    for name, row in sorted(OPERATORS.items()):
+        opaque = row.rule is OPAQUE
+        facts = {key: getattr(row, key) for key in _PLAIN}
+        handled = "" if opaque else (type(row.rule).__doc__ or "").split("\n")[0].rstrip(".")
+        rows.append({"operator": name, "outcome": "opaque" if opaque else "rule", "handled": handled, **facts})
+    return rows

@@ -25,7 +25,15 @@ from onnxscript.optimizer import fold_constants
 from onnxscript.version_converter import ConvertVersionPass
 
 from relief_export.errors import InputError, UnsupportedModelError
-from relief_export.graph.initializers import add_initializer, drop_unused, node_graphs
+from relief_export.graph.initializers import (
+    add_initializer,
+    constant_array,
+    constant_tensor,
+    drop_unused,
+    is_read,
+    node_graphs,
+)
+from relief_export.graph.ops import operator
 from relief_export.graph.reshape_targets import plain_reshapes
 
 if TYPE_CHECKING:
@@ -38,12 +46,7 @@ _OPSET = 13
 _METADATA = 512
 """Bytes that folding may add as integers or truth values: shapes, amounts of padding, axes. Weights never grow."""
 _UNLIMITED = 1 << 62
-_NEVER = frozenset({"DequantizeLinear", "DynamicQuantizeLinear", "QuantizeLinear"})
-"""A runtime recognises the integer kernels that it has by these: the folder leaves them alone."""
 _LOG = logging.getLogger(__name__)
-
-# Linear operator -> axis of its weight (second input) that counts output channels.
-_OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 1}
 
 _DISGUISES = {("", "GroupNormalization"): "InstanceNormalization", ("ai.onnx.ml", "ZipMap"): "Unknown"}
 """Operators that shape inference sees as others: it knows no GroupNormalization, whose output has the shape of its
@@ -265,7 +268,7 @@ def infer_shapes(model: ir.Model) -> None:
 
 def _may_fold(node: ir.Node, *, paying: frozenset[ir.Node]) -> bool | None:
     """Refuse folding that grows the model; None leaves the decision to the folder's own rules."""
-    if node.domain != "" or node.op_type in _NEVER:
+    if node.domain != "" or operator(node).integer_kernels:
         return None
     pays = node in paying or _growth(node.outputs, [node]) <= 0
     # The folder leaves ConstantOfShape alone unless told otherwise: TorchScript computes the amounts of a Pad by it.
@@ -305,7 +308,7 @@ def _paying(graph: ir.Graph) -> frozenset[ir.Node]:
     constant: dict[ir.Node, None] = {}
     for node in graph:
         operands = [v for v in node.inputs if v is not None]
-        if node.domain == "" and node.op_type not in _NEVER and operands and not list(node_graphs(node)):
+        if node.domain == "" and not operator(node).integer_kernels and operands and not list(node_graphs(node)):
             sources = [v.producer() for v in operands]
             if all(p in constant or constant_tensor(v) for p, v in zip(sources, operands, strict=True)):
                 constant[node] = None
@@ -324,26 +327,10 @@ def _paying(graph: ir.Graph) -> frozenset[ir.Node]:
     return frozenset(paying)
 
 
-def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """Return the tensor of an initializer or Constant node that no caller can override, or None."""
-    return None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
-
-
-def constant_array(value: ir.Value | None) -> NDArray[np.generic] | None:
-    """Return the array of an initializer that no caller can override, or None."""
-    tensor = constant_tensor(value)
-    return None if tensor is None else tensor.numpy()
-
-
-def is_read(value: ir.Value) -> bool:
-    """Tell whether a node reads a value or the graph returns it."""
-    return bool(value.uses()) or value.is_graph_output()
-
-
 def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:  # noqa: PLR0911 - one return a reason not to
     source = node.inputs[0]
     linear = source.producer() if source is not None else None
-    if source is None or linear is None or linear.op_type not in _OUTPUT_AXIS or linear.domain != "":
+    if source is None or linear is None or operator(linear).weight_outputs is None:
         return
     used_elsewhere = len(source.uses()) != 1 or source.is_graph_output() or any(is_read(o) for o in node.outputs[1:])
     weight_value = linear.inputs[1]
@@ -357,7 +344,7 @@ def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:  # noqa: PLR0911 -
         return  # it would use the statistics of the batch
     gamma, beta, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
     scale = gamma / np.sqrt(variance + _float(node, "epsilon", 1e-5))
-    axis = _OUTPUT_AXIS[linear.op_type]
+    axis = operator(linear).weight_outputs or 0
     if linear.op_type == "Gemm":
         if (
             _float(linear, "alpha", 1.0) != 1

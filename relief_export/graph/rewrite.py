@@ -28,8 +28,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from relief_export.graph.channels import LayoutError, axis_indices, constant_axes, drop_axes, varying
-from relief_export.graph.initializers import add_initializer, drop_unused, free_name
-from relief_export.graph.prepare import constant_array
+from relief_export.graph.initializers import add_initializer, constant_array, drop_unused, free_name
+from relief_export.graph.ops import operator
 from relief_export.graph.rules.base import PINNED, LayerFacts, NodeContext, Walk, static_shape
 from relief_export.graph.rules.elementwise import Elementwise
 from relief_export.graph.rules.linear import Linear, LinearFacts
@@ -74,7 +74,7 @@ class RemovalPlan:
     """
 
     def __init__(self, walk: Walk, labels: NDArray[np.int64], live: Mapping[ir.Value, NDArray[np.bool_]]) -> None:
-        self._trace = walk
+        self._walk = walk
         self._labels = labels
         self._live = live
         self._kept = np.zeros(int(labels.max()) + 1, np.bool_)
@@ -120,7 +120,7 @@ class RemovalPlan:
     def stays(self, value: ir.Value) -> NDArray[np.bool_]:
         """Return which elements of a value stay (compact)."""
         if value not in self._masks:
-            self._masks[value] = self.kept_ids(self._trace.facts_of[value].ids)
+            self._masks[value] = self.kept_ids(self._walk.facts_of[value].ids)
         return self._masks[value]
 
     def mask(self, value: ir.Value | None, channels: int) -> NDArray[np.bool_]:
@@ -141,7 +141,7 @@ class RemovalPlan:
     def kept(self, value: ir.Value) -> Lists:
         """Return axis -> positions that stay, for the axes of a value along which something goes."""
         lists = self.product(value) or {}
-        shape = self._trace.facts_of[value].ids.shape
+        shape = self._walk.facts_of[value].ids.shape
         return {axis: keep for axis, keep in lists.items() if len(keep) < shape[axis]}
 
     def places(self, value: ir.Value, axis: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -186,7 +186,7 @@ class RemovalPlan:
         if old is None or not keep:
             return
         source = old.producer()
-        if old in self._trace.computed and source is not None:
+        if old in self._walk.computed and source is not None:
             self._computed(source, keep)
             return
         tensor = ir.convenience.get_const_tensor(old)
@@ -200,7 +200,7 @@ class RemovalPlan:
             for axis, positions in lists.items():
                 array = array.take(positions, axis)
             self._new[key] = self.constant_value(str(old.name), array)
-        if node.outputs[0] in self._trace.computed:
+        if node.outputs[0] in self._walk.computed:
             self._operands.append((node, index, self._new[key]))
         else:
             node.replace_input_with(index, self._new[key])
@@ -212,7 +212,7 @@ class RemovalPlan:
             return
         self._cut.add(value)
         present = [index for index, operand in enumerate(node.inputs) if operand is not None]
-        for index, axes in zip(present, self._trace.computed[value], strict=True):
+        for index, axes in zip(present, self._walk.computed[value][1], strict=True):
             self.constant(node, index, {axes[axis]: positions for axis, positions in keep.items() if axis in axes})
         shape = value.shape or ()
         self._shapes[value] = ir.Shape([len(keep[k]) if k in keep else n for k, n in enumerate(shape)])
@@ -224,7 +224,7 @@ class RemovalPlan:
         """Give a linear node another bias: as its third operand, or added behind it where it has none."""
         node = ctx.node
         weight = node.inputs[1]
-        stored = node.name if weight is None else self._trace.stored(weight).name
+        stored = node.name if weight is None else self._walk.stored(weight).name
         name = f"{str(stored).removesuffix('.weight')}.bias"
         key = (f"{name} =", ((-1, bias.tobytes()),))  # nodes that share their weight mostly have the same
         value = self._new[key] = self._new.get(key) or self.constant_value(name, bias)
@@ -278,10 +278,6 @@ class RemovalPlan:
         following.replace_input_with(uses[0].idx, node.inputs[0])
         node.replace_input_with(0, None)
         self._graph.remove(node)
-
-
-# Operator -> (operand that may vanish, value at which it does).
-_NEUTRAL = {("Add", 0): 0.0, ("Add", 1): 0.0, ("Sub", 1): 0.0, ("Mul", 0): 1.0, ("Mul", 1): 1.0, ("Div", 1): 1.0}
 
 
 def substitute_constants(model: ir.Model, liveness: Liveness) -> bool:
@@ -346,7 +342,7 @@ def _array(value: ir.Value, const: NDArray[np.float64]) -> NDArray[np.generic]:
 def _replace_operand(graph: ir.Graph, ctx: NodeContext, index: int, const: NDArray[np.float64]) -> None:
     node, value = ctx.node, ctx.node.inputs[index]
     assert value is not None  # noqa: S101 - checked by the caller
-    if len(node.inputs) == 2 and (const == _NEUTRAL.get((node.op_type, index), np.nan)).all():
+    if len(node.inputs) == 2 and (const == operator(node).neutral.get(index, np.nan)).all():
         other = node.inputs[1 - index]
         if not node.outputs[0].is_graph_output() and other is not None:
             node.outputs[0].replace_all_uses_with(other)

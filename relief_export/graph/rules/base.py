@@ -14,8 +14,8 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from relief_export.errors import UnsupportedModelError
-from relief_export.graph.computed import Axes, evaluate, operand_axes
-from relief_export.graph.prepare import constant_array
+from relief_export.graph.computed import Axes, FromConstants, evaluate, operand_axes
+from relief_export.graph.initializers import constant_array
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,7 +109,7 @@ class Walk:
 
     Attributes:
         flows: What is known of each activation.
-        computed: Values computed from initializers alone that stay nodes, and where their axes lie in the operands.
+        computed: Values computed from initializers alone that stay nodes -> how, and where their axes lie.
         ties: Units that must be removed together.
         pins: Unit arrays that must stay, with the reason.
         axes: Shared constant and axis -> the units that its first use put there, and the label of that node.
@@ -118,7 +118,7 @@ class Walk:
     """
 
     facts_of: dict[ir.Value, ChannelFacts] = field(default_factory=dict)
-    computed: dict[ir.Value, Axes] = field(default_factory=dict)
+    computed: dict[ir.Value, tuple[FromConstants, Axes]] = field(default_factory=dict)
     ties: list[Tie] = field(default_factory=list)
     pins: list[tuple[NDArray[np.int64], str]] = field(default_factory=list)
     axes: dict[tuple[ir.Value, int], tuple[NDArray[np.int64], str]] = field(default_factory=dict)
@@ -153,20 +153,22 @@ class Walk:
         if found is None:
             node = value.producer()
             assert node is not None  # noqa: S101 - it is computed
-            found = evaluate(node, [a for v in node.inputs if (a := self.constant(v)) is not None])
+            found = evaluate(
+                node, self.computed[value][0], [a for v in node.inputs if (a := self.constant(v)) is not None]
+            )
             self.evaluated[value] = found
         return found
 
-    def computes_constant(self, node: ir.Node) -> bool:
+    def computes_constant(self, node: ir.Node, how: FromConstants) -> bool:
         """Take note of a node that only computes a constant from stored ones; return whether it does."""
         result = node.outputs[0]
         arrays = [self.constant(v) for v in node.inputs if v is not None]
         if len(node.outputs) > 1 or result.is_graph_output() or not arrays or any(a is None for a in arrays):
             return False
-        axes = operand_axes(node, [a for a in arrays if a is not None])
+        axes = operand_axes(node, how, [a for a in arrays if a is not None])
         if axes is None:
             return False
-        self.computed[result] = axes
+        self.computed[result] = (how, axes)
         return True
 
     def operands(self, value: ir.Value) -> list[tuple[ir.Value, dict[int, int]]]:
@@ -174,7 +176,7 @@ class Walk:
         node = value.producer()
         if value not in self.computed or node is None:
             return []
-        return list(zip([v for v in node.inputs if v is not None], self.computed[value], strict=True))
+        return list(zip([v for v in node.inputs if v is not None], self.computed[value][1], strict=True))
 
     def stored(self, value: ir.Value) -> ir.Value:
         """Return the largest tensor in the file behind a constant."""

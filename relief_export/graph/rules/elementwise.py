@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relief_export.graph.channels import fit, undo_broadcast, varying
-from relief_export.graph.prepare import is_read
+from relief_export.graph.initializers import is_read
 from relief_export.graph.rules.base import ChannelFacts, NodeContext, ParameterUse, Rule
 
 if TYPE_CHECKING:

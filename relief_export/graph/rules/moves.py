@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from relief_export.graph.channels import LayoutError, constant_axes, drop_axes, fit, reshape, undo_broadcast, varying
-from relief_export.graph.prepare import constant_array
+from relief_export.graph.initializers import constant_array
 from relief_export.graph.rules.base import PINNED, ChannelFacts, NodeContext, ParameterUse, Rule
 
 if TYPE_CHECKING:

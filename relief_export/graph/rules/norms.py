@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from relief_export.graph.channels import varying
-from relief_export.graph.prepare import is_read
+from relief_export.graph.initializers import is_read
 from relief_export.graph.rules.base import ChannelFacts, NodeContext, ParameterUse, Rule
 from relief_export.graph.rules.elementwise import Elementwise
 
