@@ -119,8 +119,8 @@ class FusedAttention(Rule):
         q, k, v = (f.ids for f in parts)
         if len(heads) > 1 or None in next(iter(heads)) or any(2 in varying(f.ids) for f in parts) or q.shape != k.shape:
             return super().forward(ctx)
-        ctx.cache["inner"] = q.shape[3] > 1
-        if ctx.cache["inner"]:
+        ctx.note(SummedAxis(q.shape[3] > 1))
+        if ctx.recall(SummedAxis).varies:
             ctx.tie(q, k)
         for index in range(3, len(ctx.node.inputs)):
             if (other := ctx.facts(index)) is not None:
@@ -135,7 +135,7 @@ class FusedAttention(Rule):
         """Values are needed where the result is, and in these heads the features that are not zero on one side."""
         heads = live[0].any(axis=3, keepdims=True)
         zero_q, zero_k = self._zero_features(ctx)
-        need = np.broadcast_to(heads & ~zero_q & ~zero_k, zero_q.shape) if ctx.cache["inner"] else heads
+        need = np.broadcast_to(heads & ~zero_q & ~zero_k, zero_q.shape) if ctx.recall(SummedAxis).varies else heads
         others = super().backward(ctx, live)[3:]
         return [need, need, live[0], *others]
 
@@ -146,7 +146,7 @@ class FusedAttention(Rule):
 
     def must_stay_live(self, ctx: NodeContext, plan: RemovalPlan) -> dict[int, tuple[NDArray[np.bool_], str]]:
         """A zero factor that stays must be zero, or its partner's garbage would count."""
-        return _spoiled(ctx, plan, self._zero_features(ctx)) if ctx.cache["inner"] else {}
+        return _spoiled(ctx, plan, self._zero_features(ctx)) if ctx.recall(SummedAxis).varies else {}
 
     def require(self, ctx: NodeContext, plan: RemovalPlan) -> list[tuple[NDArray[np.int64], str]]:
         """Keep the same heads in all operands."""
