@@ -222,12 +222,14 @@ def _summary(folder: Path) -> dict[str, Any]:
     train, relieve, quantise, export, validate, audit = (record.outcome for record in records.values())
     rounded = {} if quantise["values"] is None else {"quantised": quantise["test"]}
     dense, kept = relieve["connections"]["dense"], relieve["connections"]["kept"]
+    seconds = {row["name"]: row["median"] for row in validate["latency"]}
     files = [
         {
             "file": entry["name"],
             "format": entry["format"],
             "file_bytes": sum(file["bytes"] for file in entry["files"]),
             "accuracy": _accuracy(validate, entry["name"]),
+            "seconds_per_sample": seconds.get(entry["name"]),
         }
         for entry in export["artifacts"]
     ]
@@ -245,6 +247,7 @@ def _summary(folder: Path) -> dict[str, Any]:
         "parameters": export["cost"]["shrunk"]["parameters"],
         "macs": export["cost"]["shrunk"]["macs"],
         "original_bytes": export["baselines"]["original"]["file_bytes"],
+        "original_seconds_per_sample": seconds.get("original"),
         "files": files,
         "seconds": {stage: record.seconds for stage, record in records.items()},
         "report": str(folder / "report.html"),
@@ -271,13 +274,23 @@ def _summary_lines(result: dict[str, Any]) -> list[str]:
         column = result[key]
         rows.append((title, *(f"{column[name]:,}" for name in ("dense", "structural", "nonzero"))))
     lines += ["", *table(("", "dense", "structural", "non-zero"), rows)]
-    sizes = [("dense network, ONNX", f"{original:,}", "1.0", percent(accuracy["dense"]))]
+    slow = result["original_seconds_per_sample"]
+    sizes = [("dense network, ONNX", f"{original:,}", "1.0", percent(accuracy["dense"]), *_speed(slow, slow))]
     for file in result["files"]:
         smaller = f"{original / file['file_bytes']:.1f}"
-        sizes.append((file["file"], f"{file['file_bytes']:,}", smaller, percent(file["accuracy"])))
-    lines += ["", *table(("file", "bytes", "times smaller", "test accuracy"), sizes), ""]
+        speed = _speed(file["seconds_per_sample"], slow)
+        sizes.append((file["file"], f"{file['file_bytes']:,}", smaller, percent(file["accuracy"]), *speed))
+    heads = ("file", "bytes", "times smaller", "test accuracy", "ms a sample, one core", "times faster")
+    lines += ["", *table(heads, sizes), ""]
     lines += [f"FAILED: {failure['message']}" for failure in result["failures"]]
     return [*lines, f"report  {result['report']}", f"model   {result['model']}"]
+
+
+def _speed(seconds: float | None, original: float | None) -> tuple[str, str]:
+    """Return milliseconds a sample and how many times faster than the dense network that is."""
+    if seconds is None or original is None:
+        return "", ""
+    return f"{1000 * seconds:.4f}", f"{original / seconds:.1f}"
 
 
 def _stage_lines(done: Done) -> list[str]:
@@ -285,6 +298,11 @@ def _stage_lines(done: Done) -> list[str]:
     state = "up to date" if done.skipped else f"{done.seconds:.1f} s"
     return [
         f"{done.stage}: {_STAGE_LINES[done.stage](done.outcome)} ({state})",
+        *(
+            check["message"]
+            for check in done.outcome.get("checks", ())
+            if check["quantity"] == "compiled" and check["ok"]
+        ),
         *(f"FAILED: {failure['message']}" for failure in done.outcome.get("failures", ())),
     ]
 

@@ -33,7 +33,10 @@ class Latency:
     Attributes:
         median: Of ``repeats`` measurements; ``lower`` and ``upper`` are the quartiles around it.
         calls: Inferences in one measurement. batch: Samples in one inference. threads: Of ONNX Runtime.
-        load: Wall time of the one session creation, cold; weights that are stored packed are rebuilt there.
+        load: Wall time of the one session creation, cold; weights that are stored packed are rebuilt there, and
+            generated C is compiled.
+        runtime: What ran it: ONNX Runtime with its version, or the compiler of generated C with its flags. C computes
+            one sample after the other on one thread, whatever the batch and the number of threads.
         machine: What it was measured on.
     """
 
@@ -46,6 +49,7 @@ class Latency:
     batch: int
     threads: int
     load: float
+    runtime: str
     machine: dict[str, str | int] = field(default_factory=records.machine)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,7 +90,8 @@ def measure_latency(
     seconds = _interleaved(sessions, feeds, calls, repeats)
     return [
         Latency(
-            name, *_quartiles(seconds[name]), repeats, calls[name], batch, threads, load[name]
+            name, *_quartiles(seconds[name]), repeats, calls[name], batch, threads, load[name],
+            sessions[name].runtime,
         )
         for name in models
     ]  # fmt: skip

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
+import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from relief_export import formats
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import onnx_ir as ir
-    import onnxruntime as ort
 
     Progress = Callable[[str, int, int, str], None]
 
@@ -60,6 +60,11 @@ class Session:
     def input_shape(self) -> tuple[int | str | None, ...]:
         """Shape of the first input as the model states it; the first axis is the batch."""
         return tuple(self.inner.get_inputs()[0].shape)
+
+    @property
+    def runtime(self) -> str:
+        """What runs it: ONNX Runtime with its version, or the compiler of generated C with its flags."""
+        return self.inner.compiler if isinstance(self.inner, ProgramSession) else f"ONNX Runtime {ort.__version__}"
 
     @property
     def outputs(self) -> tuple[str, ...]:

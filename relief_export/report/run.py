@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relief_export.errors import InputError, IntegrityError
+from relief_export.evaluation.validation import NOT_PROVEN
 from relief_export.formats import FORMATS
 from relief_export.records import RECORDS, Record, read_record, sha256
 
@@ -57,6 +58,7 @@ class File:
     error: float | None = None
     agreement: float | None = None
     ok: bool | None = None
+    not_proven: str = ""
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,10 @@ def _validate(outcome: Table, facts: Table) -> Table:
 
 def _judged(file: File, outcome: Table) -> File:
     sessions = [found["agreement"] for found in outcome["measurements"] if found["artifact"] == file.name]
-    verdicts = [check["ok"] for check in outcome["checks"] if check["artifact"] == file.name]
+    checks = [check for check in outcome["checks"] if check["artifact"] == file.name]
+    verdicts = [check["ok"] for check in checks]
+    # Generated C, where validation had no compiler.
+    unproven = NOT_PROVEN if any(check["quantity"] == "compiled" and check["ok"] for check in checks) else ""
 
     def worst(key: str, pick: Callable[..., float]) -> float | None:
         return pick((session[key] for session in sessions if session[key] is not None), default=None)
@@ -296,7 +301,8 @@ def _judged(file: File, outcome: Table) -> File:
         accuracy=worst("accuracy", min),
         error=worst("relative_error", max),
         agreement=worst("agreement", min),
-        ok=all(verdicts) if verdicts else None,
+        ok=None if unproven and all(verdicts) else all(verdicts) if verdicts else None,
+        not_proven=unproven,
     )
 
 

@@ -167,7 +167,7 @@ def _reference(name: str, what: str, size: int, original: int) -> tuple[str, ...
 
 def _measured(file: File) -> tuple[str, ...]:
     error = NONE if file.error is None else f"{file.error:.1e}"
-    word = {True: "passed", False: "FAILED", None: "not run"}[file.ok]
+    word = file.not_proven or {True: "passed", False: "FAILED", None: "not run"}[file.ok]
     return (percent(file.accuracy), percent(file.agreement), error, word)
 
 
@@ -336,10 +336,13 @@ def latency(run: Run) -> Section | None:
     heads = ("file", "median", "lower quartile", "upper quartile", f"speed-up over {found[0]['name']}", "loading, once")
     first = found[0]
     threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
-    how = f"Batch {first['batch']}, {threads}, {first['repeats']} interleaved repetitions"
+    samples = "One sample at a time" if first["batch"] == 1 else f"Batch {first['batch']}"
+    how = f"{samples}, {threads}, {first['repeats']} interleaved repetitions"
+    runtimes = {row["name"]: row.get("runtime", "ONNX Runtime") for row in found}  # which older records do not name
+    compiled = [f" {name}: {made}." for name, made in runtimes.items() if not made.startswith("ONNX Runtime")]
     return Section(
         "Latency, measured",
-        charts=((chart, f"{how}, ONNX Runtime on {first['machine']['cpu']}."),),
+        charts=((chart, f"{how}, {runtimes[first['name']]} on {first['machine']['cpu']}.{''.join(compiled)}"),),
         tables=(TableView(heads, rows),),
     )
 

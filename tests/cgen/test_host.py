@@ -77,8 +77,12 @@ def test_convolutions_of_all_shapes(kernels, tmp_path):
         if "lo" in end:
             arrays |= {"lo": np.float32(-0.5), "hi": np.float32(0.7)}
         cases.append(programs.write(tmp_path, f"c{k}", build(text, arrays)))
-    for flags in (FAST, PLAIN, ("-O1", "-march=x86-64") if os.uname().machine == "x86_64" else ("-O1",)):
+    # Sixteen lanes are AVX-512's; compilers make them of shorter vectors, which shows that the loops are right.
+    for flags in (FAST, PLAIN, ("-O1", "-DNET_LANES=4"), ("-O1", "-DNET_LANES=16", "-Wno-psabi")):
         assert programs.failures(tmp_path, cases, (*flags, *STRICT)) == []
+    if os.uname().machine == "x86_64":  # nothing here need run it
+        folder = [tmp_path / f"{case.name}.c" for case in cases]
+        COMPILER.build(folder, tmp_path / "v4.so", ("-O1", "-march=x86-64-v4", *STRICT))
     assert programs.sanitized(tmp_path, cases, ("-O0", "-march=native")) == []
 
 

@@ -1,14 +1,20 @@
-/* Vectors of floats, as long as the compiler's target has them: AVX-512, AVX, SSE2, NEON, none. */
+/* Vectors of floats, as long as the compiler's target has them: AVX-512, AVX, SSE2, NEON, none. NET_LANES says
+   another length, 4, 8 or 16, which compilers make of what there is. */
+#if defined(__AVX512F__)
+#define NATIVE_LANES 16
+#elif defined(__AVX__)
+#define NATIVE_LANES 8
+#elif defined(__SSE2__) || defined(__ARM_NEON) || defined(__wasm_simd128__) || defined(__ALTIVEC__)
+#define NATIVE_LANES 4
+#else
+#define NATIVE_LANES 1
+#endif
 #if defined(NET_PLAIN_C) || !defined(__GNUC__)
 #define LANES 1
-#elif defined(__AVX512F__)
-#define LANES 16
-#elif defined(__AVX__)
-#define LANES 8
-#elif defined(__SSE2__) || defined(__ARM_NEON) || defined(__wasm_simd128__) || defined(__ALTIVEC__)
-#define LANES 4
+#elif defined(NET_LANES)
+#define LANES NET_LANES
 #else
-#define LANES 1
+#define LANES NATIVE_LANES
 #endif
 
 #if defined(__GNUC__)
@@ -25,7 +31,7 @@
 #endif
 
 /* GCC folds a load into each multiply-add that uses it, and so loads again and again: hold the value in a register. */
-#if LANES > 1 && defined(__x86_64__) && !defined(__clang__)
+#if LANES > 1 && LANES <= NATIVE_LANES && defined(__x86_64__) && !defined(__clang__)
 #define KEEP(v) __asm__("" : "+v"(v))
 #else
 #define KEEP(v) (void)0
