@@ -113,7 +113,7 @@ class ChannelNorm(Rule):
 
     def forward(self, ctx: NodeContext) -> list[ChannelFacts]:
         """Pass units on; tie those whose statistics are shared."""
-        facts, scale, bias = ctx.facts(0), ctx.array(1), ctx.array(2)
+        facts, scale, bias = ctx.facts(0), _parameter(ctx, 1), _parameter(ctx, 2)
         if facts is None or scale is None or bias is None or facts.rank < 2:
             return super().forward(ctx)
         channels = facts.shape[1]
@@ -146,7 +146,7 @@ class ChannelNorm(Rule):
             flags = np.broadcast_to(
                 flags.any(axis=tuple(k for k in range(flags.ndim) if k != 1), keepdims=True), flags.shape
             )
-        return [flags, None, None]
+        return [flags, *Rule.backward(self, ctx, live)[1:]]
 
     def rewrite(self, ctx: NodeContext, plan: RemovalPlan) -> None:
         """Cut scale, bias and the number of groups."""
@@ -154,10 +154,37 @@ class ChannelNorm(Rule):
         if facts is None or 1 not in kept:
             return
         for index in (1, 2):
-            plan.constant(ctx.node, index, {0: kept[1]})
+            expanded = _expanded(ctx, index)
+            if expanded is None:
+                plan.constant(ctx.node, index, {0: kept[1]})
+            else:
+                plan.replace(expanded, 1, np.array([len(kept[1])], np.int64))
+                expanded.outputs[0].shape = ir.Shape([len(kept[1])])
         if self.grouped:
             groups = ctx.integer("num_groups", 1)
             plan.attribute(ctx.node, "num_groups", len(np.unique(kept[1] // (facts.ids.shape[1] // groups))))
+
+
+def _expanded(ctx: NodeContext, index: int) -> ir.Node | None:
+    """Return the node that makes a scale or shift out of one number for all channels, as torch writes group norm."""
+    value = ctx.node.inputs[index]
+    node = value.producer() if value is not None else None
+    if value is None or node is None or node.op_type != "Expand" or node.domain or len(value.uses()) > 1:
+        return None
+    number, target = (ctx.walk.constant(v) for v in node.inputs)
+    known = number is not None and target is not None and number.size == 1 and target.shape == (1,)
+    return node if known and not value.is_graph_output() else None
+
+
+def _parameter(ctx: NodeContext, index: int) -> Array | None:
+    """Return a scale or shift, None where it is not constant."""
+    expanded = _expanded(ctx, index)
+    if expanded is None:
+        return ctx.array(index)
+    number, target = (ctx.walk.constant(v) for v in expanded.inputs)
+    assert number is not None  # noqa: S101 - as _expanded has it
+    assert target is not None  # noqa: S101
+    return np.broadcast_to(number.reshape(1), (int(target[0]),))
 
 
 class Quantize(Elementwise):
