@@ -249,13 +249,14 @@ def test_quantised_weight_of_a_grouped_layer_stays_quantised():
 def test_group_norm_as_torch_exports_it(shift):
     """Groups are rows of an InstanceNormalization whose scale is one number for all of them."""
     text = """g (float[n, 3, 6, 6] x) => (float[n, 4, 6, 6] y) { a = Conv(x, w) r = Reshape(a, grouped) one = Expand(eins, groups) nought = Expand(null, groups)
-        i = InstanceNormalization(r, one, nought) s = Shape(a) b = Reshape(i, s) m = Mul(b, scale) c = Add(m, shift) e = Relu(c) y = Conv(e, v) }"""
+        i = InstanceNormalization(r, one, nought) s = Shape(a) b = Reshape(i, s) m = Mul(b, scale) c = Add(m, shift) e = Relu(c) y = Conv(e, v, q) }"""
     arrays = {"grouped": i64(0, 4, -1), "groups": i64(4), "eins": np.float32(1), "null": np.float32(0)}
     weights = {
         "w": dead(normal(8, 3, 1, 1), 2, 3, 5),
         "scale": normal(8, 1, 1),
         "shift": dead(normal(8, 1, 1) * 2, 2, 3, value=shift),
         "v": normal(4, 8, 1, 1),
+        "q": normal(1, 4)[0],
     }
     found = arrays_of(sound(build(text, arrays | weights)))
     assert found["w"].shape[0] == 6  # the second group is zero as a whole, the third is not
