@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from relief_export.graph.channels import fit, undo_broadcast, varying
-from relief_export.graph.prepare import is_read
+from relief_export.graph.initializers import is_read
 from relief_export.graph.rules.base import ChannelFacts, NodeContext, Rule
 
 if TYPE_CHECKING:
