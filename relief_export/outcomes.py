@@ -222,7 +222,7 @@ class Export(TypedDict):
     baselines: Baselines
     anatomy: dict[str, dict[str, int]]
     artifacts: list[ArtifactEntry]
-    input_shape: NotRequired[list[int]]
+    inputs: NotRequired[dict[str, list[int]]]
 
 
 class FailureEntry(TypedDict):

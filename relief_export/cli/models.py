@@ -391,7 +391,7 @@ def ops(model: Path | None, as_json: bool) -> int:
         # The class of a rule says in its first line what is true of all its operators.
         handled = "" if rule is None or rule is OPAQUE else (type(rule).__doc__ or "").split("\n")[0].rstrip(".")
         rows.append({"operator": name, "outcome": outcome, "handled": handled, "nodes": names[name]})
-    width = max((len(row["operator"]) for row in rows), default=0)
+    width = max(map(len, names), default=0)
     lines = []
     for row in rows:
         count = f"{row['nodes']:>4}  " if model else ""

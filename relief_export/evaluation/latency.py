@@ -58,13 +58,13 @@ class Latency:
 
 
 def measure_latency(
-    models: Mapping[str, Path], x: Array, *, batch: int = 1, repeats: int = 30, warmup: int = 5, threads: int = 1
+    models: Mapping[str, Path], x: ByName, *, batch: int = 1, repeats: int = 30, warmup: int = 5, threads: int = 1
 ) -> list[Latency]:
     """Time one inference of each model, optimised, on the same samples.
 
     Args:
         models: Name -> file or folder.
-        x: Samples ``(N, ...)``; the first ``batch`` of them are used.
+        x: Samples ``(N, ...)``, by name where there are several inputs; the first ``batch`` of them are used.
         batch: Samples in one inference; a model with a fixed batch must have this one.
         repeats: Measurements of each model. They are interleaved (a, b, c, c, b, a, …) after ``warmup`` untimed calls.
         warmup: Untimed calls of each model.

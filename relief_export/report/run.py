@@ -78,7 +78,8 @@ class Run:
     Attributes:
         folder: Where it lies; ``artifacts`` is the folder of its files in it, "" where they lie in it themselves.
         records: By stage, those that are there.
-        input_shape: Of one sample. samples: Of each split.
+        feeds: Arrays of reference.npz that the model is given -> shape of one sample.
+        input_shape: Of one sample that the network was trained on. samples: Of each split.
         accuracy: Network -> (validation, test).
         connections: Weights and biases, dense and pruned; None where no pruning was recorded.
         iterations: The pruning rounds, as recorded.
@@ -105,6 +106,7 @@ class Run:
     removed: tuple[Table, ...]
     kept: tuple[Table, ...]
     arena: dict[str, Table]
+    feeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     input_shape: tuple[int, ...] = ()
     samples: dict[str, int] = field(default_factory=dict)
     accuracy: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
@@ -226,7 +228,7 @@ def _quantise(outcome: Table, facts: Table) -> Table:
     return {"accuracy": facts["accuracy"] | {"quantised": (outcome["validation"], outcome["test"])}}
 
 
-def _export(outcome: Table, facts: Table) -> Table:
+def _export(outcome: Table, _: Table) -> Table:
     original, shrunk = outcome["cost"]["original"], outcome["cost"]["shrunk"]
     figures = {name: (original[name], shrunk[name]) for name in ("parameters", "macs", "flops")}
     baselines, bounds = outcome["baselines"], outcome["ledger"]["total"]["bound"]
@@ -248,7 +250,7 @@ def _export(outcome: Table, facts: Table) -> Table:
         "removed": tuple(outcome["shrink"]["removed"]),
         "kept": tuple(outcome["shrink"]["kept"]),
         "arena": outcome["arena"],
-        "input_shape": facts.get("input_shape") or tuple(outcome.get("input_shape", ())),
+        "feeds": {name: tuple(shape) for name, shape in outcome.get("inputs", {}).items()},
     }
 
 

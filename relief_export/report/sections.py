@@ -93,6 +93,12 @@ session = ort.InferenceSession("{path}")
 x = np.load("{samples}")["x"]  # {shape}
 outputs = session.run(None, {{session.get_inputs()[0].name: x}})[0]
 print(outputs.argmax(axis=1))"""
+_SNIPPET_OF_SEVERAL = """\
+import numpy as np, onnxruntime as ort
+session = ort.InferenceSession("{path}")
+samples = np.load("{samples}")
+outputs = session.run(None, {{each.name: samples["x." + each.name] for each in session.get_inputs()}})
+print([output.shape for output in outputs])"""
 _LOADING = {
     "csr": "SciPy, scipy.sparse.load_npz for each weight; relief-export convert csr model.onnx --to dense",
     "ort": "ONNX Runtime, a reduced build too: the list of operators lies beside it",
@@ -205,7 +211,7 @@ def breakdown(run: Run) -> Section:
         for row in sorted(run.tensors, key=lambda row: -row["dense"])
     )
     heads = ("bytes of", "weights", "their headers", "decoding", "network", "container", "all", "bound")
-    by_weight = ("weight", "shape", "non-zero", "plain")
+    by_weight: tuple[str, ...] = ("weight", "shape", "non-zero", "plain")
     by_weight += tuple(f"{what}, {code}" for code in used for what in ("packed", "bound"))
     return Section(
         "Size breakdown",
@@ -395,9 +401,10 @@ def usage(run: Run) -> Section | None:
     best = run.smallest(exact=False)
     if best is None:
         return None
-    shape = ", ".join(("samples", *map(str, run.input_shape)))
-    code = _SNIPPET.format(
-        path=f"{run.artifacts}{best.name}", samples=f"{run.artifacts}reference.npz", shape=f"float32, ({shape})"
+    shape = ", ".join(("samples", *map(str, run.feeds.get("x", run.input_shape))))
+    snippet = _SNIPPET_OF_SEVERAL if len(run.feeds) > 1 or (run.feeds and "x" not in run.feeds) else _SNIPPET
+    code = snippet.format(
+        path=f"{run.artifacts}{best.name}", samples=f"{run.artifacts}reference.npz", shape=f"({shape})"
     )
     rows = tuple(
         (f"{run.artifacts}{file.name}", f"{file.bytes:,}", _LOADING.get(file.format, "ONNX Runtime, as above"))

@@ -87,7 +87,7 @@ def ship(
             k: v for what, held in given.items() if held is not None for k, v in evaluation.named(what, held).items()
         }
         with atomic_path(folder / "reference.npz") as path:
-            np.savez(path, **arrays)
+            np.savez(path, **arrays)  # type: ignore[arg-type]  # its one keyword of its own is no array's name
         outcome = _figures(graphs, result) | {"baselines": baselines, "artifacts": [a.to_dict() for a in artifacts]}
         names = (*(f"{name}.onnx" for name in BASELINES), *(artifact.name for artifact in artifacts))
         outcome["anatomy"] = {name: found.to_dict() for name in names if (found := anatomy(folder / name)) is not None}
@@ -97,7 +97,8 @@ def ship(
         ]
         extra = {key: outcome[key] for key in ("cost", "shrink", "baselines")}
         write_manifest(folder, artifacts, extra, references=references)
-        outcome["input_shape"] = list(reference.x.shape[1:])
+        inputs = evaluation.named("x", reference.x)
+        outcome["inputs"] = {name: list(array.shape[1:]) for name, array in inputs.items()}
         # The report of a folder that no stage wrote is made from this; a stage's own record takes its place.
         seconds = round(time.perf_counter() - started, 3)
         Record("export", {}, {}, seconds, outcome).write(folder / Path(RECORDS["export"]).name)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from relief_export import evaluation, formats
@@ -199,6 +200,24 @@ def test_a_folder_of_files_alone_has_a_report_and_says_how_to_run_them(alone, tm
     (folder / "manifest.json").write_text((folder / "manifest.json").read_text() + "\n")
     with pytest.raises(IntegrityError, match=r"manifest\.json is not the file that stage 'validate' read"):
         build_report([folder], tmp_path)
+
+
+def test_a_model_of_several_inputs_is_run_by_their_names(tmp_path):
+    model = ir.from_onnx_text(
+        '<ir_version: 10, opset_import: ["" : 18]> g (float[n, 2] a, float[n, 2] b) => (float[n, 3] y) '
+        "<float[2, 3] w = {1, 0, 2, 0, 3, 0}> { s = Sub (a, b) y = MatMul (s, w) }"
+    )
+    rng = np.random.default_rng(2)
+    x = {name: rng.normal(size=(5, 2)).astype(np.float32) for name in "ab"}
+    logits = (x["a"] - x["b"]) @ np.array([[1, 0, 2], [0, 3, 0]], np.float32)
+    reference = shipping.Samples(x, None, logits, "reference")
+    shipping.ship({"original": model, "masked": model}, reference, tmp_path / "two", ("packed",), formats.Options())
+    assert run(["validate", str(tmp_path / "two")]) == 0
+    text = build_report([tmp_path / "two"], tmp_path).markdown.read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path / "two", capture_output=True, text=True, check=True)
+    assert done.stdout == "[(5, 3)]\n"
 
 
 def test_a_folder_that_is_neither_is_told_so(tmp_path):
