@@ -1,0 +1,183 @@
+"""What does a pruned network take on a microcontroller, beside dense C of the same network?"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from benchmarks.c import SEED, Network, networks
+from benchmarks.common import Benchmark, Column, Row
+from relief_export.cgen.lower import lower
+from relief_export.cgen.mcu import Code, coded, generate
+from relief_export.cgen.quantised import quantised
+from relief_export.device.emulator import emulate
+from relief_export.device.measure import measure
+from relief_export.errors import InputError
+from relief_export.formats import FORMATS, Options
+from relief_export.formats.int8 import quantise
+from relief_export.graph.prepare import fold
+from relief_export.graph.shrink import shrink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CORES = ("cortex-m0plus", "cortex-m4f", "rv32imc", "avr")
+CODES: tuple[Code, ...] = ("f32", "int8", "codebook16", "q8")
+PACKED = {"f32": "packed", "codebook16": "packed-codebook16", "q8": "packed-int8"}
+"""Value code -> the packed ONNX format of the same values."""
+_KEYWORDS = """g (float[n, 10, 49] x) => (float[n, 12] y)
+{ a = Conv<pads=[4,4], strides=[2]>(x, w0, b0) c = Relu(a) d = Conv<pads=[1,1]>(c, w1, b1) e = Relu(d)
+  f = Conv<pads=[1,1]>(e, w2, b2) h = Relu(f) i = GlobalAveragePool(h) j = Flatten(i) y = Gemm<transB=1>(j, w3, b3) }"""
+
+
+def keywords() -> Network:
+    """Return a keyword spotter of usual size: 49 frames of 10 coefficients, 12 words; 15 % of the kernels at random."""
+    rng = np.random.default_rng(SEED)
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for k, shape in enumerate(((64, 10, 9), (64, 64, 3), (64, 64, 3), (12, 64))):
+        arrays[f"w{k}"] = (rng.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        arrays[f"b{k}"] = rng.normal(size=shape[0]).astype(np.float32) * np.float32(0.1)
+
+    def built(share: float) -> ir.Model:
+        from tests.graph.helpers import build  # noqa: PLC0415
+
+        drawn = np.random.default_rng(SEED)
+        kept = {
+            name: array * (drawn.random(array.shape[:2]) < share)[..., None].astype(np.float32)
+            if array.ndim == 3
+            else array
+            for name, array in arrays.items()
+        }
+        return build(_KEYWORDS, kept)
+
+    x = rng.normal(size=(1, 10, 49)).astype(np.float32)
+    return Network("keywords 15 %", fold(built(1.0)), shrink(fold(built(0.15))).model, x)
+
+
+def run() -> list[Row]:
+    """Measure every program of every network on every core."""
+    rows = []
+    # The fixtures' LeNets and ResNet-20 come first.
+    for network in (*itertools.islice(networks(), 3), keywords()):
+        with tempfile.TemporaryDirectory() as scratch:
+            packed = _packed(network, Path(scratch))
+            for name, folder in _programs(network, Path(scratch)):
+                rows += [_row(network, name, folder, core, packed.get(name)) for core in CORES]
+    return rows
+
+
+def _packed(network: Network, folder: Path) -> dict[str, int]:
+    options = Options(calibration=_samples(network))
+    return {
+        f"sparse {code}": FORMATS[form].write(network.shrunk, folder / f"{form}.onnx", options).bytes
+        for code, form in PACKED.items()
+    }
+
+
+def _samples(network: Network) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(SEED).normal(size=(32, *network.x.shape[1:])).astype(np.float32)
+
+
+def _programs(network: Network, scratch: Path) -> Iterator[tuple[str, Path]]:
+    """Yield a name and a folder for each program."""
+    for which, model in (("original", network.original), ("shrunk", network.shrunk)):
+        folder = _emx(model, network, scratch / f"emx-{which}")
+        if folder is not None:
+            yield f"emx-onnx-cgen, {which}", folder
+    for code in CODES:
+        integers = None
+        try:
+            if code == "q8":
+                plan, integers = quantised(quantise(network.shrunk, Options(calibration=_samples(network)))[0])
+            else:
+                plan = coded(lower(network.shrunk), code)
+            for form in ("dense", "sparse") if code in {"f32", "q8"} else ("sparse",):
+                made = generate(plan, code, dense=form == "dense", quantisation=integers)
+                folder = scratch / f"{form}-{code}"
+                folder.mkdir()
+                for file, content in made.files.items():
+                    (folder / file).write_bytes(content)
+                yield f"{form} {code}", folder
+        except InputError as error:
+            print(f"{network.name}, {code}: {error}", file=sys.stderr)
+
+
+def _emx(model: ir.Model, network: Network, folder: Path) -> Path | None:
+    """Return a folder with the dense C of emx-onnx-cgen behind our interface; None where it is not installed."""
+    command = shutil.which("emx-onnx-cgen")
+    if command is None:
+        return None
+    folder.mkdir()
+    ir.save(model, folder / "model.onnx")
+    done = subprocess.run(  # noqa: S603
+        [command, "compile", "model.onnx", "emx.inc", "--model-name", "emx", "--input-dim", "batch=1",
+         "--input-dim", "n=1", "--large-weight-threshold", "0", "--fp32-accumulation-strategy", "simple"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        print(f"emx-onnx-cgen, {network.name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        return None
+    outputs = lower(model).output.size
+    (folder / "net.h").write_text(
+        f"#define NET_INPUT_SIZE {network.x.size}\n#define NET_OUTPUT_SIZE {outputs}\n#define NET_ARENA_BYTES 0\n"
+        "void net_run(const float *input, float *output, void *arena);\n"
+    )
+    (folder / "net.c").write_text(
+        '#include "emx.inc"\n#include "net.h"\n'
+        "void net_run(const float *input, float *output, void *arena)\n{\n"
+        "    (void)arena;\n    emx((const void *)input, (void *)output);\n}\n"
+    )
+    return folder
+
+
+def _row(network: Network, program: str, folder: Path, core: str, packed: int | None) -> Row:
+    row: Row = {"network": network.name, "program": program, "core": core, "packed_bytes": packed, "reason": None}
+    sizes: dict[str, Any] = dict.fromkeys(("flash_bytes", "ram_bytes", "library_bytes", "stack_bytes", "count"))
+    try:
+        found = measure(folder, target=core, optimise="2")
+        sizes |= {
+            "flash_bytes": found.flash, "ram_bytes": found.ram, "stack_bytes": found.stack,
+            "library_bytes": found.flash - found.objects,
+        }  # fmt: skip
+        if network.name.startswith("resnet") and "q8" not in program and core != "cortex-m4f":
+            row["reason"] = "not run: floats without an FPU take the emulator minutes"
+        else:
+            sizes["count"] = int(emulate(folder, core, network.x, optimise="2").counts.mean())
+    except InputError as error:
+        row["reason"] = str(error)[:160]
+    return row | sizes
+
+
+_NOTE = (
+    "Flash: code, tables and library routines, linked (`text + data`). RAM: variables, arena, the caller's input and "
+    "output, and the deepest stack. Counts are instructions that QEMU ran, on AVR cycles of simavr; no caches, no "
+    "wait states. One sample, -O2. *emx-onnx-cgen* is dense C of the same ONNX file by another generator, *dense* our "
+    "own generator without masks, the twin of *sparse*. ResNet-20 and the keyword spotter have random weights, and "
+    "random kernels with the counts of a recorded run, or 15 %. q8 is bit for bit ONNX Runtime's int8 model."
+)
+
+BENCHMARK = Benchmark(
+    name="devices",
+    question="What does a pruned network take on a microcontroller, beside dense C of the same network?",
+    run=run,
+    columns=(
+        Column("network", "network"),
+        Column("program", "program"),
+        Column("core", "core"),
+        Column("flash_bytes", "flash, bytes", ",d"),
+        Column("library_bytes", "of them library", ",d"),
+        Column("ram_bytes", "RAM, bytes", ",d"),
+        Column("count", "instructions", ",d"),
+        Column("packed_bytes", "packed ONNX, bytes", ",d"),
+    ),
+    seeds=(SEED,),
+    note=_NOTE,
+)
