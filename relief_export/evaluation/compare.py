@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from relief_export.evaluation.samples import ByName
-    from relief_export.evaluation.sessions import Progress
+    from relief_export.progress import Progress
 
 Array: TypeAlias = np.ndarray[Any, Any]
 

@@ -20,11 +20,9 @@ from relief_export.formats import c
 from relief_export.formats.runtime import load, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import onnx_ir as ir
 
-    Progress = Callable[[str, int, int, str], None]
+    from relief_export.progress import Progress
 
 Array: TypeAlias = np.ndarray[Any, Any]
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from relief_export.evaluation.samples import ByName
-    from relief_export.evaluation.sessions import Progress
+    from relief_export.progress import Progress
 
 MASKED = "masked.onnx"
 """The masked network before anything was removed, which stands in for PyTorch where that is not installed."""

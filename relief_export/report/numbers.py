@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 NONE = "–"
-"""What stands for a figure that there is not."""
+"""Written for a missing value."""
 
 
 def format_bytes(size: float) -> str:

@@ -166,7 +166,7 @@ def _gzip_bytes(path: Path) -> int:
 
 
 def validate(job: Job) -> Outcome:
-    """Hold every artifact against the masked network on the full test set, and time them.
+    """Check every file against the masked network on the full test set, and time them.
 
     Where torch is not installed, or ``data`` is given, the outcome is marked provisional: it is no answer for the full
     test set.
