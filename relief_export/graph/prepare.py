@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -75,13 +75,14 @@ def simplify(model: ir.Model) -> ir.Model:
         plain_reshapes(copy)  # lengths that follow from a target are numbers to the folder
         common.RemoveUnusedNodesPass()(copy)
         unnamed = [node for graph in copy.graphs() for node in graph if not node.name]
-        fold_constants(
-            copy,
-            onnx_shape_inference=True,
-            input_size_limit=_UNLIMITED,
-            output_size_limit=_UNLIMITED,
-            should_fold=partial(_may_fold, paying=_paying(copy.graph)),
-        )
+        with suppress(RuntimeError):  # the folder stumbles over an operator: what it has folded until there stands
+            fold_constants(
+                copy,
+                onnx_shape_inference=True,
+                input_size_limit=_UNLIMITED,
+                output_size_limit=_UNLIMITED,
+                should_fold=partial(_may_fold, paying=_paying(copy.graph)),
+            )
         for node in unnamed:
             node.name = ""  # the folder names them, and a file would store that
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(copy)
@@ -208,12 +209,12 @@ def fold(model: ir.Model) -> ir.Model:
 
 def file_size(model: ir.Model) -> int:
     """Return about how many bytes a file of a model takes: its constants, nodes and functions, without descriptions."""
-    stored = 0
+    stored: int = 0
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:  # and in protobuf the name, the axes, the type, and where each of them begins
-            stored += value.const_value.nbytes + len(name) + 2 * len(value.const_value.shape) + 8
-    nodes = sum(ir.serde.serialize_node(node).ByteSize() + 2 for node in model.graph)
-    return int(stored) + nodes + sum(ir.serde.serialize_function(f).ByteSize() for f in model.functions.values())
+            stored += int(value.const_value.nbytes) + len(name) + 2 * len(value.const_value.shape) + 8
+    nodes = sum(int(ir.serde.serialize_node(node).ByteSize()) + 2 for node in model.graph)
+    return stored + nodes + sum(int(ir.serde.serialize_function(f).ByteSize()) for f in model.functions.values())
 
 
 def restore_interface(model: ir.Model, original: ir.Model) -> None:

@@ -79,7 +79,7 @@ def plain_reshapes(model: ir.Model) -> bool:
             continue
         source, target, out = node.inputs[0], node.inputs[1], node.outputs[0]
         entries = _resolved(node)
-        if source is None or entries is None:
+        if source is None or target is None or entries is None:
             continue
         shape = ir.Shape([entry.dimension for entry in entries])
         if out.shape != shape:
@@ -179,6 +179,7 @@ def _infer(node: ir.Node, opsets: dict[str, int]) -> list[ir.Value]:
         return []
     types, data = {}, {}
     for name, value in operands.items():
+        assert value.type is not None  # noqa: S101 - checked above
         types[name] = ir.serde.serialize_type(value.type)
         if value.shape is not None:
             ir.serde.serialize_shape_into(types[name], value.shape)

@@ -255,8 +255,9 @@ class RemovalPlan:
                 fresh.name, fresh.type, fresh.shape = value.name, value.type, value.shape
                 value.replace_all_uses_with(fresh, replace_graph_outputs=True)
                 value.name = free_name(self._graph, f"{value.name}_before")
-                for index, operand in enumerate(new.inputs):
-                    if operand is fresh:  # a node added behind ``old`` reads what it replaces
+                fresh.meta.update(value.meta)
+                for index, read in enumerate(new.inputs):
+                    if read is fresh:  # a node added behind ``old`` reads what it replaces
                         new.replace_input_with(index, value)
             self._graph.insert_after(old, new)
             if new.op_type == "Add":

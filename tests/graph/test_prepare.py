@@ -215,6 +215,16 @@ def test_a_mask_of_truth_values_is_multiplied_in():
     assert np.array_equal(*arrays_of(folded).values(), normal(4, 3) * mask)
 
 
+def test_an_operator_that_the_folder_stumbles_over_stays():
+    """A number of parts that is given at run time."""
+    text = """g (float[2, 6] x, int64 n) => (float[a, b] y) { s = SplitToSequence<axis=1>(x, n) r = SequenceAt(s, zero)
+        c = Concat<axis=0>(r, one) y = Relu(c) }"""
+    model = build(text, {"zero": np.array(0), "one": np.ones((1, 2), np.float32)})
+    feeds = {"x": normal(2, 6), "n": np.array(2)}
+    assert_same(model, fold(model), feeds, relative=0.0)
+    assert_same(model, shrink(model).model, feeds, relative=0.0)
+
+
 # Sizes that are given --------------------------------------------------------------------------------------------------
 
 SIZED = "g (float[n, 3, H, W] x) => (float[n, 4, H, a] y) { y = Conv<pads=[1, 1, 1, 1]>(x, w) }"

@@ -523,8 +523,7 @@ class Gather(MovesElements):
     def rewrite(self, ctx: NodeContext, plan: RemovalPlan) -> None:
         """Renumber the indices of the elements that are left, or cut the columns of a table."""
         if ctx.find(Table):
-            kept = plan.kept(ctx.result)
-            for keep in kept.values():
+            for keep in plan.kept(ctx.result).values():
                 plan.constant(ctx.node, 0, {ctx.recall(Table).axis: keep})
             return
         source = ctx.source

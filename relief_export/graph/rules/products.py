@@ -94,7 +94,8 @@ class Contraction(Rule):
     ) -> list[NDArray[np.bool_] | None]:
         """Collect needs of terms (…, i, k, j) by element of each operand."""
         shapes = [ctx.walk.facts_of[v].ids.shape for v in ctx.node.inputs[:2] if v is not None]
-        return [undo_broadcast(first.any(axis=-1), shapes[0]), undo_broadcast(second.any(axis=-3), shapes[1])]
+        needs = np.asarray(first.any(axis=-1)), np.asarray(second.any(axis=-3))
+        return [undo_broadcast(need, shape) for need, shape in zip(needs, shapes, strict=True)]
 
     def must_stay_live(self, ctx: NodeContext, plan: RemovalPlan) -> dict[int, tuple[NDArray[np.bool_], str]]:
         """A zero factor that stays must be zero, or its partner's garbage would count."""
@@ -133,7 +134,7 @@ class FusedAttention(Rule):
 
     def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """Values are needed where the result is, and in these heads the features that are not zero on one side."""
-        heads = live[0].any(axis=3, keepdims=True)
+        heads = np.asarray(live[0].any(axis=3, keepdims=True))
         zero_q, zero_k = self._zero_features(ctx)
         need = np.broadcast_to(heads & ~zero_q & ~zero_k, zero_q.shape) if ctx.recall(SummedAxis).varies else heads
         others = super().backward(ctx, live)[3:]
