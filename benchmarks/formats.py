@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 SEED = 0
-ZEROS = (0.80, 0.90, 0.95, 0.98, 0.99)
-LARGE_ZEROS = (0.8, 0.9, 0.95)
-LOADS, RUNS = 9, 31
+ZEROS = (0.80, 0.90, 0.95)
+LARGE_ZEROS = (0.9,)
+LOADS, RUNS = 5, 21
 MLP = """<ir_version: 8, opset_import: ["": 18]> mlp (float[N,784] x) => (float[N,10] y) {
   a = Gemm <transB = 1> (x, w1, b1) b = Relu (a) c = Gemm <transB = 1> (b, w2, b2) d = Relu (c)
   y = Gemm <transB = 1> (d, w3, b3) }"""
@@ -110,6 +110,8 @@ def write_all(model: ir.Model, folder: Path) -> dict[str, tuple[Path, int, str]]
     samples = next(iter(inputs(folder / "model.onnx", 64).values()))
     written: dict[str, tuple[Path, int, str]] = {}
     for name, form in FORMATS.items():
+        if name.startswith("c-") or name == "c":  # has a benchmark of its own, against compilers
+            continue
         artifact = form.write(model, folder / form.suffix, Options(calibration=samples))
         written[name] = folder / form.suffix, artifact.bytes, form.values
     return written
@@ -226,7 +228,7 @@ def run() -> list[Row]:
     for path in sorted((ROOT / "build").glob("*/artifacts/model.onnx")):
         rows += measure(path.parent.parent.name, dense.read(path), None)
     codes: tuple[Values, ...] = ("f32", "codebook16")
-    return rows + [encoding(*case) for case in itertools.product(codes, (0.8, 0.95), (1, 10))]
+    return rows + [encoding(*case) for case in itertools.product(codes, (0.9,), (1, 10))]
 
 
 BENCHMARK = Benchmark(

@@ -163,7 +163,7 @@ def _read_files(entries: object, where: str) -> tuple[File, ...]:
 def _read_tolerance(data: object, where: str) -> Tolerance:
     bounds = data if isinstance(data, dict) and set(data) == {"relative_error", "accuracy_drop"} else {"": None}
     relative = bounds.get("relative_error")
-    numbers = [bounds.get("accuracy_drop"), 0.0 if relative is None else relative]
+    numbers: list[Any] = [bounds.get("accuracy_drop"), 0.0 if relative is None else relative]
     if not all(type(bound) in {int, float} and 0 <= bound < math.inf for bound in numbers):
         raise IntegrityError(f"{where}: an artifact is malformed, with no sound tolerance: export again")
     return Tolerance(**bounds)

@@ -196,7 +196,7 @@ def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
 
 def from_proto(proto: onnx.ModelProto) -> ir.Model:
     """Turn ``proto`` into onnx_ir, with the types that onnx_ir cannot hold kept aside in their values."""
-    aside = {}
+    aside: dict[str, bytes] = {}
     for graph in graphs(proto.graph):
         foreign = [value for value in (*graph.input, *graph.output, *graph.value_info) if _has_map(value.type)]
         aside |= {value.name: value.type.SerializeToString() for value in foreign}

@@ -22,7 +22,7 @@ from relief_export.formats.runtime import load
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-_PROCESSOR_SPECIFIC = ("NchwcTransformer",)
+_PROCESSOR_SPECIFIC: tuple[str, ...] = ("NchwcTransformer",)
 _GROWN = 1.1
 """A file larger than its source by this has weights that are stored narrow and were made wide: they are left narrow."""
 

@@ -42,11 +42,12 @@ def _shaped(inputs: list[Array]) -> int:
 
 def _product(inputs: list[Array]) -> int:
     first, second = inputs[:2]
-    return math.prod(first.shape[:-1]) * math.prod(second.shape[:-2]) * (second.shape[-1] if second.ndim > 1 else 1)
+    columns = int(second.shape[-1]) if second.ndim > 1 else 1
+    return math.prod(first.shape[:-1]) * math.prod(second.shape[:-2]) * columns
 
 
 def _looked_up(inputs: list[Array]) -> int:
-    return inputs[1].size * max(1, inputs[0].size // max(1, min(inputs[0].shape, default=1)))
+    return int(inputs[1].size * max(1, inputs[0].size // max(1, min(inputs[0].shape, default=1))))
 
 
 OPERATORS: dict[str, _Claim] = {

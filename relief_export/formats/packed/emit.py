@@ -374,8 +374,8 @@ def _positions(builder: Builder, positions: Array, universe: int, value_bytes: f
         ends = builder.node("Less", gaps, builder.constant(255, np.int32))
         return builder.declare(builder.node("Compress", sums, ends, axis=0), TensorProto.INT32, [positions.size]), False
     unary, rests = rice_parts(positions, low)
-    words = builder.words(rests, low) if low else None
-    return _rice(builder, unary, words, low, positions.size), not low
+    low_words = builder.words(rests, low) if low else None
+    return _rice(builder, unary, low_words, low, positions.size), not low
 
 
 def _rice(builder: Builder, unary: Array, rests: str | None, low: int, count: int) -> str:
