@@ -43,7 +43,7 @@ def _shaped(inputs: list[Array]) -> int:
 def _product(inputs: list[Array]) -> int:
     first, second = inputs[:2]
     columns = int(second.shape[-1]) if second.ndim > 1 else 1
-    return math.prod(first.shape[:-1]) * math.prod(second.shape[:-2]) * columns
+    return int(math.prod(first.shape[:-1]) * math.prod(second.shape[:-2]) * columns)
 
 
 def _looked_up(inputs: list[Array]) -> int:
