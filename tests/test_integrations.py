@@ -102,10 +102,10 @@ def test_transformers_retrain_and_measure(tmp_path):
         tolerance=1.0,
     )
     # GPT-2's linear layers keep their weights as (in, out), and are relieved like all others.
-    rows = found.chosen.layers["transformer.h.0.mlp.c_fc"]
-    assert rows["dense"] == 16 * 64 + 64
-    assert rows["kept"] < rows["dense"]
-    assert rows["neurons"] == 64
+    layer = found.chosen.layers["transformer.h.0.mlp.c_fc"]
+    assert layer["dense"] == 16 * 64 + 64
+    assert layer["kept"] < layer["dense"]
+    assert layer["neurons"] == 64
     assert found.masks.apply_(model) == {}
     with pytest.raises(InputError, match="the trainer measures no 'eval_accurace'"):
         evaluate_with(make_trainer, "eval_accurace")(model)

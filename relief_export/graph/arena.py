@@ -36,6 +36,10 @@ EXCLUDED = (
 )
 
 
+class UnknownSizeError(UnsupportedModelError):
+    """An activation's size follows from numbers that are known only when the model runs: there is no plan."""
+
+
 @dataclass(frozen=True)
 class ArenaTensor:
     """One activation (with all the reshapes of it) in the arena.
@@ -210,7 +214,7 @@ def _bodies(attribute: ir.Attr) -> Sequence[ir.Graph]:
 def _bytes(value: ir.Value) -> int:
     count, dtype = elements(value), value.dtype
     if count is None or dtype is None or dtype == ir.DataType.STRING:
-        raise UnsupportedModelError(
+        raise UnknownSizeError(
             f"tensor {value.name!r} has no known size (shape {value.shape}, type {dtype}): "
             "give the model static shapes except for the batch"
         )

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from relief_export import evaluation
 from relief_export.errors import InputError
 from relief_export.formats import FORMATS, Options, anatomy, gzip_bytes, ledger, onnx_file, write_manifest
-from relief_export.graph.arena import plan_arena
+from relief_export.graph.arena import UnknownSizeError, plan_arena
 from relief_export.graph.cost import cost
 from relief_export.graph.shrink import ShrinkResult, shrink
 from relief_export.records import RECORDS, Record, atomic_folder, atomic_path
@@ -145,12 +145,20 @@ def _figures(graphs: dict[str, ir.Model], result: ShrinkResult) -> Outcome:
         "cost": {"original": original.to_dict()}
         | {name: cost(model, baseline=original).to_dict() for name, model in others.items()},
         "arena": {
-            "original": plan_arena(graphs["original"]).to_dict(),
-            "shrunk": plan_arena(result.model).to_dict(),
+            "original": _arena(graphs["original"]),
+            "shrunk": _arena(result.model),
         },
         "shrink": result.to_dict(),
         "ledger": ledger(result.model).to_dict(),
     }
+
+
+def _arena(model: ir.Model) -> Outcome:
+    """Return the plan of the activations, or why there is none: the file is as good without."""
+    try:
+        return plan_arena(model).to_dict()
+    except UnknownSizeError as error:
+        return {"unknown": str(error)}
 
 
 def _baseline(model: ir.Model, path: Path) -> Outcome:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relief_export.errors import UnsupportedModelError
-from relief_export.graph.arena import ALIGNMENT, ArenaTensor, arena_bytes, place, plan_arena
+from relief_export.graph.arena import ALIGNMENT, ArenaTensor, UnknownSizeError, arena_bytes, place, plan_arena
+from relief_export.stages import shipping
 
 HEADER = '<ir_version: 9, opset_import: ["" : 20, "my.domain" : 1]>\n'
 
@@ -140,3 +141,20 @@ def test_plans_of_random_graphs_are_sound_and_never_below_the_bound(text):
     assert found.lower_bound <= found.bytes == arena_bytes(found.tensors)
     assert sum(t.bytes for t in found.peak_tensors) == found.lower_bound
     assert np.all([t.offset % ALIGNMENT == 0 for t in found.tensors])
+
+
+def test_sizes_that_are_known_only_at_run_time_leave_no_plan_and_do_not_stop_an_export():
+    model = ir.from_onnx_text(
+        """
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[n, 3] x) => (float[n, 3] y) {
+          i = NonZero (x)
+          c = Cast <to = 1> (i)
+          s = ReduceSum <keepdims = 0> (c)
+          y = Add (x, s)
+        }
+        """
+    )
+    with pytest.raises(UnknownSizeError, match="has no known size"):
+        plan_arena(model)
+    assert "has no known size" in shipping._arena(model)["unknown"]
