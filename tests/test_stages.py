@@ -85,7 +85,8 @@ def change_one_weight(path: Path) -> None:
 
 
 def test_demo_leaves_exactly_these_files(demo):
-    left = {path for path in contents(demo.folder) if not path.startswith("artifacts/csr/")}
+    folders = ("artifacts/csr/", "artifacts/c/")
+    left = {path for path in contents(demo.folder) if not path.startswith(folders)}
     assert left == LEFT
     listed = {file["path"] for entry in read_json(demo.folder / "artifacts/manifest.json")["artifacts"]
               for file in entry["files"]}  # fmt: skip
@@ -107,6 +108,9 @@ def test_closing_figures_are_those_of_the_files(demo):
     for entry in read_json(artifacts / "manifest.json")["artifacts"]:
         assert sizes.pop(entry["name"]) == sum((artifacts / file["path"]).stat().st_size for file in entry["files"])
     assert not sizes
+    latency = {row["name"]: row for row in read_json(demo.folder / "validation.json")["outcome"]["latency"]}
+    for file in printed["files"]:  # generated C is not timed where there is no compiler
+        assert file["seconds_per_sample"] == latency.get(file["file"], {"median": None})["median"]
     assert printed["original_bytes"] == (artifacts / "original.onnx").stat().st_size
     assert Path(printed["report"]).is_file()
     assert Path(printed["model"]) == artifacts / "model.onnx"
