@@ -592,9 +592,7 @@ def old_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:  #
     builder.activations = OLD_ACTIVATIONS
     x = builder.conv(Map("x", 3, 6), groups=False)
     for _ in range(choose(range(1, 6))):
-        block = choose(
-            ("conv", "residual", "batch_norm", "activation", "pool", "clip", "slice", "split", "pad", "squeeze")
-        )
+        block = choose(("conv", "batch_norm", "activation", "pool", "clip", "slice", "split", "pad", "squeeze"))
         if block == "activation":
             x = builder.activation(x)
         elif block == "pool":
@@ -631,7 +629,7 @@ def old_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:  #
         elif block == "squeeze":
             y = builder.add("Squeeze", [builder.add("Unsqueeze", [x.name], axes=[2])], axes=[2])
             x = Map(y, x.channels, x.side)
-        elif block in ("conv", "residual", "batch_norm"):
+        elif block in ("conv", "batch_norm"):
             x = getattr(builder, block)(x)
     if choose((0, 1)):
         y, features = builder.add("Flatten", [x.name]), x.channels * x.side**2
