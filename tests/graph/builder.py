@@ -516,7 +516,8 @@ class Builder:
         proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
         for value in proto.graph.value_info if stale else ():
-            if value.type.tensor_type.shape.dim and self.chance(40):  # as left behind by an export at batch 1
+            dims = value.type.tensor_type.shape.dim
+            if dims and dims[0].dim_param and self.chance(40):  # as left behind by an export at batch 1
                 value.type.tensor_type.shape.dim[0].dim_value = 1
         onnx.checker.check_model(proto)
         return ir.from_proto(proto)
