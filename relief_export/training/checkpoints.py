@@ -49,6 +49,8 @@ def load_weights(model: nn.Module, path: Path) -> dict[str, torch.Tensor]:
     except (OSError, SafetensorError) as error:
         raise IntegrityError(f"{path} is not a whole safetensors file ({error}): run its stage again") from None
     wanted = tensors_of(model)
+    # Both lists, so that a tensor too many is as much of another network as one that is missing.
+    # Everything is compared before anything is written, so that a refused file leaves the model untouched.
     for name in [*wanted, *found]:
         mine, theirs = (tuple(state[name].shape) if name in state else "absent" for state in (wanted, found))
         if mine != theirs:
@@ -67,6 +69,7 @@ def load_start(model: nn.Module, path: Path) -> None:
         load_weights(model, path)
         return
     try:
+        # A pickle can run any code when it is read: weights_only admits nothing but tensors and plain containers.
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"model.weights: {path} does not exist") from None
@@ -108,6 +111,7 @@ class Checkpoint:
         self.epoch = epoch
         if (accuracy, -loss) > (self.best_accuracy, -self.best_loss):
             self.best_epoch, self.best_accuracy, self.best_loss = epoch, accuracy, loss
+            # A clone, because the training goes on in the very memory of these tensors.
             self.best = {name: tensor.detach().clone() for name, tensor in tensors_of(model).items()}
         if line is not None:
             self.history.append(line)
@@ -135,6 +139,7 @@ class Checkpoint:
         except (OSError, RuntimeError, EOFError, KeyError, AttributeError, TypeError, pickle.UnpicklingError) as error:
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise IntegrityError(f"{path} is not a whole checkpoint ({detail}): remove it to start again") from None
+        # No error: a build folder may still hold what an earlier recipe left, and the training then starts afresh.
         if version != _VERSION or key != self.key:
             return
         restore(model, weights)
@@ -149,6 +154,7 @@ def fingerprint(
     digest = hashlib.sha256(repr((sorted(config.items()), seed)).encode())
     tensors = {**tensors_of(model), **{f"mask {name}": mask for name, mask in masks.items()}, "labels": labels}
     for name, tensor in tensors.items():
+        # The shape too, because the same bytes may be tensors of several shapes.
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

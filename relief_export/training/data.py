@@ -89,6 +89,7 @@ class Split:
 
     def steps(self, size: int, *, world: int = 1) -> int:
         """Return how many shuffled batches of ``size`` samples ``batches`` yields to each of ``world`` processes."""
+        # Rounded up: the last batch may be a smaller one.
         count = -(-len(self) // size)
         last = len(self) - (count - 1) * size
         # Batch norm cannot normalise a single sample: a last batch with less than two a process is left out.
@@ -120,6 +121,7 @@ class Split:
         chunks = torch.split(order, size)
         if shuffle is not None:
             chunks = chunks[: self.steps(size, world=world)]
+        # Every world-th sample, so that the shares of a batch differ by one sample at most, the last batch's too.
         mine = [chunk[rank::world] for chunk in chunks]
         pictures = self.pixels.batches((self.indices[rows] for rows in mine), device)
         for chunk, rows, found in zip(chunks, mine, pictures, strict=True):
@@ -141,6 +143,7 @@ class Split:
         x = pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
         if self.mean:
             shape = (1, -1, 1, 1)
+            # Not in place: float samples are handed through as they are, and may be the caller's own tensor.
             x = (x - x.new_tensor(self.mean).view(shape)) / x.new_tensor(self.std).view(shape)
         return x
 
@@ -169,6 +172,7 @@ def load_data(config: DataConfig, seed: int) -> DataSet:
         from relief_export.training.own import load_own_data  # noqa: PLC0415  # it is made of what stands here
 
         return load_own_data(config, seed)
+    # Downloading and decoding write files that the other processes then only read.
     with distributed.main_first():
         raw_train, raw_test = SOURCES[config.source].load(config)
         held_out = (
@@ -181,6 +185,7 @@ def load_data(config: DataConfig, seed: int) -> DataSet:
         chosen = torch.zeros(len(raw_train), dtype=torch.bool)
         chosen[spread(raw_train.labels, held_out, seed)] = True
         rows = (~chosen).nonzero().flatten(), chosen.nonzero().flatten(), torch.arange(len(raw_test))
+        # Placed once, before the splits are cut, so that training and validation share one tensor of pixels.
         train, test = _placed(raw_train, config), _placed(raw_test, config)
         splits = [_split(raw, part, config, seed) for raw, part in zip((train, train, test), rows, strict=True)]
     shape = tuple(next(splits[0].batches(1))[0].shape[1:])
@@ -222,6 +227,7 @@ def crop_and_flip(
     device, (count, channels, height, width) = pixels.device, pixels.shape
     rows = down[:, None] + torch.arange(height)  # (N, H)
     columns = torch.arange(width).expand(count, width)
+    # Mirroring is an order of columns, so crop and flip cost one gather instead of two passes.
     columns = right[:, None] + torch.where(flip[:, None], columns.flip(1), columns)  # (N, W)
     padded = F.pad(pixels, (padding,) * 4)
     samples = torch.arange(count, device=device)[:, None, None, None]
@@ -238,7 +244,9 @@ def spread(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     if count >= total:
         return torch.arange(total)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    # A stable sort keeps the random order within each class.
     grouped = order[labels[order].sort(stable=True).indices]
+    # The middles of equal parts, in whole numbers: exact, and no class at either end is favoured.
     places = (torch.arange(count) * 2 + 1) * total // (2 * count)
     return grouped[places].sort().values
 
@@ -281,6 +289,7 @@ class Digits:
         except ModuleNotFoundError:
             raise MissingExtraError('data.source = "digits"', "scikit-learn") from None
         bunch = load_digits()
+        # The scans have levels 0 to 16: stretched to a byte, they are prepared like any other pictures.
         scans = torch.from_numpy(bunch.images).float().mul(255 / 16).round().byte()[:, None]
         pixels = resized(scans, config.size or self.side)
         labels = torch.from_numpy(bunch.target).long()
@@ -397,8 +406,10 @@ def read_idx(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     except (OSError, EOFError, zlib.error, struct.error) as error:
         raise IntegrityError(f"{path} is not a whole IDX file ({error}): fetch it again") from None
     offset = 4 + 4 * rank
+    # The product is taken in 64 bits: a damaged header may claim a size that overflows a smaller integer.
     if zero != 0 or kind != 0x08 or len(content) - offset != np.prod(shape, dtype=np.int64):
         raise IntegrityError(f"{path} is not a whole IDX file of bytes: fetch it again")
+    # A copy, because an array over bytes cannot be written to, which torch.from_numpy warns of.
     return np.frombuffer(content, np.uint8, offset=offset).reshape(shape).copy()
 
 
@@ -432,6 +443,7 @@ def _raw(members: list[Member], classes: tuple[str, ...], config: DataConfig) ->
 
 
 def _members(folder: Path, part: str) -> list[Member]:
+    # The order of a folder's listing differs from one file system to another, and samples are drawn by number.
     return sorted(_found(folder, part))
 
 
@@ -460,6 +472,7 @@ def _annotated(annotations: Path) -> list[Member]:
 
 def _download(root: Path, dataset: str) -> Path:
     """Fetch a torchvision data set into ``root`` where it may be written, else into the cache; return the folder."""
+    # A data root may be shared and read-only.
     target = root if os.access(root, os.W_OK) else cache_folder()
     target.mkdir(parents=True, exist_ok=True)
     kind = getattr(import_torchvision().datasets, dataset)

@@ -39,6 +39,7 @@ def is_main() -> bool:
 def device() -> torch.device:
     """Return the accelerator of this process if there is one, else the CPU."""
     if torch.cuda.is_available():
+        # The local rank counts the processes of one machine, as its accelerators are counted.
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
 
@@ -46,6 +47,7 @@ def device() -> torch.device:
 @contextmanager
 def setup() -> Iterator[None]:
     """Join the process group that torchrun's environment describes, and leave it at the end; alone, do nothing."""
+    # Whoever initialised the group closes it: one that is there already is left alone.
     if active() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return

@@ -118,6 +118,7 @@ def fit(
     if config.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in torch's stubs
     _synchronise([*model.parameters(), *model.buffers()])
+    # Enforced once before the first step, so that no masked entry takes part in the first forward pass.
     enforce = mask_enforcer(model, masks)
     enforce()
     optimizer = make_optimizer(model, config, captured=_captures(config, device))
@@ -130,6 +131,7 @@ def fit(
     shard = rank, world = distributed.rank(), distributed.world()
     samples, steps = len(data.train), data.train.steps(config.batch, world=world)
     with _reproducible(device), skipping(model, masks):
+        # Without this there would be no best state to restore below.
         if config.epochs == 0:
             came = evaluate(model, data.validation)
             state.note(0, model, came.accuracy, came.loss)
@@ -151,6 +153,7 @@ def fit(
             )
             tell = _teller(progress, task, config.epochs, epoch, state.history)
             model.train()
+            # The sum stays on the device: reading it after each batch would make the host wait for the accelerator.
             loss, done = torch.zeros((), dtype=torch.float64, device=device), 0
             for number, (x, y) in enumerate(batches):
                 size = min(config.batch, samples - done)  # over all processes
@@ -174,6 +177,7 @@ def fit(
             # The checkpoint is the last thing of an epoch: whoever is killed before it does the epoch again.
             if checkpoint is not None and distributed.is_main():
                 state.save(checkpoint, model, optimizer)
+    # Chosen by validation, not the last epoch: a retraining may be at its best in the middle.
     restore(model, state.best)
     distributed.barrier()
     history = tuple(Epoch(**line) for line in state.history)
@@ -190,11 +194,13 @@ def evaluate(model: nn.Module, split: Split, *, batch: int = 1000, logits: bool 
     shard = (0, 1) if logits else (distributed.rank(), distributed.world())
     training, totals = model.training, torch.zeros(3, dtype=torch.float64, device=where)
     found: list[torch.Tensor] = []
+    # A label beyond the outputs would make the cross-entropy fail inside a kernel, without a word that helps.
     classes = int(split.labels.max()) + 1 if len(split) else 0
     model.eval()
     with torch.no_grad():
         for x, y in split.batches(batch, device=where, shard=shard):
             out = logits_of(model(x), classes).float()
+            # Summed, not averaged: batches and processes may hold different numbers of samples.
             loss = F.cross_entropy(out, y, reduction="sum")
             totals += torch.stack(
                 [(out.argmax(1) == y).sum().double(), loss.double(), loss.new_tensor(len(y)).double()]
@@ -214,6 +220,7 @@ class _Step:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig) -> None:
         self.optimizer, self.config, self.world = optimizer, config, distributed.world()
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        # DistributedDataParallel refuses a network in which nothing needs a gradient.
         wrap = self.world > 1 and any(parameter.requires_grad for parameter in model.parameters())
         self.forward: nn.Module = DistributedDataParallel(model) if wrap else model
 
@@ -269,13 +276,17 @@ class _CapturedStep(_Step):
         self.y.copy_(y)
         assert self.graph is not None  # noqa: S101  captured by the lines before
         self.graph.replay()
+        # The next replay writes into the same memory.
         return self.loss.clone()
 
     def _capture(self, x: torch.Tensor, y: torch.Tensor, size: int) -> None:
         self.x, self.y = x.clone(memory_format=torch.preserve_format), y.clone()
+        # The tensor is held beside its copy, so that its id cannot be given to another one meanwhile.
         held = {id(tensor): (tensor, tensor.detach().clone()) for tensor in self._state()}
+        # CUDA graphs ask for a warm-up on a stream other than the default one, joined to it on both sides.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # not in torch's stubs
         stream.wait_stream(torch.cuda.current_stream())
+        # Warming up draws dropout: the generator is put back, as if those steps had never been.
         random = torch.cuda.get_rng_state()
         with torch.cuda.stream(stream):
             for _ in range(self._WARM_UP):
@@ -357,6 +368,7 @@ def _half_cosine(start: float, end: float, share: float) -> float:
 
 def _groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """Return the optimizer's groups of parameters: with ``decay = "weights"`` those of one axis are not decayed."""
+    # Keyed by the decay. A decay of 0 never reaches the split below, so the two keys cannot be the same.
     groups = {config.weight_decay: list(model.parameters())}
     if config.decay == "weights" and config.weight_decay:
         weights = [parameter for parameter in groups[config.weight_decay] if parameter.ndim > 1]
@@ -373,6 +385,7 @@ def _synchronise(tensors: Iterator[torch.Tensor] | list[torch.Tensor]) -> None:
 @contextlib.contextmanager
 def _reproducible(device: torch.device) -> Iterator[None]:
     """Keep the caller's generators, and use only convolutions that give the same bits each time."""
+    # Benchmarking picks kernels by their speed at the moment, which may give other bits in the next run.
     exact = torch.backends.cudnn.flags(
         enabled=True, benchmark=False, deterministic=True, allow_tf32=torch.backends.cudnn.allow_tf32
     )

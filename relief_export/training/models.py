@@ -86,6 +86,7 @@ def vgg(shape: Shape, classes: int, *, stages: tuple[tuple[int, ...], ...], hidd
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
             channels = width
         layers.append(nn.MaxPool2d(2))
+    # Pictures of exactly this size are one pixel by now, and averaging it would be an operator for nothing.
     if shape[1:] != (shrinkage, shrinkage):
         layers.append(nn.AdaptiveAvgPool2d(1))
     head: list[nn.Module] = [nn.Flatten()]
@@ -135,6 +136,7 @@ def build_model(config: ModelConfig, input_shape: Shape, classes: int, seed: int
         InputError: The name or an option is unknown, or the pictures are too small for the network.
     """
     builder = _builder(config.name)
+    # The caller's generator is left as it was. Networks are built on the CPU, so no other one is drawn from.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _checked(builder, config)(tuple(input_shape), classes, **config.options)
@@ -175,7 +177,9 @@ def _own(name: str, shape: Shape, classes: int, **options: Any) -> nn.Module:  #
 
 def _checked(builder: Callable[..., nn.Module], config: ModelConfig) -> Callable[..., nn.Module]:
     parameters = inspect.signature(builder).parameters.values()
+    # A builder that takes any keyword, as torchvision's and a user's own, says itself which it does not know.
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        # What the zoo has fixed for a name, such as its stages, is no option of a recipe.
         fixed = builder.keywords if isinstance(builder, partial) else {}
         known = {item.name for item in parameters if item.kind is item.KEYWORD_ONLY} - set(fixed)
         for option in config.options:

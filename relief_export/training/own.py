@@ -40,6 +40,7 @@ def function_at(name: str, key: str) -> Callable[..., Any]:
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise InputError(f'{key} = "{name}": module {module_name} cannot be imported ({what})') from error
+    # Callable and no more: a class of networks serves as well as a function.
     found = getattr(module, attribute, None)
     if not callable(found):
         known = [each for each in vars(module) if callable(getattr(module, each)) and not each.startswith("_")]
@@ -57,6 +58,7 @@ def call(function: Callable[..., Any], name: str, key: str, *arguments: object, 
     """
     try:
         return function(*arguments, **options)
+    # Such an error has its one sentence already.
     except ReliefError:
         raise
     except Exception as error:
@@ -77,6 +79,7 @@ def load_own_data(config: DataConfig, seed: int) -> DataSet:
     if config.normalize != "none":
         raise InputError(f"data.normalize is for the built-in sources: {where} prepares its own samples")
     given = call(function_at(config.source, "data.source"), config.source, "data.source")
+    # A user who builds splits of this package has prepared everything, the validation split too.
     if isinstance(given, DataSet):
         return given
     if not isinstance(given, Mapping) or "train" not in given or not set(given) <= set(_SPLITS):
@@ -98,7 +101,9 @@ def load_own_data(config: DataConfig, seed: int) -> DataSet:
         pairs = {name: (x[rows[name]], y[rows[name]]) for name, (x, y) in pairs.items()}
     splits = {name: Split.of(*pair) for name, pair in pairs.items()}
     x, y = pairs["train"]
+    # The very same object: the relief loop recognises it and then reports no test accuracy.
     test = splits.get("test", splits["validation"])
+    # Over all splits, because a class may be missing from a small training split.
     classes = max(int(labels.max()) for _, labels in pairs.values()) + 1
     return DataSet(splits["train"], splits["validation"], test, classes, tuple(x.shape[1:]), augment=config.augment)
 

@@ -69,6 +69,7 @@ class FilePixels(Dataset[torch.Tensor]):
         return len(self.files)
 
     def __getstate__(self) -> dict[str, object]:
+        # An open file cannot be pickled, and a shared one would share its position.
         return self.__dict__ | {"_archives": {}}  # worker processes open their own
 
     def __getitem__(self, number: int) -> torch.Tensor:
@@ -82,10 +83,12 @@ class FilePixels(Dataset[torch.Tensor]):
             source = Path(container) / name if Path(container).is_dir() else io.BytesIO(self._read(container, name))
             with Image.open(source) as picture:
                 rgb = picture.convert("RGB")
+        # Pillow raises SyntaxError, too, for some damaged files.
         except (UnidentifiedImageError, OSError, zipfile.BadZipFile, SyntaxError) as error:
             raise IntegrityError(f"{container}/{name} is not a readable picture ({error})") from None
         if self.side is not None and rgb.size != (self.side, self.side):
             rgb = ImageOps.fit(rgb, (self.side, self.side), Image.Resampling.BILINEAR)
+        # np.array copies, while np.asarray would give a read-only view of the picture.
         return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
 
     def _read(self, container: str, name: str) -> bytes:
@@ -115,13 +118,16 @@ class FilePixels(Dataset[torch.Tensor]):
                 raise InputError(f"{container}/{name} has size {sizes}: set data.size to one side for all")
             decoded[row] = picture
 
+        # Threads are enough here: Pillow releases the interpreter's lock while it decodes.
         with ThreadPoolExecutor(_processors()) as pool:
+            # The list asks for every result, so that an error in a thread is raised here.
             list(pool.map(place, range(len(numbers)), chunksize=64))
         return decoded
 
     def batches(self, rows: Iterable[torch.Tensor], device: torch.device) -> Iterator[torch.Tensor]:
         """Yield the pictures of each of ``rows``, on ``device``, decoded ahead by worker processes."""
         order = [numbers.tolist() for numbers in rows]
+        # For a few batches the start of a process costs more than it saves: then this process decodes.
         workers = min(_WORKERS, _processors(), len(order) // 4)
         pinned = device.type == "cuda"
         for pictures in DataLoader(self, batch_sampler=order, num_workers=workers, pin_memory=pinned):
@@ -146,6 +152,7 @@ def cached(pixels: FilePixels) -> torch.Tensor:
     path = cache_folder() / "decoded" / f"{key.hexdigest()[:32]}.safetensors"
     try:
         return load_file(path)["pixels"]
+    # A damaged copy is no error of the user's: it is made again and replaced.
     except (OSError, SafetensorError):
         decoded = pixels.decode(torch.arange(len(pixels)))
     with atomic_path(path) as temporary:

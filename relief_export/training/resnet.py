@@ -30,6 +30,7 @@ class MaskedJoin(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        # Buffers, not parameters: no optimizer may move a mask.
         self.register_buffer("residual_mask", torch.ones(channels))
         self.register_buffer("shortcut_mask", torch.ones(channels))
 
@@ -45,6 +46,7 @@ class SubsampleAndPad(nn.Module):
         super().__init__()
         self.stride = stride
         extra = width - channels
+        # F.pad counts from the last axis: width, height, then channels.
         self.padding = (0, 0, 0, 0, extra // 2, extra - extra // 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -90,11 +92,13 @@ class ResNet(nn.Module):
             raise InputError(f'model.options.shortcut must be "A" or "B", not "{shortcut}"')
         self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
+        # Stages are children under the names that torchvision gives them, layer1 and so on.
         self.stages = [f"layer{place + 1}" for place in range(len(widths))]
         channels = widths[0]
         for place, (name, width, depth) in enumerate(zip(self.stages, widths, blocks, strict=True)):
             stage = nn.Sequential()
             for index in range(depth):
+                # Every stage but the first halves the picture, in its first block.
                 stride = 2 if place and not index else 1
                 stage.append(BasicBlock(channels, width, stride, shortcut))
                 channels = width

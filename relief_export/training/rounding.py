@@ -112,6 +112,7 @@ def round_weights(
     device = distributed.device()
     model.to(device)
     example = next(data.train.batches(2, device=device))[0]
+    # First of all: codebooks and scales must be those of the weights that a file will hold.
     norms = fold_norms(model, example)
     wrapped: _Rounded
     if isinstance(config.values, str):  # "int8"
@@ -120,6 +121,7 @@ def round_weights(
     else:
         wrapped = _Codebooks(model, masks, norms, config.values)
     wrapped.to(device)
+    # Measured before the activations are rounded too, which happens in the context below alone.
     untrained = evaluate(wrapped, data.validation).accuracy
     settings = replace(
         train, epochs=config.epochs, lr=config.lr, optimizer="adam", schedule="one-cycle",
@@ -131,6 +133,7 @@ def round_weights(
             wrapped,
             data,
             settings,
+            # The network is a child of the wrapper, so its tensors have longer names there.
             masks={f"model.{name}": mask for name, mask in masks.items()},
             seed=seed,
             checkpoint=checkpoint,
@@ -138,6 +141,7 @@ def round_weights(
             task="quantise",
         )
     wrapped.write()
+    # The wrapper held its batch norms in evaluation mode: they follow the mode again from here on.
     model.train(wrapped.training)
     held = dict(model.named_parameters())
     values = {name: len(set(held[name].detach().flatten().tolist()) - {0.0}) for name in wrapped.rounded}
@@ -166,7 +170,9 @@ def fold_norms(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, nn.Module]]
     with torch.no_grad():
         before = model(x)
         for layer, norm in pairs:
+            # Noted before the weight is overwritten: such a channel must stay exactly zero, not become a factor of 1.
             dead = norm.weight == 0
+            # In float64, so that the one rounding to float32 happens at the end.
             scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
             bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.double()
             shift = scale * (bias - norm.running_mean.double()) + norm.bias.double()
@@ -176,9 +182,11 @@ def fold_norms(model: nn.Module, x: Tensor) -> list[tuple[nn.Module, nn.Module]]
             norm.bias.copy_(shift)
             norm.weight.copy_((~dead).float())
             norm.running_mean.zero_()
+            # With it σ² + ε is 1, and the exporter's own folding divides by 1.
             norm.running_var.fill_(1 - norm.eps)
         after = model(x)
     model.train(training)
+    # Whether a layer's output is read elsewhere too is not seen from its hooks, but shows in the outputs.
     if (after - before).abs().max() > _FOLDED * before.abs().max():
         raise InputError("a batch norm cannot be moved into the layer before it, whose output is read elsewhere too")
     return pairs
@@ -248,6 +256,7 @@ class _Rounded(nn.Module):
         self.norms = [norm for _, norm in norms]
         self.rounded: dict[str, Tensor | None] = {}
         """Name of each rounded weight -> its mask, None where it is kept whole."""
+        # By identity and not by name: a shared weight has several names and is rounded once.
         weights = {id(layer.weight) for _, layer in connected_layers(model)}
         taken = {id(t) for layer, norm in norms for t in (layer.bias, norm.weight) if t is not None}
         self.vectors: list[str] = []
@@ -306,6 +315,7 @@ class _Codebooks(_Rounded):
         for place, name in enumerate(self.rounded):
             weight = held[name].detach().flatten()
             held[name].requires_grad_(False)
+            # The zeros stay outside of the parameters, so that the training cannot revive them.
             kept = weight.nonzero().flatten()
             # Files that store whole kernels keep one code of a convolution's table for zero.
             entries = codebook(weight[kept].cpu().numpy(), size if held[name].ndim == 2 else size - 1)
@@ -355,6 +365,7 @@ class _Int8(_Rounded):
                 scale = weight.flatten(1).abs().amax(dim=1).div(_STEPS).view(-1, *[1] * (weight.ndim - 1))
                 steps = torch.where(scale > 0, weight / scale, 0).round()
                 kept = weight != 0 if mask is None else mask
+                # A step of zero would be a connection that the masks keep and the file has lost.
                 steps = torch.where((steps == 0) & kept, weight.sign(), steps)
             found[name] = _straight_through(weight, steps * scale)
         return found
@@ -365,6 +376,7 @@ class _Int8(_Rounded):
 
         def quantise(part: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
             return tuple(
+                # An input that was zero on every sample has no scale to divide by.
                 x if low == high else _fake_quantise(x, low, high)
                 for x, (low, high) in zip(inputs, self.ranges[part], strict=True)
             )
@@ -390,6 +402,7 @@ def _input_ranges(
     found: dict[nn.Module, list[tuple[float, float]]] = {}
 
     def look(part: nn.Module, inputs: tuple[Any, ...]) -> None:
+        # Ranges start at zero and only grow, because zero must be one of the steps: padding is zero.
         seen = found.get(part, [(0.0, 0.0)] * len(inputs))
         found[part] = [
             (min(low, float(x.min())), max(high, float(x.max()))) for x, (low, high) in zip(inputs, seen, strict=True)

@@ -43,6 +43,7 @@ def skipping(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
     changed: list[nn.Module] = []
     try:
         for layer in model.modules():
+            # The exact type, where isinstance would let subclasses in.
             if type(layer) not in _LAYERS or getattr(layer, "groups", 1) != 1:
                 continue
             mask, bias = (masks.get(names.get(id(t), "")) for t in (layer.weight, layer.bias))
@@ -50,6 +51,7 @@ def skipping(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
                 continue
             thin = _Thin(layer, mask, bias)
             if thin.saved >= _WORTH and thin.share <= _SHARE:
+                # On the instance: hooks and every caller of the layer see the same module as before.
                 layer.forward = thin
                 changed.append(layer)
         yield
@@ -65,6 +67,7 @@ class _Thin:
         connected = mask.flatten(2).any(2) if mask.ndim > 2 else mask  # (out, in)
         rows = connected.any(1)
         if layer.bias is not None:
+            # A neuron without connections still gives its bias, unless that is masked too.
             rows = rows | (torch.ones_like(rows) if bias is None else bias)
         self._layer, self._axis, self._outputs = layer, 1 - mask.ndim, len(mask)
         self._in, self._out = (_numbers(flags, layer.weight.device) for flags in (connected.any(0), rows))
@@ -99,6 +102,7 @@ def _place(part: Tensor, numbers: Tensor, axis: int, size: int) -> Tensor:
     shape = list(part.shape)
     shape[axis] = size
     whole = torch.empty(shape, dtype=part.dtype, device=part.device, memory_format=_layout(part))
+    # Copied by index and not added: no number occurs twice, and so the result is the same bits each time.
     return whole.zero_().index_copy_(axis, numbers, part)
 
 
