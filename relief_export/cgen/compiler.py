@@ -50,6 +50,7 @@ class Compiler:
         command = [*self.command, "-std=c99", *flags, "-shared", "-fPIC", *names, "-o", str(target.resolve()), "-lm"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)  # noqa: S603
         if done.returncode:
+            # Warnings may stand before the first error.
             lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
             reason = " ".join(lines[:1])[:300]
             raise IntegrityError(f"{files[0]} does not compile with {' '.join(self.command)} ({reason}): export again")
@@ -65,6 +66,7 @@ def find_compiler() -> Compiler | None:
         if not command or shutil.which(command[0]) is None:
             continue
         done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)  # noqa: S603
+        # A name on the PATH need not work: what cannot state its version is passed over.
         if done.returncode == 0:
             return Compiler(command, (done.stdout.splitlines() or [""])[0].strip())
     return None
@@ -92,6 +94,8 @@ class Library:
         self._function.restype = None
         self._function.argtypes = [ctypes.c_void_p] * 3
         self.sizes = sizes
+        # 64 bytes more, to begin at a multiple of 64 wherever NumPy puts it. The array is kept, because the address
+        # alone would not keep it alive.
         self._memory = np.zeros(arena + 64, np.uint8)
         self._arena = -(-self._memory.ctypes.data // 64) * 64
 
@@ -127,6 +131,7 @@ def load(folder: Path, name: str, compiler: Compiler, flags: Sequence[str] = FAS
     try:
         compiler.build(files, target, flags)
         return Library(target, name, (facts["INPUT_SIZE"], facts["OUTPUT_SIZE"]), facts["ARENA_BYTES"], own=scratch)
+    # An interrupt must not leave the folder behind either.
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise

@@ -26,6 +26,7 @@ MAX_TEXT = 2_000_000
 """Bytes of C: where the tables would make more, they become a binary file that the assembler includes."""
 _WIDTH = 110
 _BLOCK = re.compile(r"^/\* @(\w+)(?:: needs ([\w ]+))? \*/\n", re.MULTILINE)
+# Those of C++ too, for the files compile as both.
 _KEYWORDS = frozenset({
     "auto", "break", "case", "char", "class", "const", "continue", "default", "do", "double", "else", "enum", "extern",
     "float", "for", "goto", "if", "inline", "int", "long", "main", "new", "register", "return", "short", "signed",
@@ -81,6 +82,7 @@ def _files(plan: Plan, program: host.Program, name: str, *, onnxruntime: bool = 
         "input_shape": host.times(plan.input_shape), "output_shape": host.times(plan.output_shape),
         "arena": program.arena_bytes, "weights": f" {name}_weights.c" if blob else "",
     }  # fmt: skip
+    # Comments may mention a name that the code does not use, and the compiler warns about unused parameters.
     code = re.sub(r"/\*.*?\*/", "", "\n".join(program.calls))
     text = render(
         "net.c", prelude=_prelude(program), tables=tables, calls="\n".join(program.calls),
@@ -113,6 +115,7 @@ def _operator(plan: Plan) -> bytes:
     graph = helper.make_graph([node], "network", values[:1], values[1:])
     opsets = [helper.make_opsetid("", 13), helper.make_opsetid("relief", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    # The same model must give the same bytes.
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -124,6 +127,7 @@ def _prelude(program: host.Program) -> str:
     parts = _BLOCK.split(text)
     blocks = {parts[k]: (parts[k + 1] or "", parts[k + 2]) for k in range(1, len(parts), 3)}
     wanted = set(program.functions)
+    # Until nothing is added: what an activation needs may need others itself.
     while True:
         needed = {n for f in wanted for n in blocks[f][0].split()} - wanted
         if not needed:
@@ -136,6 +140,7 @@ def _prelude(program: host.Program) -> str:
 
 def _tables(arrays: dict[str, tuple[str, NDArray[Any]]], name: str) -> tuple[str, bytes]:
     """Return the declarations of all tables, and the bytes of a binary file for them where text would be too long."""
+    # About as many characters as a number takes in the text: an exact count would mean writing it first.
     if sum(array.size * (13 if kind == "float" else 7) for kind, array in arrays.values()) <= MAX_TEXT:
         return "\n".join(_table(key, kind, array) for key, (kind, array) in arrays.items()), b""
     lines = [
@@ -146,6 +151,7 @@ def _tables(arrays: dict[str, tuple[str, NDArray[Any]]], name: str) -> tuple[str
     at = 0
     for key, (kind, array) in arrays.items():
         data = array.astype(array.dtype.newbyteorder("<")).tobytes()
+        # Each table begins at a multiple of 64 bytes in the file, as those in C are aligned.
         data += bytes(-len(data) % 64)
         lines.append(f"#define {key} ((const {kind} *)({name}_weights + {at})) /* {array.size} */")
         parts.append(data)
@@ -165,4 +171,5 @@ def _table(key: str, kind: str, array: NDArray[Any]) -> str:
             line = "   "
         line += f" {word},"
     body = "\n".join([*lines, line])
+    # C has no arrays without elements.
     return f"static const {kind} {key}[{max(1, array.size)}] ALIGNED = {{\n{body if array.size else '    0'}\n}};\n"

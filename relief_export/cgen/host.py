@@ -82,6 +82,7 @@ class _Layout:
 
     @property
     def plane(self) -> int:
+        # The right border of the last row reaches beyond the last pitch by as much as the left border takes.
         size = (self.top + self.height + self.bottom) * self.pitch + self.left
         return size + 16 if size % 256 == 0 else size  # planes a page apart would share the lines of a cache
 
@@ -107,6 +108,7 @@ class _Tables:
         kind = {"f": "float", "u2": "uint16_t", "u4": "uint32_t", "i4": "int32_t"}[
             "f" if array.dtype.kind == "f" else f"{array.dtype.kind}{array.dtype.itemsize}"
         ]
+        # By content: equal layers, and layers with equal masks, share a table.
         key = (kind, array.tobytes())
         if key not in self.names:
             self.names[key] = stem
@@ -147,6 +149,7 @@ class Program:
 
 @cache
 def _environment() -> jinja2.Environment:
+    # Strict, because a misspelt name would otherwise vanish from the C without a word.
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(KERNELS), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True, autoescape=False,  # noqa: S701  # C is no HTML
@@ -179,6 +182,8 @@ class _Generator:
     # Layout and arena -------------------------------------------------------------------------------------------------
 
     def run(self) -> Program:
+        # Fully connected layers find each element by a table, so they can read the caller's memory as it lies. All
+        # others need the layout of the arena, and the input is copied for them.
         self.external = all(
             isinstance(step, Linear) or not self._reads_input(view)
             for step in self.plan.steps
@@ -202,6 +207,7 @@ class _Generator:
 
     def _lay_out(self) -> None:
         """Give maps that are read together one shape of planes, and each the border that its convolutions need."""
+        # A union of sets: A may be read with B here and B with C there, and then all three need one pitch.
         parent = list(range(len(self.layouts)))
 
         def root(k: int) -> int:
@@ -220,6 +226,7 @@ class _Generator:
                     parent[root(k)] = root(used[0])
                 if used and isinstance(step, Convolution) and view is step.source and step.strides == (1, 1):
                     borders.append((used[0], step.pads))
+        # Only now are the sets final, so that a border reaches everything that is read together.
         for k, pads in borders:
             self.layouts[root(k)].widen(*pads)
         for k, m in enumerate(self.plan.maps):
@@ -230,6 +237,7 @@ class _Generator:
         """Give each map, and what single steps need for themselves, its place in the arena."""
         spans = self.plan.lifetimes()
         sizes = [m.channels * lay.plane for m, lay in zip(self.plan.maps, self.layouts, strict=True)]
+        # Times are shifted by one, for the input is written before the first step, at -1.
         tensors = [
             ArenaTensor(str(k), _bytes(sizes[k]), first + 1, last + 1)
             for k, (first, last) in spans.items()
@@ -239,6 +247,7 @@ class _Generator:
             size = _scratch(self, step)
             if size:
                 tensors.append(ArenaTensor(f"scratch {index}", _bytes(size), index + 1, index + 1))
+        # Placing is greedy, and which order packs best depends on the network.
         best = min(
             (place(sorted(tensors, key=key)) for key in (
                 lambda t: (-t.bytes, t.first, t.name),
@@ -266,6 +275,7 @@ class _Generator:
         ours = np.array([(lay.base + lay.origin, lay.plane, lay.pitch) for lay in self.layouts])
         if self.external:
             ours[0] = 0, self.layouts[0].height * self.layouts[0].width, self.layouts[0].width
+        # An index of -1 reads the last map's row here; the last line of this method replaces what comes of it.
         size, width = table[which, 0], table[which, 1]
         channel, rest = np.divmod(inside, size)
         y, x = np.divmod(rest, width)
@@ -284,6 +294,7 @@ class _Generator:
 
     def instance(self, template: str, stem: str, **values: Any) -> str:  # noqa: ANN401
         """Return the name of a template's instance, which is shared with equal ones."""
+        # Rendered under a placeholder: with names in them equal functions would look different.
         text = render(template, name="NAME", **values)
         if text not in self.instances:
             name = stem
@@ -297,12 +308,14 @@ class _Generator:
     def call(self, step: Step, note: str, function: str, *arguments: str) -> None:
         self.calls.append(f"    /* {comment(step.name)}: {note} */")
         layout = self.layout(step.out)
+        # At every run and just before the step, because maps share the arena and another may have used the border.
         if layout.bordered and not isinstance(step, Constant):
             self._clear(step.out)
         self.calls.append(f"    {function}({', '.join(arguments)});")
 
     def _clear(self, target: Map) -> None:
         lay = self.layout(target)
+        # Planes may be longer than their rows only to keep them off one line of the cache; nothing reads that rest.
         if (lay.top, lay.left, lay.bottom, lay.right) == (0, 0, 0, 0):
             return
         text = render("borders.c")
@@ -337,6 +350,7 @@ class _Generator:
         elif op.kind == "Gate":
             chain.lines.append(f"{{ vec_{cap} g = {v};")
             for n, inner in enumerate(op.inner):
+                # Numbers far from the chain's own, so that parameters of inner operations never share a name with them.
                 self._link(chain, inner, cap, 100 * (k + 1) + n, "g")
             chain.lines.append(f"{v} = {v} * g; }}")
         elif op.operand is not None:
@@ -345,6 +359,7 @@ class _Generator:
             symbol = _SYMBOLS.get(op.kind)
             function = f"{op.kind.lower()}_{cap}({left}, {right})"
             chain.lines.append(f"{v} = {left} {symbol} {right};" if symbol else f"{v} = {function};")
+        # An infinite bound has no literal in C, and one comparison is enough for the other.
         elif op.kind == "Clip" and math.isinf(op.constants[0]):
             chain.lines.append(f"{v} = min_{cap}({v}, splat_{cap}({literal(op.constants[1])}));")
         elif op.kind == "Clip" and math.isinf(op.constants[1]):
@@ -376,6 +391,7 @@ class _Generator:
         place, base, _ = self._places(first)
         chain.parameters += [f"const float *RESTRICT operand{k}", f"const int32_t *RESTRICT place{k}"]
         chain.arguments += [f"arena + {base}", self.tables.add(f"operand_{self.index}_{k}", place)]
+        # Channels of zeros have no place in memory: only where there are some does the loop test for them.
         zeros = bool((first < 0).any())
         where = f"operand{k} + place{k}[o]"
         chain.channel_lines.append(
@@ -435,9 +451,11 @@ class _Generator:
         first, places, weights = _entries(len(step.weight), kept, place_of, choice)
         base = int(places.min()) if places.size else 0
         places = places - base
+        # Single weights need a place each, and short ones halve what is read beside the weights.
         index = "uint16_t" if choice.elements and (not places.size or places.max() < 1 << 16) else "uint32_t"
         height, width = step.extent
         if step.pool:
+            # An odd last row or column is in no window of the pool, so it is not computed.
             height, width = height // 2 * 2, width // 2 * 2
             self.instances.setdefault(render("pool_rows.c"), "pool_rows")
         chain = self.chain(step, choice.cap)
@@ -467,6 +485,8 @@ class _Generator:
             self.caps.add(16)
             count = (height - 1) * pitch + width
             vectors = -(-count // _LANES)
+            # Small planes leave registers free: several partial sums, so that an addition need not wait for the last
+            # one.
             chains = max(1, min(4, _TILE // vectors, len(choice.taps)))
             function = self.instance(
                 "conv_flat.c", stem, title=title, count=count, count_padded=_padded(count),
@@ -481,9 +501,11 @@ class _Generator:
 
     def emit_linear(self, step: Linear) -> None:
         address = self.address(step.source)
+        # A weight on a constant zero is no connection.
         weight = np.where(address >= 0, step.weight, np.float32(0))
         outputs, inputs = weight.shape
         connections = int(np.count_nonzero(weight))
+        # The constants are estimates: a sparse row pays for its start, and each of its weights for a place.
         sparse = not connections or connections + 8 * outputs <= 1.6 * -(-outputs // 16) * inputs
         read = np.flatnonzero(weight.any(axis=0))
         base = int(address[read].min()) if read.size else 0
@@ -515,6 +537,7 @@ class _Generator:
             used = weight[:, read]
             places = address[read] - base
             gather = not np.array_equal(places, np.arange(len(read)))
+            # Rows of zeros fill the last block, so that the loop needs no second version for what is left.
             blocks = np.zeros((-(-outputs // 16) * 16, len(read)), np.float32)
             blocks[:outputs] = used
             function = self.instance(
@@ -680,6 +703,7 @@ class _Choice:
             return first[:, None, None] + self.offsets, pitch
         used = np.unique(step.kernels()[1])
         at = gen.temporary[gen.index]
+        # Only channels that a kept kernel reads are packed.
         places = np.zeros((len(first), *self.offsets.shape), np.int64)
         places[used] = at + self.packed.plane * np.arange(len(used))[:, None, None] + self.offsets
         if used.size:
@@ -715,6 +739,7 @@ class _Packed:
         bases: dict[tuple[int, int], int] = {}
         offsets = np.zeros((kh, kw), np.int64)
         phases = []
+        # Several taps can fall into one phase, and some phases may never be read: only those that are get a part.
         for i, j in np.ndindex(kh, kw):
             phase = (i * dy % sy, j * dx % sx)
             if phase not in bases:
@@ -737,6 +762,7 @@ class _Packed:
 
 def _choose(gen: _Generator, step: Convolution) -> _Choice:
     """Return the cheapest kernel for a convolution."""
+    # Asked for the scratch memory first and for the code later: both must hear the same. Steps compare by identity.
     if id(step) in gen.chosen:
         return gen.chosen[id(step)]
     kh, kw = step.weight.shape[2:]
@@ -761,9 +787,11 @@ def _choose(gen: _Generator, step: Convolution) -> _Choice:
     options.append((elements * (flat + 2), _Choice(0, cap, True, (0,), offsets, packed, size)))
     if cap > 1:
         columns = -(-width // min(cap, _LANES))
+        # A tile holds both rows of a pooling window, so its height must be even there.
         for rows in range(2 if step.pool else 1, min(_TILE, height) + 1, 2 if step.pool else 1):
             tiles = columns * -(-height // rows)
             whole = kw * max(rows * kh / 2, (rows + 2 * kh - 1) / 2) + 4
+            # conv_rows.c takes a kernel's rows and columns as neighbours in memory, which strides and dilations break.
             plain = step.strides == (1, 1) and step.dilations == (1, 1)
             if plain:
                 options.append((

@@ -117,6 +117,7 @@ def _prepared(model: ir.Model, dims: Mapping[str, int], *, remove: bool) -> ir.M
         )
     if value.dtype not in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
         raise UnsupportedModelError(f"input {value.name!r} is {value.dtype}: the c format takes floats")
+    # Sizes come first: what a model computes from its shapes can be folded only then.
     folded = fold(static)
     return shrink(folded).model if remove else folded
 
@@ -169,6 +170,8 @@ class _Lowering:
                 "export the model with one"
             )
         plan = Plan(str(given.name), str(result.name), shape, view.shape, self.maps, self.steps, view.ravel())
+        # Only now are the chains complete, so that factors are folded last: a later node, or a pool that is fused, may
+        # have added to an earlier step's.
         self._fuse_pools(plan)
         self._drop_unread(plan)
         for step in self.steps:
@@ -184,6 +187,8 @@ class _Lowering:
     def _take(self, node: ir.Node) -> None:
         rule = _RULES.get(node.op_type) if node.domain in {"", "ai.onnx"} else None
         inputs = [v for v in node.inputs if v is not None]
+        # This comes before the check of the operator: on constants any operator will do. A node without inputs counts
+        # too.
         if all(self.constant(v) is not None for v in inputs):
             self._evaluate(node)
             return
@@ -259,11 +264,13 @@ class _Lowering:
         """Return a view of ``value`` that its step may go on growing under, if nothing else reads it."""
         owner = self.values[value].owner
         sole = len(value.uses()) == 1 and not value.is_graph_output()
+        # A transposed or cut view would put the next chain's channels on the wrong elements of the owner's map.
         same = owner is not None and sole and _is_whole(view) and _geometry(view.shape) == owner.out.shape
         return _Value(view, owner if same else None)
 
     def place(self, step: Step) -> int:
         """Return when a step runs."""
+        # Searched for each time, because steps are inserted in front and an index that was remembered would be wrong.
         return next(k for k, other in enumerate(self.steps) if other is step)
 
     def so_far(self, view: View) -> Plan:
@@ -311,6 +318,7 @@ class _Lowering:
 
     def planes(self, view: View, name: str) -> View:
         """Return a view (C, H, W) of whole planes: the one given, or a copy."""
+        # A slice from the upper left corner counts as whole planes too, so the sizes are compared as well.
         found = self.so_far(view).planes(view)
         if found is not None and found.whole:
             sizes = {self.maps[k].shape[1:] for k in found.maps if k >= 0}
@@ -321,6 +329,7 @@ class _Lowering:
 
     def _fuse_pools(self, plan: Plan) -> None:
         """Let a convolution do the 2 x 2 max-pooling that alone reads its map."""
+        # Counts and numbers are those of the maps before the loop, which removes some of them.
         readers: dict[int, int] = {}
         for view in itertools.chain(*(s.views() for s in self.steps), (plan.output,)):
             for k in np.unique(plan.locate(view)[0]):
@@ -332,6 +341,8 @@ class _Lowering:
             plain = (pool.kind, pool.kernel, pool.strides) == ("max", (2, 2), (2, 2)) and not any(pool.pads)
             if not plain or not isinstance(before, Convolution) or readers[numbers[before.out.start]] != 1:
                 continue
+            # A negative slope would turn the greatest into the smallest. A Clip with a negative lower bound is left out
+            # with it, which costs only speed.
             monotone = all(op.kind in _MONOTONE and not any(c < 0 for c in op.constants[:1]) for op in pool.chain)
             whole = np.array_equal(pool.source, before.out.view)
             if (
@@ -347,6 +358,7 @@ class _Lowering:
 
     def _drop_unread(self, plan: Plan) -> None:
         """Remove the steps whose maps nothing reads, last first."""
+        # The input's map stays even where nothing reads it: the back ends take the first map for it.
         live = {0} | {int(k) for k in np.unique(plan.locate(plan.output)[0])}
         for step in reversed(list(self.steps)):
             number = next(k for k, m in enumerate(self.maps) if m is step.out)
@@ -444,17 +456,20 @@ def _conv(low: _Lowering, node: ir.Node) -> _Value:
     found = low.array(node, 2, "bias")
     bias = np.zeros(len(weight), np.float32) if found is None else found.astype(np.float32)
     groups = node.attributes.get_int("group", 1)
+    # A step that joins no plan: it is made to ask for its extent before it is known what the node becomes.
     step = Convolution(node.name or "", Map("", 1, 1, 1, 0), image, weight, bias, strides, pads, dilations, groups)
     height, width = step.extent
     if min(height, width) < 1:
         low.refuse(node, f"its window is larger than its operand, {source.shape}")
     shape = (1, len(weight), height, width)
+    # With one position each weight is used once, so that there is no sliding window to gain from.
     if (height, width) == (1, 1) and groups == 1:
         rows = np.arange(kernel[0]) * dilations[0] - pads[0]
         columns = np.arange(kernel[1]) * dilations[1] - pads[1]
         inside = np.ix_(
             np.arange(len(image)), np.clip(rows, 0, image.shape[1] - 1), np.clip(columns, 0, image.shape[2] - 1)
         )
+        # Clipping only keeps the index legal: what lies in the padding is replaced by zeros.
         valid = np.outer((rows >= 0) & (rows < image.shape[1]), (columns >= 0) & (columns < image.shape[2]))
         window = np.where(valid, image[inside], ZERO)
         made = low.new(node, Linear, shape, source=window.ravel(), weight=weight.reshape(len(weight), -1), bias=bias)
@@ -472,6 +487,7 @@ def _gemm(low: _Lowering, node: ir.Node) -> _Value:
     view = low.view(low.operand(node))
     view = view.T if node.attributes.get_int("transA", 0) else view
     rows = weight if node.attributes.get_int("transB", 0) else weight.T
+    # In double precision, so that each weight is rounded once.
     rows = (rows.astype(np.float64) * node.attributes.get_float("alpha", 1.0)).astype(np.float32)
     third = low.array(node, 2, "bias")
     bias = np.zeros(1) if third is None else np.asarray(third, np.float64) * node.attributes.get_float("beta", 1.0)
@@ -515,6 +531,7 @@ def _batch_norm(low: _Lowering, node: ir.Node) -> _Value:
     if node.attributes.get_int("training_mode", 0):
         low.refuse(node, "it is in training mode")
     parameters = [low.array(node, k, "parameter") for k in range(1, 5)]
+    # In double precision, so that scale and shift are rounded once, at the end.
     gamma, beta, mean, variance = (np.asarray(p, np.float64) for p in parameters)
     scale = gamma / np.sqrt(variance + node.attributes.get_float("epsilon", 1e-5))
     shift = beta - scale * mean
@@ -532,12 +549,14 @@ def _pool(low: _Lowering, node: ir.Node) -> _Value:
         low.refuse(node, "its second output, the positions, is used")
     kind = "max"
     if node.op_type == "AveragePool":
+        # Without padding both ways of counting are the same, and the plain one is simpler.
         kind = "mean-padded" if node.attributes.get_int("count_include_pad", 0) and any(pads) else "mean"
     ceil = node.attributes.get_int("ceil_mode", 0)
     extent = []
     for axis in range(2):
         span = image.shape[1 + axis] + pads[axis] + pads[2 + axis] - dilations[axis] * (kernel[axis] - 1) - 1
         size = span // strides[axis] + 1
+        # A last window that would begin in the padding behind the map does not count.
         if ceil and span % strides[axis] and size * strides[axis] < image.shape[1 + axis] + pads[axis]:
             if kind == "mean-padded":
                 low.refuse(node, "ceil_mode with count_include_pad is counted differently by different runtimes")
@@ -635,6 +654,7 @@ def _pow(low: _Lowering, node: ir.Node) -> _Value:
     exponent = low.array(node, 1, "exponent")
     if exponent is None or exponent.size != 1 or float(exponent.ravel()[0]) != 2:
         low.refuse(node, "the c format takes the exponent 2")
+    # A gate without a chain multiplies a number by itself.
     return _elementwise(low, node, Op("Gate"))
 
 
@@ -669,6 +689,7 @@ def _masked(low: _Lowering, value: ir.Value, op: Op) -> View | None:
     """Return a view with channels of zeros where a factor of 0 makes them, if the other factors are 1."""
     if op.kind != "Affine" or op.scale is None or op.shift is None or op.shift.any():
         return None
+    # A view can leave numbers out but not change them.
     if not np.isin(op.scale, (0, 1)).all():
         return None
     view = low.view(value)
@@ -697,8 +718,10 @@ def _constant_ops(kind: str, array: Floats, *, swapped: bool) -> tuple[Op, ...] 
         found = (_affine(numbers, zero),)
     elif kind == "Div" and swapped:
         found = (Op("Reciprocal"), _affine(numbers, zero))
+    # Zero has no reciprocal: a constant with zeros stays a divisor.
     elif kind == "Div" and numbers.all():
         found = (_affine((1 / numbers.astype(np.float64)).astype(np.float32), zero),)
+    # Clip has one bound for all channels; different ones become a map of constants.
     elif kind in {"Max", "Min"} and (numbers == numbers[0]).all():
         bound = float(numbers[0])
         found = (Op("Clip", (bound, math.inf) if kind == "Max" else (-math.inf, bound)),)
@@ -752,6 +775,7 @@ def _gate(low: _Lowering, node: ir.Node, value: ir.Value, other: ir.Value) -> tu
         return () if readers == {node} else None
     lazy = low.values[other].lazy
     sole = len(other.uses()) == 1 and not other.is_graph_output()
+    # The only readers may be the product and the chain that leads to it: any other would need the value as it was.
     if lazy is None or not sole or lazy[0] is not value or readers != {node, lazy[1]}:
         return None
     return lazy[2] if all(op.operand is None for op in lazy[2]) else None
@@ -760,6 +784,7 @@ def _gate(low: _Lowering, node: ir.Node, value: ir.Value, other: ir.Value) -> tu
 def _combined(low: _Lowering, node: ir.Node, a: ir.Value, b: ir.Value) -> _Value:
     """Combine two computed operands: on the step of the later one, if nothing else needs it as it was."""
     kind = node.op_type
+    # Both are made steps before owners are compared, for a lazy value has neither owner nor place.
     views = {id(value): low.view(value) for value in (a, b)}
     shape = np.broadcast_shapes(views[id(a)].shape, views[id(b)].shape)
     best: tuple[int, _Value, Step, ir.Value, bool] | None = None
@@ -769,6 +794,7 @@ def _combined(low: _Lowering, node: ir.Node, a: ir.Value, b: ir.Value) -> _Value
         if owner is None or not sole or value is other:
             continue
         place = low.place(owner)
+        # The other operand must be complete when the step runs.
         if low.written(views[id(other)]) < place and (best is None or place > best[0]):
             best = (place, low.values[value], owner, other, swapped)
     if best is None:
@@ -796,6 +822,7 @@ def _operand(low: _Lowering, owner: Step, view: View) -> View:
     if planes is not None and planes.dx == 1:
         return np.ascontiguousarray(image)
     copy = Move(f"operand of {owner.name}", low.map(f"operand of {owner.name}", view.shape), image)
+    # The owner is in the list already, and must find the copy made.
     low.steps.insert(low.place(owner), copy)
     return copy.out.view
 
@@ -857,6 +884,7 @@ def _concat(low: _Lowering, node: ir.Node) -> View:
         constant = low.constant(value)
         if constant is None:
             parts.append(low.view(value))
+        # Zeros need no table: every view can name them.
         elif not constant.any():
             parts.append(np.full(constant.shape, ZERO, np.int64))
         else:
@@ -868,6 +896,7 @@ def _split(low: _Lowering, node: ir.Node) -> tuple[View, ...]:
     value = low.operand(node)
     view, axis, given = low.view(value), node.attributes.get_int("axis", 0), low.array(node, 1, "list of sizes")
     if given is None:
+        # Where the size does not divide, ONNX makes the last part the smaller one.
         part = -(-view.shape[axis] // len(node.outputs))
         ends = [part * (k + 1) for k in range(len(node.outputs) - 1)]
     else:
@@ -907,6 +936,7 @@ def _pad(low: _Lowering, node: ir.Node) -> View:
     amounts = [(0, 0)] * view.ndim
     for k, axis in enumerate(chosen):
         amounts[axis] = (int(pads[k]), int(pads[len(chosen) + k]))
+    # Negative amounts cut, which np.pad does not do.
     cut = tuple(slice(max(-a, 0), n - max(-b, 0)) for n, (a, b) in zip(view.shape, amounts, strict=True))
     grown = [(max(a, 0), max(b, 0)) for a, b in amounts]
     mode = node.attributes.get_string("mode", "constant")
@@ -914,6 +944,7 @@ def _pad(low: _Lowering, node: ir.Node) -> View:
         padded: View = np.pad(view[cut], grown, mode=mode)  # type: ignore[call-overload]  # names as in ONNX
         return padded
     number = 0.0 if fill is None else float(fill.ravel()[0])
+    # One stored number is enough: a view may name it any number of times.
     element = ZERO if number == 0 else int(low.table(f"padding of {node.name}", np.array([number])).item())
     return np.pad(view[cut], grown, constant_values=element)
 
@@ -959,6 +990,7 @@ def _resize(low: _Lowering, node: ir.Node) -> View:
         by_size = given is sizes
         after = int(number) if by_size else math.floor(before * float(number))
         scale = np.float32(after / before) if by_size else np.float32(number)
+        # A scale close to 1 can keep the size and still move the places.
         if after != before or scale != 1:
             view = np.take(view, _nearest(low, node, before, after, scale), axis=axis)
     return view
@@ -979,6 +1011,7 @@ def _nearest(low: _Lowering, node: ir.Node, before: int, after: int, scale: np.f
         place = x * np.float32(before - 1) / np.float32(max(after - 1, 1))
     else:
         low.refuse(node, f"the c format has no {transformation} coordinates")
+    # np.rint is no help here: it takes halves to the even number, not always down or up.
     rounded = {
         "round_prefer_floor": np.ceil(place - half),
         "round_prefer_ceil": np.floor(place + half),
@@ -1036,11 +1069,13 @@ def _fold_affine(step: Step) -> None:
     """Join neighbouring factors of a chain and take the first into the weights of a linear step, in place."""
     chain: list[Op] = []
     for op in step.chain:
+        # Joined in double precision; each joint rounds to float32 once.
         if chain and _is_affine(chain[-1]) and _is_affine(op):
             (before_scale, before_shift), (scale, shift) = _numbers(chain.pop()), _numbers(op)
             chain.append(_affine(before_scale * scale, before_shift * scale + shift))
         else:
             chain.append(op)
+    # Only a factor directly behind the sums: it does not commute with an activation.
     if isinstance(step, Convolution | Linear) and chain and _is_affine(chain[0]):
         scale, shift = _numbers(chain.pop(0))
         along = (-1,) + (1,) * (step.weight.ndim - 1)

@@ -82,12 +82,14 @@ _EXPRESSIONS = {
     "LeakyRelu": "v < 0 ? v * {0} : v",
     "ThresholdedRelu": "v > {0} ? v : 0",
     "Sigmoid": "1 / (1 + expf(-v))",
+    # The bounds follow in a line of their own, for they would repeat the product.
     "HardSigmoid": "v * {0} + {1}",
     "HardSwish": "v * (v < -3 ? 0 : v > 3 ? 1 : v / 6 + 0.5f)",
     "Tanh": "tanhf(v)",
     "Elu": "v < 0 ? {0} * (expf(v) - 1) : v",
     "Celu": "v < 0 ? {0} * (expf(v / {0}) - 1) : v",
     "Selu": "{1} * (v < 0 ? {0} * (expf(v) - 1) : v)",
+    # The exponent is never positive, so that it cannot overflow.
     "Softplus": "(v > 0 ? v : 0) + log1pf(expf(v > 0 ? -v : v))",
     "Softsign": "v / (1 + fabsf(v))",
     "Mish": "v * tanhf((v > 0 ? v : 0) + log1pf(expf(v > 0 ? -v : v)))",
@@ -224,6 +226,7 @@ class _Generator:
     ) -> None:
         self.code, self.name, self.dense, self.quantisation = code, name, dense, quantisation and quantisation.copy()
         self.quantized_io = quantized_io
+        # Copies of the lists: steps and maps are added below, and the caller's plan stays as it is.
         self.plan = Plan(
             plan.input_name, plan.output_name, plan.input_shape, plan.output_shape, list(plan.maps), list(plan.steps),
             plan.output,
@@ -314,12 +317,14 @@ class _Generator:
             self.plan.maps.append(target)
             made.append(Move(target.name, target, view))
             if self.quantisation:
+                # A copy moves integers as they are, so all its sources must mean the same by them.
                 scales = {self.quantisation.maps[self.plan.maps[k].start] for k in self._sources(view)}
                 if len(scales) != 1:
                     raise UnsupportedModelError(f"{name}: it reads several maps that have different scales")
                 self.quantisation.maps[target.start] = scales.pop()
             return target.view
 
+        # A view's elements are found by bisection over the starts, and a new map begins where the last one ends.
         self.plan.maps.sort(key=lambda m: m.start)
         for step in self.plan.steps:
             changes: dict[str, Any] = {}
@@ -334,6 +339,7 @@ class _Generator:
             elif isinstance(step, Softmax) and not np.array_equal(step.source.ravel(), _run(step.source)):
                 changes["source"] = copied(step.source, step.name)
             made.append(replace(step, **changes) if changes else step)
+            # Integers are filed by the identity of the step, and replace() made another one.
             if self.quantisation and changes and isinstance(step, Convolution | Linear):
                 self.quantisation.rename(step, made[-1])
         self.plan.steps[:] = made
@@ -357,6 +363,7 @@ class _Generator:
                 lay = self.layouts[self._sources(step.source)[0]]
                 lay.top, lay.left = max(lay.top, step.pads[0]), max(lay.left, step.pads[1])
                 lay.bottom, lay.right = max(lay.bottom, step.pads[2]), max(lay.right, step.pads[3])
+            # Chains and moves address one pointer, the arena, so an input that they read must lie there.
             readers = [op.operand for op in step.chain if op.operand is not None]
             if isinstance(step, Move):
                 readers.append(step.source)
@@ -380,6 +387,7 @@ class _Generator:
         for tensor in best:
             self.layouts[int(tensor.name)].base = tensor.offset // self.bytes
         for step in self.stripes:
+            # From here on this map is only as high as its stripe, and its planes are that much closer together.
             lay = self.layout(self.plan.steps[step].out)
             lay.height = self.stripes[step]
         self.arena = self.arena_quantised = arena_bytes(best)
@@ -413,7 +421,9 @@ class _Generator:
                 if m is self.plan.steps[index + 1].out:
                     begins = index  # the two run together
             size = m.channels * plane * self.bytes
+            # Maps of bytes begin at multiples of four too.
             tensors.append(ArenaTensor(str(k), -(-size // 4) * 4 if self.bytes == 1 else size, begins + 1, last + 1))
+        # Placing is greedy, and which order packs best depends on the network.
         orders: tuple[Callable[[ArenaTensor], tuple[int, ...]], ...] = (
             lambda t: (-t.bytes, t.first, int(t.name)),
             lambda t: (-t.bytes * (t.last - t.first + 1), t.first, int(t.name)),
@@ -471,6 +481,7 @@ class _Generator:
     def _clear(self, target: Map) -> None:
         lay = self.layout(target)
         if lay.bordered:
+            # memset writes bytes, which is enough: a float 0 is four zero bytes, and elements of q8 are single bytes.
             size = f"{target.channels * lay.plane} * sizeof *arena"
             self.calls.append(f"    memset({self._pointer(lay)}, {self._zero(target)}, {size});")
 
@@ -497,6 +508,7 @@ class _Generator:
                 function.take("int high", high)
                 function.lines.append(f"{self.place} = requantise(v + bias_o, multiplier_o, shift_o, zero, low, high);")
                 self._support("requantise", _render("requantise.c", type=self.element))
+            # Pools and moves keep the scale of what they read, so there is nothing to requantise.
             elif (low, high) == self.quantisation.bounds:
                 function.lines.append(f"{self.place} = ({self.element})v;")
             else:
@@ -511,6 +523,7 @@ class _Generator:
     def _support(self, name: str, text: str) -> None:
         if name not in self.names:
             self.names.add(name)
+            # In front of all others, for the kernels call it and C wants it defined before.
             self.instances = {text: name} | self.instances
 
     def _link(self, function: _Function, op: Op, k: str, v: str) -> None:
@@ -535,6 +548,7 @@ class _Generator:
             if op.kind in _SYMBOLS:
                 function.lines.append(f"{v} = {left} {_SYMBOLS[op.kind]} {right};")
             else:
+                # The operand goes into a variable, for the comparison would read it twice.
                 sign = ">" if op.kind == "Max" else "<"
                 function.lines.append(f"{{ const float u = {other}; {v} = u {sign} {v} ? u : {v}; }}")
         else:
@@ -569,6 +583,7 @@ class _Generator:
         if planes is not None:
             function.take(f"int pitch{k}", next(iter(pitches)) * planes.dy)
             at = f"arena[place{k} + (size_t)row * pitch{k} + (size_t)column * {planes.dx}]"
+        # A chain may have several operands, and the function takes the arena once.
         if f"const {self.element} *arena" not in function.parameters:
             function.take(f"const {self.element} *arena", "arena")
         return f"(place{k} == ({kind})-1 ? 0 : {at})" if zeros else at
@@ -627,6 +642,7 @@ class _Generator:
         self.index = len(self.plan.steps)
         function = _Function()
         function.take(f"const {self.element} *in", "arena")
+        # The output is no map of the plan, but move.c wants the shape of one.
         fake = Map("output", 1, 1, size, 0)
         self._move(function, fake, places, pitch=0, step=0, planes=False)
         function.take("float *out", "output")
@@ -693,6 +709,7 @@ class _Generator:
         function.take("int width", step.out.width)
         self._out(function, step.out)
         self._finish(function, step)
+        # A window may lie partly in the padding, which does not count: the start must not be greater than any number.
         lowest = (
             "-128"
             if self.quantisation and self.quantisation.bounds[0] < 0
@@ -767,6 +784,7 @@ class _Generator:
         rows = []
         for row in weight:
             chosen = np.flatnonzero(kept & (row != 0))
+            # Gaps are unsigned, so the places of a row must ascend; what the layer reads may be in any order.
             order = chosen[np.argsort(places[chosen], kind="stable")]
             rows.append((places[order] - first, row[order][:, None]))
         contiguous = kept.all() and np.array_equal(places, _run(places))
@@ -864,6 +882,7 @@ class _Generator:
         members = len(weight) // groups
         area = math.prod(kernel)
         value = _VALUE_BYTES[self.code]
+        # Both forms are built in full, for their bytes depend on the gaps and not only on how many there are.
         kernels, elements = [], []
         window = (np.arange(kernel[0]) * step.dilations[0] * source.pitch)[:, None] + np.arange(
             kernel[1]
@@ -872,6 +891,7 @@ class _Generator:
             group = o // members
             places = channels[group * per_group : (group + 1) * per_group]
             start = int(channels[group * per_group]) if groups > 1 else 0
+            # Channels may come in any order, but gaps cannot go back: kernels are sorted by where they read.
             kept = np.flatnonzero(row.any(axis=(1, 2)) | self.dense)
             order = kept[np.argsort(places[kept], kind="stable")]
             kernels.append((places[order] - start, row[order].reshape(len(order), area)))
@@ -879,6 +899,7 @@ class _Generator:
             chosen = np.flatnonzero(row.ravel())
             chosen = chosen[np.argsort(at.ravel()[chosen], kind="stable")]
             elements.append((at.ravel()[chosen], row.ravel()[chosen][:, None]))
+        # A group's start is computed from its number, which takes channels in their own order.
         regular = groups == 1 or all(
             np.array_equal(channels[g * per_group : (g + 1) * per_group], g * per_group + np.arange(per_group))
             for g in range(groups)
@@ -888,6 +909,7 @@ class _Generator:
             forms["kernels"] = sum(_gap_bytes(at) + len(at) * area * value for at, _ in kernels)
             if np.array_equal(channels, np.arange(len(channels))):
                 forms["dense"] = weight.size * value
+        # Single elements would leave zeros out, which a program without masks does not do.
         if self.dense and "kernels" in forms:
             forms.pop("elements")
         # Gaps of single elements cost time too: they must save a third.
@@ -956,14 +978,17 @@ class _Generator:
             return flat.astype(np.int8)
         if self.code == "int8":
             scale = int8_scales(step.weight)
+            # coded() made these whole multiples of the scale: rounding only undoes the error of the division.
             stored = np.rint(flat / np.repeat(scale, sizes)).astype(np.int8)
             function.take("const float *scales", self.tables.add(f"scales_{self.index}", scale))
             function.channel.append("const float scale_o = ROM_FLOAT(scales + o);")
             return stored
+        # The centres need not be passed on: after coded() they are the values that occur.
         centres = np.unique(flat)
         assert len(centres) <= 16  # noqa: S101  # coded() has seen to it
         indices = nearest(flat, centres)
         function.take("const float *centres", self.tables.add(f"centres_{self.index}", centres.astype(np.float32)))
+        # Two to a byte, the first in the low half; an odd last one gets a partner that nothing reads.
         pairs = np.pad(indices, (0, len(indices) % 2)).reshape(-1, 2)
         packed: NDArray[Any] = (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8)
         return packed
@@ -994,10 +1019,12 @@ class _Generator:
         if spans[number][1] != index + 1 or self._sources(second.source) != [number]:
             return None
         operands = any(op.operand is not None for step in (first, second) for op in step.chain)
+        # Borders and operands are addressed by the row in the whole map, which a stripe does not have.
         plain = not (any(first.pads) or any(second.pads) or operands)
         span = second.dilations[0] * (second.weight.shape[2] - 1) + 1
         step = second.strides[0] * (2 if second.pool else 1)
         rows = span + step - second.strides[0]
+        # A step larger than the stripe would have to skip rows, which sliding down cannot do.
         if not plain or second.out.height < 2 or rows >= first.out.height or step > rows:
             return None
         return int(rows)
@@ -1015,6 +1042,7 @@ class _Generator:
             f"    /* {rows} rows of this layer at a time make one of the next */",
             f"    for (int r = 0; r < {second.out.height}; r++) {{",
             f"        const int fresh = r ? {step} : {rows};",
+            # memmove and not memcpy, because the rows that stay may overlap with where they go.
             "        if (r)",
             f"            for (int c = 0; c < {first.out.channels}; c++)",
             f"                memmove({at}, {at} + {step * stripe.pitch}, {moved});",
@@ -1022,6 +1050,7 @@ class _Generator:
         read = f" + (ptrdiff_t)(r * {step} + {rows} - fresh) * {down}"
         part = _Part(height * step, f"fresh * {height}", read, f" + ({rows} - fresh) * {stripe.pitch}")
         self._convolve(first, source, part=part, indent="        ")
+        # Tables are named by the step, and these are the second one's.
         self.index += 1
         self.calls.append(f"        /* {comment(second.name)}: {_describe(second)} */")
         tall = 2 if second.pool else 1
@@ -1070,6 +1099,7 @@ def _gaps(places: NDArray[np.int64]) -> list[int]:
     """Return the gaps between ascending places, the first from 0; 255 skips on and another byte follows."""
     found: list[int] = []
     for gap in np.diff(places, prepend=0).tolist():
+        # A gap of exactly 255 becomes 255 and 0: a byte of 255 always announces another.
         skips, rest = divmod(gap, 255)
         found += [255] * skips + [rest]
     return found
@@ -1082,6 +1112,7 @@ def _gap_bytes(places: NDArray[np.int64]) -> int:
 def _places(first: NDArray[np.int64]) -> tuple[NDArray[Any], str, bool]:
     """Return places in the smallest unsigned type, whose largest number stands for zeros, and whether there are any."""
     zeros = bool((first < 0).any())
+    # Below and not at the largest number, which is kept free to mean a zero.
     kind = next(k for k in (np.uint8, np.uint16, np.uint32) if int(first.max(initial=0)) < np.iinfo(k).max)
     table = np.where(first < 0, np.iinfo(kind).max, first).astype(kind)
     return table, _C_TYPES[f"u{table.dtype.itemsize}"], zeros
@@ -1101,6 +1132,7 @@ def _describe(step: Step) -> str:
 def _table(key: str, kind: str, array: NDArray[Any]) -> str:
     words = [_literal(n) for n in array.tolist()] if kind == "float" else [str(n) for n in array.tolist()]
     lines, line = [], "   "
+    # C has no arrays without elements.
     for word in words or ["0"]:
         if len(line) + len(word) + 2 > _WIDTH:
             lines.append(line)
@@ -1116,6 +1148,7 @@ def _table(key: str, kind: str, array: NDArray[Any]) -> str:
 def int8_scales(weight: NDArray[Any]) -> NDArray[np.float32]:
     """Return one scale an output channel: the largest weight becomes 127."""
     largest = np.abs(weight.reshape(len(weight), -1)).max(axis=1, initial=0).astype(np.float32)
+    # A row of zeros takes any scale; 1 avoids a division by zero.
     return np.where(largest > 0, largest / np.float32(127), np.float32(1)).astype(np.float32)
 
 
@@ -1133,6 +1166,7 @@ def coded(plan: Plan, code: Code) -> Plan:
 def _int8(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     scale = int8_scales(weight).reshape(-1, *[1] * (weight.ndim - 1))
     steps = np.rint(weight / scale)
+    # A connection that was kept stays one, however small its weight is.
     steps = np.where((steps == 0) & (weight != 0), np.sign(weight), steps)
     return (steps * scale).astype(np.float32)
 

@@ -42,6 +42,7 @@ class _Integers:
         along = [1] * self.q.ndim
         if self.scale.ndim and self.scale.size > 1:
             along[self.axis] = -1
+        # Wide integers, for unsigned bytes would wrap around below zero.
         difference = self.q.astype(np.int64) - self.zero.astype(np.int64).reshape(along if self.zero.size > 1 else ())
         scale = self.scale.reshape(along if self.scale.size > 1 else ())
         return np.asarray(difference.astype(np.float32) * scale, np.float32)
@@ -123,6 +124,7 @@ def fixed_point(scale: Array) -> tuple[Array, Array]:
     Raises:
         UnsupportedModelError: A scale is above 2048, so that a sum of 1 would be out of every range.
     """
+    # A float32 has 24 bits of significand, so the multiplier holds the scale without any rounding.
     fraction, exponent = np.frexp(np.asarray(scale, np.float32).astype(np.float64))
     multiplier, shift = np.rint(np.ldexp(fraction, 24)).astype(np.int64), 24 - exponent
     if (shift < 13).any() or (multiplier < 0).any():
@@ -191,6 +193,7 @@ def _add_layer(step: Convolution | Linear, plan: Plan, found: Quantisation, cons
     if np.abs(bias).max(initial=0) >= 2**31:
         raise UnsupportedModelError(f"{step.name}: a bias with its zero point does not fit 32 bits")
     found.weights[id(step)] = weight, bias.astype(np.int32)
+    # In float32 and in this order, as in the formula above: another order can round to another integer.
     product = np.float32(scale) * layer.scale.astype(np.float32)
     found.scales[id(step)] = np.broadcast_to(product / np.float32(found.maps[step.out.start][0]), len(weight))
 
@@ -207,8 +210,10 @@ def _without_qdq(model: ir.Model) -> tuple[ir.Model, dict[str, tuple[float, int]
     activations: dict[str, tuple[float, int]] = {}
     constants: dict[ir.Value, _Integers] = {}
     kinds = set()
+    # Maps and layers are matched by the names of nodes, so every node needs one.
     for number, node in enumerate(graph):
         node.name = f"{node.op_type}_{number}" if not node.name else node.name
+    # A copy of the list, for the loop removes nodes.
     for node in list(graph):
         if node.op_type != "DequantizeLinear":
             continue
@@ -230,12 +235,14 @@ def _without_qdq(model: ir.Model) -> tuple[ir.Model, dict[str, tuple[float, int]
             constants[value] = constants.pop(output)
             ir.convenience.replace_all_uses_with(output, value)
             graph.remove(node, safe=False)
+            # The old value gives its name up first, because the new one takes it.
             output.name = None
             graph.register_initializer(value)
             continue
         kept = producer.inputs[0]
         if kept is None or scale is None or scale.size != 1:
             raise UnsupportedModelError(f"{node.name}: activations with several scales are not taken")
+        # ONNX means an unsigned zero where the zero point is left out.
         point = np.zeros(1, np.uint8) if zero is None else zero
         kinds.add({"i": "int8_t", "u": "uint8_t"}[point.dtype.kind])
         activations[str(kept.name)] = float(scale.ravel()[0]), int(point.ravel()[0])
@@ -247,6 +254,7 @@ def _without_qdq(model: ir.Model) -> tuple[ir.Model, dict[str, tuple[float, int]
             kept.name = name
         ir.convenience.replace_all_uses_with(output, kept)
         graph.remove(node, safe=False)
+        # One QuantizeLinear can feed several DequantizeLinear: it goes with the last of them.
         if not producer.outputs[0].uses():
             graph.remove(producer, safe=False)
     if len(kinds) > 1:
@@ -280,6 +288,7 @@ def _layers(graph: ir.Graph, constants: dict[ir.Value, _Integers]) -> dict[str, 
     layers = {}
     for node in graph:
         weight = constants.get(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1] is not None else None
+        # The formula has no term for a zero point of weights: such a layer is left out here and refused later.
         if node.op_type not in {"Conv", "Gemm", "MatMul"} or weight is None or weight.zero.any():
             continue
         q = weight.q

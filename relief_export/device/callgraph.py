@@ -92,6 +92,7 @@ def stated_frames(texts: Iterable[str]) -> tuple[dict[str, int], tuple[str, ...]
     for line in (line for text in texts for line in text.splitlines()):
         place, size, kind = line.split("\t")
         name = place.rpartition(":")[2].partition(".")[0]  # clones are called NAME.constprop and the like
+        # Static functions of several files may share a name: the largest frame is the safe one.
         frames[name] = max(frames.get(name, 0), int(size))
         if kind == "dynamic":
             varying.append(f"{name} has a frame of variable size")
@@ -137,7 +138,9 @@ class _Walk:
         # A compiler's tail call is made when the frame is gone; an assembler routine may jump with its frame in place.
         edges = [(target, frame + pushed, True) for target, pushed in function.calls.items()]
         edges += [(target, frame if stated is None else 0, False) for target in function.jumps]
+        # Sorted, so that of equally deep paths always the same is reported.
         for target, base, call in sorted(edges):
+            # Recursion has no bound that could be read here: it is doubted, not followed.
             if target in (*active, name):
                 if call:  # a jump back is a loop
                     self.doubts.append(f"{target} calls itself")
@@ -165,11 +168,13 @@ def _functions(disassembly: str, dialect: _Dialect, address: int) -> dict[str, _
                 previous.jumps.add(name)
             continue
         found = _INSTRUCTION.match(line)
+        # Padding behind the last instruction would look as if the function ran on into the next.
         if found is None or current is None or found[1] == "nop":
             continue
         text = f"{found[1]} {found[2]}"
         target = _SYMBOL.search(text)
         current.ends = bool(dialect.end.match(text))
+        # Tested first: the pattern of a direct call on Arm also takes some registers.
         if dialect.indirect.match(text):
             current.indirect = True
         elif dialect.call.match(text) and target:

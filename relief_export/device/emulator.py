@@ -68,6 +68,7 @@ def emulate(folder: Path, target: str, x: Array, *, optimise: str = "s", defines
     macros = toolchain.macros(program, defines)
     kind = _TYPES[macros.get("NET_INPUT_TYPE", "float")]
     samples = np.ascontiguousarray(x.reshape(len(x), -1))
+    # Nothing is converted: floats given to a network of integers would be other numbers without a warning.
     if samples.dtype != kind or samples.shape[1] != int(macros["NET_INPUT_SIZE"], 0) or not len(samples):
         raise InputError(
             f"{folder} takes {macros['NET_INPUT_SIZE']} {np.dtype(kind)} a sample: the data have {samples.shape[1]} "
@@ -117,6 +118,7 @@ def _on_qemu(job: _Job, samples: Array) -> Run:
     run((*job.core.emulator, str(elf)), job.scratch, _TIMEOUT)
     row = np.dtype([("output", job.output_type, (job.outputs,)), ("ticks", "<u8")])
     results = (job.scratch / "results.bin").read_bytes()
+    # The last four bytes are the stack's, written at the end, so a run that broke off is too short.
     if len(results) != len(samples) * row.itemsize + 4:
         raise InputError(
             f"{job.program.folder} did not run to its end on {job.core.title}: it left {len(results)} bytes"
@@ -132,6 +134,7 @@ def _on_avr(job: _Job, samples: Array) -> Run:
     chip = next(flag.partition("=")[2] for flag in job.toolchain.command if flag.startswith("-mmcu="))
     outputs: list[Array] = []
     counts: list[int] = []
+    # One sample first: only the linked program shows how much flash is left for more.
     deepest, room = 0, 1
     while len(counts) < len(samples):
         part = samples[len(counts) : len(counts) + room]
@@ -142,6 +145,7 @@ def _on_avr(job: _Job, samples: Array) -> Run:
         job.toolchain.link([*objects, FIRMWARE / "harness_avr.c"], elf, flags=flags, start=True)
         size = job.toolchain.sections(elf)
         memory = _avr_memory(job)
+        # The table names the core's own chip, but a board may have a smaller or larger one.
         emulator = [word if word != "atmega1284p" else chip for word in job.core.emulator]
         printed = run((*emulator, str(elf)), job.scratch, _TIMEOUT)
         # The emulator prints each line in colour and its end as a full stop.

@@ -90,6 +90,7 @@ def measure(
     try:
         toolchain = Toolchain.of(target=target, cc=cc)
     except MissingToolError as error:
+        # A compiler that was named by the caller gets no substitute: the error is the answer there.
         stand_in = core_of(target).stand_in if target is not None else None
         if stand_in is None:
             raise
@@ -107,6 +108,7 @@ def measure(
         placed = (f"-T{script}", "-Wl,--defsym=stack_bytes=0", "-Wl,--no-warn-rwx-segments") if script.exists() else ()
         toolchain.link([*objects, FIRMWARE / "call.c"], elf, flags=(*flags, *placed, "-Wl,-e,entry"))
         sections = toolchain.sections(elf)
+        # Before linking, so that what the libraries add can be told apart.
         alone = [toolchain.sections(made) for made in objects]
         usage = [path.read_text() for path in sorted(place.glob("*.su"))]
         stack, path, doubts = _stack(toolchain, elf, usage, program)

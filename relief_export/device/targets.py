@@ -92,6 +92,7 @@ def _riscv(name: str, title: str, *flags: str) -> Core:
     return Core(name, title, *_RISCV, flags, emulator, "apt install qemu-system-misc")
 
 
+# The option -kernel comes last, because the program's name is put behind it.
 _QEMU = ("-nographic", "-monitor", "none", "-serial", "none", "-semihosting-config", "enable=on,target=native",
          "-icount", "shift=0", "-kernel")  # fmt: skip
 

@@ -122,6 +122,7 @@ class Toolchain:
             command = tuple(shlex.split(cc))
             if not command:
                 raise InputError("--cc is empty: give a compiler with its flags, as in 'arm-none-eabi-gcc -mcpu=...'")
+            # Only to say how to get it: the flags of a given command are the caller's own.
             core = next((core for core in CORES.values() if core.compiler == Path(command[0]).name), None)
             require(command[0], "measuring with --cc", core.install if core else "put it on the PATH")
             return cls(command, command[0])
@@ -137,6 +138,7 @@ class Toolchain:
 
     def macros(self, program: Program, defines: Sequence[str] = ()) -> dict[str, str]:
         """Return what the network's header defines, by the names of a network called net."""
+        # The preprocessor is asked, for what the header defines depends on the macros given.
         flags = (*(f"-D{name}" for name in defines), "-dM", "-E", "-include", f"{program.name}.h", "-xc", "/dev/null")
         found = dict(re.findall(r"^#define (\w+) (.*)$", self._run(flags, program.folder), re.MULTILINE))
         prefix = f"{program.name.upper()}_"
@@ -167,6 +169,7 @@ class Toolchain:
         """
         bare = () if start else ("-nostartfiles",)
         command = (*_FLAGS, *flags, *bare, "-Wl,--gc-sections", *map(str, sources), "-o", str(elf), "-lm")
+        # Libraries are searched in order, so they come behind everything that needs them.
         self._run((*command, "-lc", "-lgcc"), elf.parent)
 
     @cached_property
@@ -187,6 +190,7 @@ class Toolchain:
 
     def tool(self, name: str, *arguments: str) -> str:
         """Run one of the compiler's companions, such as ``size``, and return what it prints."""
+        # The companions carry the compiler's prefix, as in arm-none-eabi-size.
         program = re.sub(r"(gcc|clang|cc|g\+\+)(-[\d.]+)?$", name, self.command[0])
         return run((require(program, "measuring", "it comes with the compiler, put both on the PATH"), *arguments))
 
@@ -219,6 +223,7 @@ def run(command: Sequence[str], folder: Path | None = None, timeout: float | Non
         raise InputError(f"{command[0]} did not end within {timeout:.0f} seconds: give fewer samples") from None
     if done.returncode:
         said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        # The linker's last error says only that it failed: what does not fit or is missing tells more.
         telling = ("will not fit|overflowed|not within region|undefined reference", "error")
         found = [line for pattern in telling for line in said if re.search(pattern, line)]
         worst = (found or said[-1:] or [f"exit code {done.returncode}"])[0]

@@ -82,6 +82,7 @@ def fit(
         InputError: There is no C artifact, a size or name is wrong, or the compiler refuses the sources.
         MissingToolError: The compiler is not installed.
     """
+    # A core alone has no memories to compare with; only a board has.
     budget = Budget.of(flash=flash, ram=ram, target=None if target in CORES else target)
     measured = {path.name: measure(path, target=target, cc=cc, optimise=optimise) for path in c_artifacts(subject)}
     failures = []
@@ -107,6 +108,7 @@ def c_artifacts(subject: Path) -> list[Path]:
     Raises:
         InputError: There is none.
     """
+    # The folder itself before those in it, so that an artifact's own subfolders are not taken for others.
     for place in (subject, subject / "artifacts"):
         for folders in ([place], sorted(path for path in place.glob("*") if path.is_dir())):
             found = []
