@@ -65,6 +65,7 @@ class Liveness:
             self.live[value] = flags.copy()
         for value in self.outputs:
             self.live[value] = np.ones_like(self.live[value])
+        # Every node comes after all its readers, so that one sweep is enough.
         for ctx, rule in reversed(self.contexts):
             needed = [self.live[v] for v in ctx.node.outputs]
             if not any(n.any() for n in needed):
@@ -84,6 +85,7 @@ class Liveness:
         for ids, reason in self.walk.pins:
             plan.keep(ids, reason)
         news = True
+        # What one node keeps may oblige another to keep more. Units are only ever added, so this ends.
         while news:
             news = False
             for ctx, rule in self.contexts:
@@ -112,6 +114,7 @@ class Liveness:
         while True:
             self.propagate(seeds)
             added = self._representatives(seeds)
+            # A representative changes what is live, so the decision waits until there are enough of them.
             if added:
                 continue
             plan = self.decide()
@@ -142,6 +145,7 @@ class Liveness:
             # A small representative would need weights that overflow.
             if lost.any() and not (live & (size > 0) & (size >= largest / 16)).any():
                 first = np.zeros(lost.size, np.bool_)
+                # The others are divided by it, so that with the largest no kernel grows.
                 first[int(np.argmax(np.where(lost, size, -1)))] = True
                 _add_seed(seeds, value, first.reshape(lost.shape))
                 added = True
@@ -178,6 +182,7 @@ def analyse(model: ir.Model, *, only_zero: bool = False) -> Liveness:
         walk.facts_of.update(zip(node.outputs, found, strict=True))
         ctx.pin_shared()
         ctx.refused = rule if ctx.given_up else None
+        # A rule that has given up has not noted what its other methods recall.
         contexts.append((ctx, UNKNOWN.rule if ctx.given_up else rule))
     outputs = [v for v in model.graph.outputs if v in walk.facts_of]
     for value in outputs:
@@ -241,6 +246,7 @@ def _components(walk: Walk) -> NDArray[np.int64]:
         return np.arange(walk.count)
     left = np.concatenate([tie.left.reshape(-1) for tie in walk.ties])
     right = np.concatenate([tie.right.reshape(-1) for tie in walk.ties])
+    # There are few ties for each unit, and SciPy joins them without a loop over units in Python.
     graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(walk.count, walk.count))
     labels: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
     return labels

@@ -101,6 +101,7 @@ def plan_arena(model: ir.Model, batch: int = 1) -> ArenaPlan:
     tensors = _lifetimes(inputs, nodes)
     live = _live_bytes(tensors, len(nodes))
     bound = int(live.max())
+    # Greedy placement has no order that is best for every network.
     plan = min((place(_ordered(tensors, order)) for order in _ORDERS), key=arena_bytes)
     peak = int(live.argmax())
     placed = tuple(sorted(plan, key=lambda t: (-t.bytes, t.first, t.name)))
@@ -147,6 +148,7 @@ _ORDERS: tuple[Callable[[ArenaTensor], tuple[int, ...]], ...] = (
 
 
 def _ordered(tensors: Sequence[ArenaTensor], order: Callable[[ArenaTensor], tuple[int, ...]]) -> list[ArenaTensor]:
+    # The name breaks ties, so that a model always gets the same plan.
     return sorted(tensors, key=lambda tensor: (*order(tensor), tensor.name))
 
 
@@ -155,6 +157,7 @@ def _live_bytes(tensors: Iterable[ArenaTensor], steps: int) -> np.ndarray[Any, n
     change = np.zeros(steps + 1, dtype=np.int64)
     for tensor in tensors:
         change[tensor.first] += tensor.bytes
+        # The last reader still needs the bytes, so they are free one node later.
         change[tensor.last + 1] -= tensor.bytes
     return np.cumsum(change[:-1])
 
@@ -184,12 +187,14 @@ def _lifetimes(inputs: Sequence[ir.Value], nodes: Sequence[ir.Node]) -> list[Are
         readers = [steps[node] for node, _ in value.uses() if node in steps]
         ends = len(nodes) - 1 if value.is_graph_output() else max(readers, default=first)
         span = spans.setdefault(root, [first, ends])
+        # A reshape shares its root's bytes, which are needed for as long as either is read.
         span[1] = max(span[1], ends)
 
     for value in inputs:
         see(value, 0, root=value)
     for index, node in enumerate(nodes):
         for slot, value in enumerate(node.outputs):
+            # An optional output that is left out has no name and takes no bytes.
             if value.name:
                 source = node.inputs[0] if operator(node).alias and slot == 0 else None
                 see(value, index, root=value if source is None else roots.get(source, value))
@@ -218,5 +223,6 @@ def _bytes(value: ir.Value) -> int:
             f"tensor {value.name!r} has no known size (shape {value.shape}, type {dtype}): "
             "give the model static shapes except for the batch"
         )
+    # Types narrower than a byte have a fraction as their item size.
     size = math.ceil(count * dtype.itemsize)
     return -(-size // ALIGNMENT) * ALIGNMENT

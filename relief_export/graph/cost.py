@@ -103,11 +103,13 @@ def contraction(node: ir.Node) -> Contraction | str | None:
     if key in COUNTED:
         slots = COUNTED[key].keywords["slots"]
         needed = (_input(node, slots.data), _input(node, slots.weight), node.outputs[0])
+        # Checked once for all, so that the rules may take every shape for known.
         if any(elements(value) is None for value in needed):
             return "the shape of a factor or of the output is unknown"
         return COUNTED[key](node)
     if key in UNCOUNTED:
         return UNCOUNTED[key]
+    # Those of ONNX's own operators that multiply and accumulate are in COUNTED or UNCOUNTED.
     if key in FREE or (not node.domain and onnx.defs.has(node.op_type)):
         return None
     return "the operator is unknown"
@@ -145,6 +147,7 @@ def is_constant(value: ir.Value | None) -> bool:
         node = factor.producer()
         if node is None:
             return False
+        # A constant that several nodes share would otherwise be followed once for each path to it.
         if node not in seen:
             seen.add(node)
             pending.extend(node.inputs)
@@ -185,6 +188,7 @@ def _against_zero_point(value: ir.Value | None, zero: ir.Value | None, axis: int
     if point is None:
         return None
     points, weight = point.numpy(), tensor.numpy()
+    # A single zero point broadcasts by itself, several have to be laid along their axis.
     if points.size > 1:
         points = points.reshape([-1 if i == axis % weight.ndim else 1 for i in range(weight.ndim)])
     return np.asarray(weight != points, dtype=np.bool_)
@@ -226,6 +230,7 @@ def _conv(node: ir.Node, *, slots: Slots, transposed: bool = False) -> Contracti
     groups = node.attributes.get_int("group", 1)
     split = (groups, first // groups, second, math.prod(kernel))
     mask = _weight_mask(node, slots, 0)
+    # A constant whose zeros cannot be seen would be counted as if it had none.
     if mask is None and is_constant(weight):
         return _COMPUTED
     data, result = _dims(_input(node, slots.data)), _dims(node.outputs[0])
@@ -251,12 +256,14 @@ def _matmul(node: ir.Node, *, slots: Slots) -> Contraction | str:
     values = (_input(node, slots.data), _input(node, slots.weight))
     flips = [bool(node.attributes.get_int(name, 0)) for name in ("transA", "transB")]
     masks = (nonzero_mask(values[0]), _weight_mask(node, slots, -2 if flips[1] else -1))
+    # The same holds for a factor here, which would pass for an activation.
     if any(mask is None and is_constant(value) for mask, value in zip(masks, values, strict=True)):
         return _COMPUTED
     side = 1 if masks[1] is not None else 0
     # Bring the weight to (…, in, out): a left factor is stored (out, in), a right one (in, out).
     flip, shape = flips[side] == (side == 1), _dims(values[side])
     mask = masks[side]
+    # A vector is one column of inputs on either side, as in NumPy's matmul.
     if len(shape) == 1:
         shape, mask, flip = (shape[0], 1), None if mask is None else mask[:, None], False
     *lead, ins, outs = (*shape[:-2], shape[-1], shape[-2]) if flip else shape
@@ -270,6 +277,7 @@ def _matmul(node: ir.Node, *, slots: Slots) -> Contraction | str:
         None if mask is None else values[side],
         split,
         mask,
+        # An empty layer has no outputs to divide by.
         result // max(1, split[0] * outs),
         result,
         _bias(node, slots),
@@ -280,6 +288,7 @@ def _bias(node: ir.Node, slots: Slots) -> ir.Value | None:
     """Return the node's own bias, or the constant that a sole following Add brings."""
     bias = _input(node, slots.bias)
     uses = tuple(node.outputs[0].uses())
+    # An addition belongs to the layer only where nothing else reads what is added to.
     if bias is not None or len(uses) != 1 or node.outputs[0].is_graph_output():
         return bias
     adder, index = uses[0].node, uses[0].idx
@@ -435,6 +444,7 @@ def cost(model: ir.Model, *, baseline: ir.Model | Cost | None = None) -> Cost:
         of ``unknown``, never a silent zero.
     """
     original = baseline if isinstance(baseline, Cost) or baseline is None else cost(baseline)
+    # A weight is used once for each position, so that every figure needs shapes in numbers.
     graph = with_static_shapes(model)
     found: list[Contraction] = []
     unknown: list[UnknownCost] = []
@@ -467,6 +477,7 @@ class _Parameter:
 def _total(model: ir.Model, original: Cost | None, found: list[Contraction], unknown: tuple[UnknownCost, ...]) -> Cost:
     # A quantised weight is zero where it equals its zero point, and a masked one where the mask is: the layer knows.
     weights = {stored(item.weight): int(np.count_nonzero(item.mask)) for item in found if item.mask is not None}
+    # Weights and biases count whatever their type, or a quantised network would seem to have none.
     slots = {stored(item.bias) for item in found} | weights.keys()
     parameters = {
         value: _parameter(value, weights.get(value))
@@ -524,6 +535,7 @@ def _layer(item: Contraction) -> LayerCost:
         macs=item.macs,
         macs_nonzero=item.repeats * live,
         flops=2 * item.macs + additions,
+        # Each entry of a bias is added equally often, so zero entries save their share of the additions.
         flops_nonzero=2 * item.repeats * live + (additions * bias_live // bias_size if bias_size else additions),
         paper_flops=0 if item.mask is None else item.repeats * _paper(item.kind, item.mask),
     )
@@ -534,6 +546,7 @@ def _paper(kind: Kind, mask: NDArray[np.bool_]) -> int:
     kernels = np.any(mask, axis=3)
     outs, ins = np.any(kernels, axis=2).sum(axis=1), np.any(kernels, axis=1).sum(axis=1)  # of each group
     if kind is Kind.LINEAR:
+        # A group that reads nothing costs nothing, where the formula alone would give -1.
         return int(np.sum(np.maximum(2 * ins - 1, 0) * outs))
     return int(np.sum(2 * (ins * mask.shape[3] + 1) * outs))
 
@@ -541,6 +554,7 @@ def _paper(kind: Kind, mask: NDArray[np.bool_]) -> int:
 def _constants(model: ir.Model) -> Iterator[ir.Value]:
     """Yield every initializer and the output of every Constant node, of all graphs."""
     for graph in model.graphs():
+        # A model need not have its Constant nodes lifted, and graphs inside nodes store tensors too.
         yield from (value for value in graph.initializers.values() if value.const_value is not None)
         yield from (
             node.outputs[0]

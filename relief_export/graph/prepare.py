@@ -79,6 +79,7 @@ def simplify(model: ir.Model) -> ir.Model:
             fold_constants(
                 copy,
                 onnx_shape_inference=True,
+                # Whether a result is too large is decided by _may_fold, which compares it with what it replaces.
                 input_size_limit=_UNLIMITED,
                 output_size_limit=_UNLIMITED,
                 should_fold=partial(_may_fold, paying=_paying(copy.graph)),
@@ -89,6 +90,7 @@ def simplify(model: ir.Model) -> ir.Model:
         common.RemoveUnusedNodesPass()(copy)
         forget_shapes(copy)  # lengths that got a name before more was known keep it otherwise
         infer_shapes(copy)
+        # Folding makes more targets known, and the shapes behind those follow only now.
         if plain_reshapes(copy):
             infer_shapes(copy)
         common.RemoveUnusedNodesPass()(copy)
@@ -114,6 +116,7 @@ def _library_logs() -> Iterator[list[logging.LogRecord]]:
     before = [logger.propagate for logger in loggers]
     for logger in loggers:
         logger.addHandler(collector)
+        # Handlers of the root logger would print the records all the same.
         logger.propagate = False
     try:
         yield found
@@ -137,9 +140,11 @@ def _current(model: ir.Model) -> ir.Model:
     if opset is None or opset >= _OPSET:
         return copy
     names = [[str(v.name) for v in group] for group in (copy.graph.inputs, copy.graph.outputs)]
+    # The converter logs what went wrong and goes on, so the cause is taken from its log.
     with _library_logs() as logs:
         ConvertVersionPass(_OPSET, fallback=True)(copy)
     found = [[str(v.name) for v in group] for group in (copy.graph.inputs, copy.graph.outputs)]
+    # For the same reason success is read from the result. Callers rely on the names of inputs and outputs.
     if copy.opset_imports.get("") != _OPSET or found != names:
         causes = [str(record.exc_info[1]) for record in logs if record.exc_info]
         reason = " ".join((causes or ["it changes the inputs or outputs"])[-1].split())[:200]
@@ -203,6 +208,7 @@ def fold(model: ir.Model) -> ir.Model:
     common.RemoveUnusedNodesPass()(copy)
     drop_unused(copy.graph)
     restore_interface(copy, model)
+    # A copy that came out larger is given up, but a converted one is kept, since the rules need its opset.
     converted = copy.opset_imports.get("") != model.opset_imports.get("")
     return copy if converted or file_size(copy) <= file_size(model) else model.clone()
 
@@ -224,11 +230,13 @@ def restore_interface(model: ir.Model, original: ir.Model) -> None:
     make it larger. Where a stated shape is not what follows from the inputs, the latter is written.
     """
     values = (*model.graph.inputs, *model.graph.outputs)
+    # Constants that an old format lists as inputs were taken out of the copy, and the two must pair up.
     inputs = [v for v in original.graph.inputs if is_overridable(original, v)]
     for value, stated in zip(values, (*inputs, *original.graph.outputs), strict=True):
         value.shape = None if stated.shape is None else stated.shape.copy()
     known = {value.name: value for value in _inner_values(original)}
     for value in _inner_values(model):
+        # The folder leaves notes on what it made, which a file would store.
         value.metadata_props.pop("pkg.onnxscript.optimizer.folded_from", None)
         before = known.get(value.name)
         if before is None or (before.type is None and before.shape is None):
@@ -269,6 +277,7 @@ def infer_shapes(model: ir.Model) -> None:
 
 def _may_fold(node: ir.Node, *, paying: frozenset[ir.Node]) -> bool | None:
     """Refuse folding that grows the model; None leaves the decision to the folder's own rules."""
+    # Runtimes compute with quantised weights in integers; folded, these would be floats.
     if node.domain != "" or operator(node).integer_kernels:
         return None
     pays = node in paying or _growth(node.outputs, [node]) <= 0
@@ -282,11 +291,13 @@ def _growth(results: Iterable[ir.Value], nodes: Collection[ir.Node]) -> float:
     for value in results:
         length = _length(value)
         if length is None or value.dtype is None:
+            # What has no known size is taken for the worst, so that it is never folded by mistake.
             return math.inf
         size += length * value.dtype.itemsize
         size -= 0 if value.dtype.is_floating_point() else _METADATA
     tensors = {v: ir.convenience.get_const_tensor(v) for node in nodes for v in node.inputs if v is not None}
     for value, tensor in tensors.items():
+        # Only operands that nothing else reads leave the file with the nodes.
         if tensor is not None and not value.is_graph_output() and all(use.node in nodes for use in value.uses()):
             size -= tensor.nbytes
     return size
@@ -316,6 +327,7 @@ def _paying(graph: ir.Graph) -> frozenset[ir.Node]:
     paying: set[ir.Node] = set()
     for node in constant:
         uses = [use.node for value in node.outputs for use in value.uses()]
+        # Only where constants meet the rest of the graph is there a result that the file has to store.
         if len(node.outputs) == 1 and not all(user in constant for user in uses):
             cone, pending = {node}, [node]
             while pending and len(cone) < 64:  # a longer chain is decided step by step
@@ -343,9 +355,11 @@ def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:  # noqa: PLR0911 -
         return  # a shared weight would have to be stored twice
     if node.attributes.get_int("training_mode", 0):
         return  # it would use the statistics of the batch
+    # In float64, so that the product is rounded to the weight's type only once.
     gamma, beta, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
     scale = gamma / np.sqrt(variance + _float(node, "epsilon", 1e-5))
     axis = operator(linear).weight_outputs or 0
+    # Factors other than 1 scale the product and the bias apart, which the formula does not allow for.
     if linear.op_type == "Gemm":
         if (
             _float(linear, "alpha", 1.0) != 1
@@ -354,6 +368,7 @@ def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:  # noqa: PLR0911 -
         ):
             return
         axis = 0 if linear.attributes.get_int("transB", 0) else 1
+    # In groups its axis of outputs counts those of one group only, and a scale for every channel does not fit.
     if linear.op_type == "ConvTranspose" and linear.attributes.get_int("group", 1) != 1:
         return
     along = [1] * weight.ndim
@@ -364,6 +379,7 @@ def _fold_batch_norm(graph: ir.Graph, node: ir.Node) -> None:  # noqa: PLR0911 -
     if not (np.isfinite(folded).all() and np.isfinite(shift).all()):
         return  # float16 cannot hold what the two hold apart
     name = str(weight_value.name)
+    # The old weight must be gone before the folded one can take its name.
     linear.replace_input_with(1, None)
     del graph.initializers[name]
     linear.replace_input_with(1, add_initializer(graph, name, folded))
@@ -403,6 +419,7 @@ def with_static_shapes(model: ir.Model, batch: int = 1) -> ir.Model:
     if copy.functions:
         common.InlinePass()(copy)
     bindings = _bind_batch(copy, batch)
+    # What is stated may hold for another batch.
     forget_shapes(copy, foreign=True)
     for value in _outputs(copy):
         value.shape = _bound(value.shape, bindings)

@@ -44,6 +44,7 @@ class Length:
     def over(self, other: Length) -> Length | None:
         """Divide, None where that is no such product."""
         names = Counter(self.names)
+        # Unlike the operator -, this keeps negative counts, which show that a name does not divide.
         names.subtract(other.names)
         if not other.factor or self.factor % other.factor or any(n < 0 for n in names.values()):
             return None
@@ -89,8 +90,10 @@ def plain_reshapes(model: ir.Model) -> bool:
         if numbers is not None:
             value = add_initializer(model.graph, f"{out.name}_shape", np.array(numbers, np.int64))
             node.replace_input_with(1, value)
+            # The new target writes a copied length as 0, which this attribute would turn into an empty axis.
             node.attributes.pop("allowzero", None)
             changed = True
+    # A list, because joining inserts nodes; and last, when the shapes on the way are known.
     for node in list(model.graph):
         changed = _join(model.graph, node) or changed
     return changed
@@ -135,6 +138,7 @@ def follow(value: ir.Value | None) -> Entries | None:
         return None
     tensor = ir.convenience.get_const_tensor(value)
     if tensor is not None:
+        # Shapes are short: a longer constant is data.
         return [Length(int(n)) for n in tensor.numpy().reshape(-1)] if tensor.size < 64 else None
     node = value.producer()
     known = _FOLLOW.get(node.op_type) if node is not None and node.domain == "" else None
@@ -158,6 +162,7 @@ def _resolved(node: ir.Node) -> Entries | None:
         axis = entries.index(Length(_REST))
         stated = math.prod((e for k, e in enumerate(entries) if k != axis), start=ONE)
         rest = None if source is None else math.prod(source, start=ONE).over(stated)
+        # A name of its own for this length leaves the others known.
         entries[axis] = unknown[axis] if rest is None else rest
     return None if any(entry.factor <= 0 for entry in entries) else entries
 
@@ -168,6 +173,7 @@ def _numbers(source: Entries | None, entries: Entries) -> list[int] | None:
     numbers = []
     for axis, entry in enumerate(entries):
         copied = axis < len(known) and known[axis] == entry
+        # Only one length may be left open, so whatever can be copied is.
         numbers.append(entry.factor if not entry.names else 0 if copied else _REST)
     return None if numbers.count(_REST) > 1 or any(e.factor == 0 for e in entries) else numbers
 
@@ -184,6 +190,7 @@ def _infer(node: ir.Node, opsets: dict[str, int]) -> list[ir.Value]:
         if value.shape is not None:
             ir.serde.serialize_shape_into(types[name], value.shape)
         tensor = ir.convenience.get_const_tensor(value)
+        # Axes and targets decide a shape. Weights do not, and would be serialised for nothing.
         if tensor is not None and tensor.size < 64:
             data[name] = ir.serde.serialize_tensor(tensor)
     if node.op_type == "GroupNormalization":  # onnx has no inference for it
@@ -224,6 +231,7 @@ def _join(graph: ir.Graph, node: ir.Node) -> bool:
     if before is None or moved is None or after is None or len(moved) != len(perm):
         return False
     runs = _runs([moved[p] for p in perm], after)
+    # The split comes before the transpose, so its runs lie in the order of the axes in front of it.
     by_axis = [] if runs is None else [run for _, run in sorted(zip(perm, runs, strict=True), key=lambda pair: pair[0])]
     split = [after[k] for run in by_axis for k in run]
     numbers = _numbers(before, split)
@@ -231,6 +239,7 @@ def _join(graph: ir.Graph, node: ir.Node) -> bool:
         return False
     starts = np.cumsum([0, *(len(run) for run in by_axis)])
     order = [int(starts[axis]) + k for axis in perm for k in range(len(by_axis[axis]))]
+    # Where nothing has to be split, the transpose alone is left.
     if split != before:
         target = add_initializer(graph, f"{second.outputs[0].name}_split", np.array(numbers, np.int64))
         source = _insert(graph, second, ir.node("Reshape", [source, target]), split)
@@ -270,6 +279,7 @@ def _runs(merged: Entries, parts: Entries) -> list[range] | None:
     runs, end = [], 0
     for axis, whole in enumerate(merged):
         start, product = end, ONE
+        # Lengths of 1 at the very end fit no axis but the last, though its product is already reached.
         while end < len(parts) and (
             end == start or product != whole or (axis == len(merged) - 1 and parts[end] == ONE)
         ):
@@ -282,6 +292,7 @@ def _runs(merged: Entries, parts: Entries) -> list[range] | None:
 
 def _shape(node: ir.Node) -> Entries | None:
     found = lengths(node.inputs[0])
+    # Python's slices treat negative and too large bounds as ONNX does.
     start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", 1 << 31)
     return None if found is None else found[start:end]
 

@@ -100,6 +100,7 @@ class RemovalPlan:
         news = not self._kept[labels].all()
         if news:
             self._kept[labels] = True
+            # Both follow from what is kept, so they are stale as soon as more is.
             self._products.clear()
             self._masks.clear()
         return news
@@ -175,6 +176,7 @@ class RemovalPlan:
         before = ir.convenience.get_const_tensor(old)
         if before is not None and np.array_equal(before.numpy(), array) and before.numpy().dtype == array.dtype:
             return
+        # Small arrays are shared by their content. A large one is not copied into a key: its node stands for it.
         key = (str(old.name), ((-1, array.tobytes() if array.nbytes < 65536 else f"{id(node)}.{index}".encode()),))
         if key not in self._new:
             self._new[key] = self.constant_value(str(old.name), array)
@@ -200,6 +202,7 @@ class RemovalPlan:
             for axis, positions in lists.items():
                 array = array.take(positions, axis)
             self._new[key] = self.constant_value(str(old.name), array)
+        # A computed constant may still be evaluated by rules that come later, so its operands wait until the end.
         if node.outputs[0] in self._walk.computed:
             self._operands.append((node, index, self._new[key]))
         else:
@@ -208,6 +211,7 @@ class RemovalPlan:
     def _computed(self, node: ir.Node, keep: Mapping[int, NDArray[np.int64]]) -> None:
         """Cut a constant that nodes compute where it is stored; every use of it cuts it in the same way."""
         value = node.outputs[0]
+        # Several readers lead to the same stored constant; a second cut would use positions that no longer hold.
         if value in self._cut:
             return
         self._cut.add(value)
@@ -216,6 +220,7 @@ class RemovalPlan:
             self.constant(node, index, {axes[axis]: positions for axis, positions in keep.items() if axis in axes})
         shape = value.shape or ()
         self._shapes[value] = ir.Shape([len(keep[k]) if k in keep else n for k, n in enumerate(shape)])
+        # The lengths that a Reshape states are those before the cut.
         if node.op_type == "Reshape":
             target = np.array([len(keep[k]) if k in keep else n for k, n in enumerate(shape)], np.int64)
             self._operands.append((node, 1, self.constant_value(f"{value.name}_shape", target)))
@@ -254,6 +259,7 @@ class RemovalPlan:
             for value, fresh in zip(values, new.outputs, strict=True):
                 fresh.name, fresh.type, fresh.shape = value.name, value.type, value.shape
                 value.replace_all_uses_with(fresh, replace_graph_outputs=True)
+                # The new value takes over the name, which callers know, so the old one needs another.
                 value.name = free_name(self._graph, f"{value.name}_before")
                 fresh.meta.update(value.meta)
                 for index, read in enumerate(new.inputs):
@@ -268,6 +274,7 @@ class RemovalPlan:
         assert self._graph is not None  # noqa: S101
         uses = list(node.outputs[0].uses())
         following = uses[0].node if len(uses) == 1 else node
+        # Another reader of this value, or the caller, would miss the bias if it moved behind.
         if following is node or following.op_type != "Add" or node.outputs[0].is_graph_output():
             return
         other = following.inputs[1 - uses[0].idx]
@@ -313,6 +320,7 @@ def _pays(value: ir.Value, rules: dict[ir.Node, Rule], *, output: bool = False) 
         return False
     while True:
         node = value.producer()
+        # What another node reads as well does not go. Being a graph output is no use by a node.
         if node is None or len(value.uses()) > (0 if output else 1) or node not in rules:
             return False
         if isinstance(rules[node], Linear | BatchNorm):
@@ -332,6 +340,7 @@ def _others_cover(ctx: NodeContext, index: int) -> bool:
 
 def _array(value: ir.Value, const: NDArray[np.float64]) -> NDArray[np.generic]:
     """Return a constant in the value's type, without leading axes of length 1 and as one number where it is one."""
+    # Broadcasting restores what is left out here, and the fewer numbers are stored the better.
     if (const == const.reshape(-1)[0]).all():
         const = const.reshape(-1)[:1].reshape(())
     while const.ndim and const.shape[0] == 1:
@@ -343,6 +352,7 @@ def _array(value: ir.Value, const: NDArray[np.float64]) -> NDArray[np.generic]:
 def _replace_operand(graph: ir.Graph, ctx: NodeContext, index: int, const: NDArray[np.float64]) -> None:
     node, value = ctx.node, ctx.node.inputs[index]
     assert value is not None  # noqa: S101 - checked by the caller
+    # An operand that changes nothing, as a zero in a sum, makes the whole node superfluous.
     if len(node.inputs) == 2 and (const == operator(node).neutral.get(index, np.nan)).all():
         other = node.inputs[1 - index]
         if not node.outputs[0].is_graph_output() and other is not None:
@@ -376,6 +386,7 @@ def _target(graph: ir.Graph, value: ir.Value) -> ir.Value | None:
     shape, batch = static_shape(value), next((v for v in graph.inputs if len(static_shape(v)) > 0), None)
     if None in shape[1:] or batch is None or value.shape is None or batch.shape is None:
         return None
+    # Two lengths without a name compare equal, though nothing says that they are.
     if value.shape[0] != batch.shape[0] or value.shape[0] == ir.SymbolicDim(None):
         return None
     tail = add_initializer(graph, f"{value.name}_tail", np.array(shape[1:], np.int64))
@@ -399,6 +410,7 @@ def narrow_layers(graph: ir.Graph, liveness: Liveness) -> int:
     count = 0
     for ctx, _ in liveness.contexts:
         linear = ctx.find(LinearFacts)
+        # A shared weight or bias cannot be narrowed for one of its readers alone.
         if linear is not None and linear.matrix.groups == 1 and ctx.exclusive(1) and ctx.exclusive(2):
             count += _narrow_input(graph, ctx, gathers)
             count += _narrow_output(graph, ctx)
@@ -412,6 +424,7 @@ def _narrow_input(graph: ir.Graph, ctx: NodeContext, gathers: dict[tuple[ir.Valu
     taps = matrix.size // (outs * ins)
     lost, source = ins - len(used), ctx.source
     key = (source, used.tobytes())
+    # Layers that read the same channels share one Gather, which only the first of them pays for.
     price = 0 if key in gathers else 8 * len(used) + _NODE
     if not len(used) or source is None or lost * outs * taps * matrix.weight.itemsize <= price:
         return False
@@ -437,6 +450,7 @@ def _narrow_output(graph: ir.Graph, ctx: NodeContext) -> bool:
     if weight is None or out.is_graph_output() or out.shape is None or (bias is not None and bias.size != outs):
         return False
     zero = ~(weight != 0).any(axis=tuple(k for k in range(weight.ndim) if k != matrix.out_axis))
+    # A row of zeros with a bias is constant but not zero, and the Pad gives only zeros.
     zero &= True if bias is None else bias.reshape(-1) == 0
     row = weight.size // outs
     lost, rank = int(zero.sum()), len(out.shape)
@@ -444,10 +458,12 @@ def _narrow_output(graph: ir.Graph, ctx: NodeContext) -> bool:
     if lost == outs or lost * row * weight.itemsize <= price or lost * row < 2 * _COPY * outs:
         return False
     kept = np.flatnonzero(~zero)
+    # All rows that went are read from the one zero channel that the Pad appends.
     order = np.full(outs, len(kept), np.int64)
     order[kept] = np.arange(len(kept))
     pads = np.zeros(2 * rank, np.int64)
     pads[rank + matrix.output_axis] = 1
+    # Listed before the Pad becomes a user too, which must go on reading the narrow output.
     users = list(out.uses())
     pad = ir.node("Pad", [out, add_initializer(graph, f"{out.name}_pads", pads)], name=f"{out.name}_pad")
     padded = _describe(pad, free_name(graph, f"{out.name}_padded"), out, matrix.output_axis, len(kept) + 1)
@@ -477,6 +493,7 @@ def _replace(graph: ir.Graph, node: ir.Node, index: int, array: NDArray[np.gener
     old = node.inputs[index]
     assert old is not None  # noqa: S101 - checked by the caller
     assert old.name is not None  # noqa: S101
+    # The old value must be gone before the new one can take its name.
     node.replace_input_with(index, None)
     del graph.initializers[old.name]
     node.replace_input_with(index, add_initializer(graph, old.name, array))
@@ -553,6 +570,7 @@ def _order(
     shape = chain[0].walk.facts_of[chain[0].source].shape
     order = None
     for axis, length in enumerate(shape):
+        # An axis of unknown length has a single place, as in the compact arrays.
         line = np.arange(length or 1).reshape([-1 if k == axis else 1 for k in range(len(shape))])
         moved = line
         try:

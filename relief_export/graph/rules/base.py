@@ -140,6 +140,7 @@ class Walk:
     def unknown_facts(self, value: ir.Value) -> ChannelFacts:
         """Describe a value of which nothing is known and nothing may be removed."""
         shape = static_shape(value)
+        # One place stands for the whole tensor, since all of it is the pinned unit.
         compact = (1,) * len(shape)
         return ChannelFacts(shape, np.full(compact, PINNED), np.full(compact, np.nan))
 
@@ -163,6 +164,7 @@ class Walk:
         """Take note of a node that only computes a constant from stored ones; return whether it does."""
         result = node.outputs[0]
         arrays = [self.constant(v) for v in node.inputs if v is not None]
+        # A graph output is seen by the caller and may not be cut as a weight is.
         if len(node.outputs) > 1 or result.is_graph_output() or not arrays or any(a is None for a in arrays):
             return False
         axes = operand_axes(node, how, [a for a in arrays if a is not None])
@@ -181,6 +183,7 @@ class Walk:
     def stored(self, value: ir.Value) -> ir.Value:
         """Return the largest tensor in the file behind a constant."""
         while operands := self.operands(value):
+            # A weight has at least as many elements as its scales and zero points.
             value = max((v for v, _ in operands), key=lambda v: _size(self.constant(v)))
         return value
 
@@ -196,6 +199,7 @@ class Walk:
         """
         conflicts = []
         if len(value.uses()) > 1:
+            # The first use says what the axis counts, and every later one is compared with it.
             known, first = self.axes.setdefault((value, axis), (ids, label))
             if known.shape != ids.shape or (known != ids).any():
                 conflicts.append(Tie(known, ids, label, str(value.name), first))
@@ -215,6 +219,7 @@ class NodeContext:
     def __init__(self, node: ir.Node, walk: Walk) -> None:
         self.node = node
         self.walk = walk
+        # One rule serves all nodes of an operator, so what it finds out about a node is kept here.
         self._found: dict[type, Any] = {}
         self._stated_axes: set[tuple[int, int]] = set()
         self.given_up = False
@@ -285,6 +290,7 @@ class NodeContext:
         """Require that broadcast partners are removed together."""
         left, right = np.broadcast_arrays(a, b)
         different = left != right
+        # A tie of a unit with itself says nothing.
         if different.any():
             self.walk.ties.append(Tie(left[different], right[different], self.label))
 
@@ -304,6 +310,7 @@ class NodeContext:
             return
         self._stated_axes.add((index, axis))
         for tie in self.walk.use_axis(value, axis, ids.reshape(-1), self.label):
+            # Axes of different lengths have no pairs to tie, so that neither may be cut.
             if tie.left.shape == tie.right.shape:
                 different = tie.left != tie.right
                 self.walk.ties.append(replace(tie, left=tie.left[different], right=tie.right[different]))
@@ -319,6 +326,7 @@ class NodeContext:
             array = self.array(index)
             for axis in range(0 if array is None else array.ndim):
                 if (index, axis) not in self._stated_axes and array is not None:
+                    # Zero is the pinned unit: what the other uses count along this axis then stays as well.
                     self.use_axis(index, axis, np.zeros(array.shape[axis], np.int64))
 
     def give_up(self, reason: str) -> list[ChannelFacts]:
@@ -338,6 +346,7 @@ class NodeContext:
     def quantised(self, index: int) -> bool:
         """Tell whether a constant input is dequantised from integers, which runtimes have kernels of their own for."""
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        # A transpose or a reshape may stand between the integers and the layer.
         while value is not None and value in self.walk.computed:
             node = value.producer()
             if node is None or node.op_type == "DequantizeLinear":

@@ -68,6 +68,7 @@ class Elementwise(Rule):
         if any(other.size != 1 and other.shape != main.shape for other in lifted):
             return ctx.give_up(f"operands vary along different axes at {ctx.label}")
         for facts, other in zip(facts_of, lifted, strict=True):
+            # An operand whose length really is 1 serves all channels alike and does not mind losing some.
             if other.size == main.size or not _broadcasts(facts, main):
                 ctx.tie(other, main)
         for index in range(len(ctx.node.inputs)):
@@ -77,6 +78,7 @@ class Elementwise(Rule):
     def _const(self, ctx: NodeContext, rank: int) -> NDArray[np.float64]:
         operands = [_data(ctx, i) for i in range(len(ctx.node.inputs))]
         arrays = [np.full((), np.nan) if o is None else o for o in operands]
+        # Where nothing is known of one operand, nothing is known of the result unless a zero decides it.
         if self.annihilates or not any(np.isnan(f.const).all() for f in ctx.activations()):
             result = self._value(ctx, arrays)
             if not self.annihilates:  # a comparison with an unknown operand would pass for a known False
@@ -90,7 +92,9 @@ class Elementwise(Rule):
         with np.errstate(all="ignore"):
             result = finite(np.asarray(self.function(ctx, arrays), np.float64))
             result = np.where(_is_stored(result, ctx.result.dtype), result, np.nan)
+            # Neighbours move in opposite directions: moved alike, two equal operands would still compare equal.
             steps = [_rounding(ctx, k) * (-1) ** k for k in range(len(arrays))]
+            # A smooth function moves about as much as its operands do. More than this means a jump in between.
             smooth = 16 * np.max(np.abs(steps)) * reduce(np.fmax, [np.abs(a) for a in (result, *arrays)])
             for up in (1, -1):
                 moved = self.function(ctx, [a * (1 + up * step) for a, step in zip(arrays, steps, strict=True)])
@@ -163,6 +167,7 @@ class Product(Elementwise):
     """Mul: an operand is not needed where the other one is always zero."""
 
     def __init__(self) -> None:
+        # An unknown operand is NaN, and zero times it must be zero all the same.
         super().__init__(lambda _, x: np.where((x[0] == 0) | (x[1] == 0), 0.0, x[0] * x[1]), annihilates=True)
 
     def forward(self, ctx: NodeContext) -> list[ChannelFacts]:
@@ -177,6 +182,7 @@ class Product(Elementwise):
         this, other = data[index], data[1 - index]
         if other is None or this is None:
             return live
+        # Where both are zero the second is needed, or neither would be and the product might become anything.
         zero = (other == 0) if index == 0 else (other == 0) & (this != 0)
         rank = live.ndim
         zero = zero.reshape((1,) * (rank - zero.ndim) + zero.shape)
@@ -251,6 +257,7 @@ class PerChannel(Rule):
         axes = range(2, facts.rank) if self.mixes is None else [a % max(facts.rank, 1) for a in self.mixes(ctx)]
         if set(varying(facts.ids)) & set(axes):
             return super().forward(ctx)
+        # Other outputs, such as a pooling's indices, need not follow the channels as the first one does.
         if not self.twins and any(is_read(v) for v in ctx.node.outputs[1:]):
             return super().forward(ctx)
         if self.aligned and any(_counts(ctx.array(k), facts) for k in range(1, len(ctx.node.inputs))):
@@ -318,5 +325,6 @@ def _data(ctx: NodeContext, index: int) -> NDArray[np.float64] | None:
 
 def _line(main: NDArray[np.int64], axis: int) -> NDArray[np.int64]:
     """Return the units along one axis, PINNED where they vary along others too."""
+    # A place on this axis holds many units then, and a constant can be cut only for one.
     others = [k for k in varying(main) if k != axis]
     return np.zeros(main.shape[axis], np.int64) if others else main.reshape(-1)

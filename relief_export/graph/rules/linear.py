@@ -133,6 +133,7 @@ class Matrix:
             for start in range(0, len(columns), step):
                 chosen = columns[start : start + step]
                 block = weight[np.ix_(rows[here] - group * outs, chosen)]
+                # The taps are added first: a constant input is the same number under each of them.
                 total[here] += block.reshape(*block.shape[:2], -1).sum(axis=2, dtype=np.float64) @ own[chosen]
         return total
 
@@ -164,6 +165,7 @@ def gemm(ctx: NodeContext) -> Matrix | None:
     if attributes.get_float("alpha", 1.0) != 1 or attributes.get_float("beta", 1.0) != 1:
         return None
     bias, out_axis = ctx.array(2), 0 if ctx.integer("transB", 0) else 1
+    # A bias that also varies along the batch is no number of a channel.
     if bias is not None and bias.size != 1 and not bias.size == bias.shape[-1] == weight.shape[out_axis]:
         return None
     return Matrix(ctx, weight.shape, out_axis, 1 - out_axis, 1, 1, border="")
@@ -259,6 +261,7 @@ class Linear(Rule):
             return super().forward(ctx)
         nonzero = matrix.nonzero()
         groups, outs, ins = nonzero.shape
+        # Where the input's rank is unknown, a convolution has that of its weight.
         rank = matrix.rank or max(facts.rank, len(matrix.shape) if axis == 1 else facts.rank)
         shape = [groups * outs if k == matrix.output_axis else 1 for k in range(rank)]
         const_in = np.broadcast_to(facts.const.reshape(-1), groups * ins)
@@ -276,6 +279,7 @@ class Linear(Rule):
         channels = matrix.shape[matrix.in_axis] * (matrix.groups if matrix.in_axis else 1)
         facts = ctx.facts(0)
         if facts is None or facts.rank <= matrix.data_axis:
+            # Rank 0 stands for an unknown rank, which nothing speaks against.
             return facts is None or facts.rank > 0
         return facts.ids.shape[matrix.data_axis] not in (1, channels)
 
@@ -315,6 +319,8 @@ class Linear(Rule):
         read = (nonzero & wanted).any(axis=1).reshape(-1) & ~ctx.recall(LinearFacts).absorbed
         flat = ~np.isnan(ctx.recall(LinearFacts).const_in)
         ctx.deferred = None
+        # Merging moves kernels onto one representative, which another group or another reader of the weight does not
+        # have.
         if ctx.recall(LinearFacts).matrix.border and groups == 1 and ctx.exclusive(1):
             ctx.deferred = _narrow(read & flat, facts)
             read = read & ~flat
@@ -328,6 +334,7 @@ class Linear(Rule):
         keep_out = plan.mask(value, groups * outs).reshape(groups, outs)
         if groups == 1:
             missing_in = np.zeros_like(keep_in)
+            # Even a layer whose inputs are all absorbed must read something.
             missing_in[0, 0] = keep_out.any() and not keep_in.any()
             missing_out, reason = np.zeros_like(keep_out), f"the last input of {ctx.label}"
         else:
@@ -353,14 +360,18 @@ class Linear(Rule):
         grouped = grouped if merged is None else merged
         touched = self._absorb(ctx, plan, keep_out)
         if (touched & keep_in).any():
+            # It may be a view of the stored array, which must not change. An absorbed channel that stays for others is
+            # erased, or it would count twice.
             grouped = grouped if changed else grouped.copy()
             grouped.swapaxes(1, 2)[touched.reshape(groups, ins)] = 0
             changed = True
         if keep_in.all() and keep_out.all() and not changed:
             return
         bias = ctx.array(2) if self.has_bias and not touched.any() else None
+        # A bias of one number fits whatever is left.
         if bias is not None and bias.size > 1 and not keep_out.all():
             plan.constant(ctx.node, 2, {bias.ndim - 1: np.flatnonzero(keep_out)})
+        # The plan cuts where the array is stored, and once for all that share it.
         if groups == 1 and not changed:
             lists = {matrix.out_axis: np.flatnonzero(keep_out), matrix.in_axis: np.flatnonzero(keep_in)}
             plan.constant(ctx.node, 1, lists)
@@ -384,7 +395,9 @@ class Linear(Rule):
         const, channels = ctx.recall(LinearFacts).const_in, grouped.shape[2]
         lost = np.flatnonzero(np.broadcast_to((ctx.deferred & ~live).reshape(-1), channels))
         usable = live & ~np.isnan(facts.const) & (facts.const != 0)
+        # The others are divided by this constant, so that the largest keeps the merged kernels small.
         target = int(np.argmax(np.where(np.broadcast_to(usable.reshape(-1), channels), np.abs(const), -1)))
+        # Many kernels may end up in one, so they are added in float64 and rounded once.
         result = grouped.astype(np.float64)
         result[0, :, target] += np.tensordot(result[0][:, lost], const[lost] / const[target], axes=(1, 0))
         result[0, :, lost] = 0
@@ -406,6 +419,7 @@ class Linear(Rule):
         if (taken & stays).any() and not ctx.exclusive(1):
             return {0: (_narrow(taken & stays, facts), f"a constant that {ctx.label} multiplies by a shared weight")}
         bias, weight = ctx.array(2) if self.has_bias else None, ctx.node.inputs[1]
+        # A bias of its own takes the constants without growing.
         if bias is not None and ctx.exclusive(2):
             return {}
         uses = 1 if weight is None else len(weight.uses())

@@ -32,6 +32,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def by_units(ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
     """Carry liveness back to all operands by unit, since every output element keeps the unit of its source."""
+    # A table by unit serves every view, wherever it puts the elements.
     wanted = np.zeros(ctx.walk.count, np.bool_)
     for value, flags in zip(ctx.node.outputs, live, strict=True):
         ids = ctx.walk.facts_of[value].ids
@@ -77,6 +78,7 @@ class MovesElements(Rule):
         ctx.pin_parameters()
         facts_of = []
         for index, (ids, const) in enumerate(moved):
+            # Both arrays must keep one shape, so that an axis goes only where both are flat along it.
             axes = sorted(set(constant_axes(ids)) & set(constant_axes(const)))
             facts_of.append(ChannelFacts(ctx.out_shape(index), drop_axes(ids, axes), drop_axes(const, axes)))
         return facts_of
@@ -103,6 +105,7 @@ class Reshape(MovesElements):
             if axis < len(target) and target[axis] == 0:
                 target[axis] = before[axis] or 0
         for axis, keep in plan.kept(value).items():
+            # A -1 follows by itself.
             if target[axis] > 0 or target[axis] == 0 or before[axis] is None:
                 target[axis] = len(keep)
         plan.replace(ctx.node, 1, target)
@@ -129,6 +132,7 @@ class Expand(MovesElements):
         target = np.array(ctx.array(1), np.int64)
         offset = ctx.walk.facts_of[value].rank - len(target)
         for axis, keep in plan.kept(value).items():
+            # A 1 in the target leaves the length to the input, which is cut already.
             if axis >= offset and target[axis - offset] != 1:
                 target[axis - offset] = len(keep)
         plan.replace(ctx.node, 1, target)
@@ -167,6 +171,7 @@ class DepthToSpace(MovesElements):
         ids, const = self._blocks(ctx, facts.ids), self._blocks(ctx, facts.const)
         ctx.tie(ids, np.broadcast_to(ids[:1], ids.shape))
         shape = (1, ids.shape[1], *(1 for _ in range(facts.rank - 2)))
+        # The block's channels alternate within the picture, so that only equal numbers make it flat.
         same = np.where((const == const[:1]).all(axis=0), const[0], np.nan)
         return [ChannelFacts(ctx.out_shape(), ids[0].reshape(shape), same.reshape(shape))]
 
@@ -176,6 +181,7 @@ class DepthToSpace(MovesElements):
         if facts.ids.size == 1:
             return [live[0]]
         need = np.empty(facts.ids.size, np.bool_)
+        # The blocks are a view, so this writes into the channels themselves.
         self._blocks(ctx, need)[:] = live[0].reshape(1, -1)
         return [need.reshape(facts.ids.shape)]
 
@@ -232,6 +238,7 @@ def _lengths_read(ctx: NodeContext, rank: int) -> set[int]:
             step = operands[3] if len(operands) > 3 else np.ones(1)
             read |= set(axes if step is None or step.reshape(-1)[0] != 1 else axes[start:end])
         else:
+            # Any other reader may look at every length.
             read |= set(axes)
     return read
 
@@ -241,6 +248,7 @@ def tile(ctx: NodeContext, _: ChannelFacts, array: Array) -> list[Array]:
     repeats = ctx.array(1)
     if repeats is None or (repeats == 0).any():
         raise LayoutError("the repeats are not constant")
+    # An axis that is flat stays so, however often it is repeated.
     along = [int(n) if array.shape[k] > 1 else 1 for k, n in enumerate(repeats)]
     return [np.tile(array, along)]
 
@@ -278,6 +286,7 @@ def _reshape(ctx: NodeContext, facts: ChannelFacts, array: Array) -> Array:
     if ctx.node.op_type == "Reshape" and ctx.array(1) is None and varying(facts.ids):
         raise LayoutError("the target shape is not constant")
     same = next((k for k, n in enumerate(array.shape) if n > 1), array.ndim)
+    # Axes in front that stay as they are need no number: their length may be the unknown batch.
     same = min(same, _same_front(ctx.source, ctx.result))
     rest = reshape(array.reshape(array.shape[same:]), facts.shape[same:], ctx.out_shape()[same:])
     return rest.reshape((1,) * same + rest.shape)
@@ -345,6 +354,7 @@ class Concat(MovesElements):
         others = tuple(max(f.ids.shape[k] for f in ctx.activations()) if k != axis else 1 for k in range(rank))
         if along and any(n > 1 for n in others):
             return Rule.forward(self, ctx)
+        # Operands that are flat along every axis are joined as channels too, since nothing has to be tied.
         joins = along or len(varying(np.empty(others))) == 0
         ctx.note(Joined(joins))
         parts = []
@@ -382,6 +392,7 @@ class Concat(MovesElements):
         if array is None or array.ndim != len(others):
             return None
         full[axis] = array.shape[axis]
+        # Among channels a constant operand is stored as it is, and stays whole.
         return np.full(full, PINNED), np.full(full, np.nan)
 
     @staticmethod
@@ -445,6 +456,7 @@ class Split(MovesElements):
             sizes.append(0 if plan.gone(value) else len(kept[axis]) if axis in kept else length)
         left = [v for v in values if not plan.gone(v)]
         target = plan.constant_value(f"{left[0].name}_split", np.array([s for s in sizes if s], np.int64))
+        # ONNX allows either the sizes or this attribute, not both.
         attributes = {k: a for k, a in ctx.node.attributes.items() if k != "num_outputs"}
         node = ir.node("Split", [ctx.source, target], attributes=attributes, num_outputs=len(left), name=ctx.node.name)
         plan.substitute(ctx.node, node, left)
@@ -533,6 +545,7 @@ class Gather(MovesElements):
             return
         length = ctx.walk.facts_of[source].shape[axis]
         kept = plan.kept(ctx.result).get(axis, np.arange(indices.size)) if indices.ndim else np.zeros(1, np.int64)
+        # A negative index counts from an end that moves, so it is made positive first.
         places = plan.places(source, axis, indices.reshape(-1)[kept] % length).astype(indices.dtype)
         plan.replace(ctx.node, 1, places.reshape(places.shape if indices.ndim else ()))
 
@@ -579,6 +592,7 @@ class Pad(MovesElements):
             width = [(before, after) if k == axis else (0, 0) for k in range(facts.rank)]
             edge = ctx.walk.fresh((before + after,))
             grown = np.pad(ids, width, constant_values=PINNED)
+            # Here -1 stands for what was there before, since 0 is the pinned unit.
             line = np.concatenate([edge[:before], np.full(ids.shape[axis], -1), edge[before:]])
             shape = [-1 if k == axis else 1 for k in range(facts.rank)]
             line = np.broadcast_to(line.reshape(shape), grown.shape)

@@ -61,6 +61,7 @@ class BatchNorm(Rule):
         """Pass units on; a channel is constant where its input or its scale's absence makes it so."""
         facts = ctx.facts(0)
         parameters = [ctx.array(k) for k in range(1, 5)]
+        # Further outputs are statistics of the batch, which only training computes.
         training = ctx.integer("training_mode", 0) or any(is_read(v) for v in ctx.node.outputs[1:])
         if facts is None or training or set(varying(facts.ids)) - {1} or facts.rank < 2:
             return super().forward(ctx)
@@ -69,6 +70,7 @@ class BatchNorm(Rule):
         gamma, beta, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
         scale = gamma / np.sqrt(variance + ctx.node.attributes.get_float("epsilon", 1e-5))
         x = facts.const.reshape(-1)
+        # An unknown x is NaN, which a scale of zero must not pass on.
         const = np.where(scale == 0, beta, scale * (x - mean) + beta)
         ids = (
             facts.ids
@@ -159,6 +161,7 @@ class ChannelNorm(Rule):
                 plan.constant(ctx.node, index, {0: kept[1]})
             else:
                 plan.replace(expanded, 1, np.array([len(kept[1])], np.int64))
+                # The shape of the value is stated apart from the target and would be wrong otherwise.
                 expanded.outputs[0].shape = ir.Shape([len(kept[1])])
         if self.grouped:
             groups = ctx.integer("num_groups", 1)

@@ -50,6 +50,7 @@ class Contraction(Rule):
         if not all(_covers(f, other) for f, other in zip(facts_of, (b, a), strict=True) if f is not None):
             return super().forward(ctx)
         rows, columns, inner = a.shape[-2] > 1, b.shape[-1] > 1, a.shape[-1] > 1
+        # Units along rows and columns would make each element of the result a pair, and it can have only one unit.
         if (rows and columns) or a.shape[-1] != b.shape[-2] or (inner and (rows or columns)):
             return super().forward(ctx)
         full = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
@@ -57,6 +58,7 @@ class Contraction(Rule):
             return super().forward(ctx)
         if inner:
             ctx.tie(a, b.swapaxes(-1, -2))
+        # What is summed over leaves no trace in the result, whose units then are its own.
         ids = a if rows else b if columns else ctx.walk.fresh(full)
         ctx.note(SummedAxis(inner))
         return [ChannelFacts(shape, ids, self._const(ctx, full))]
@@ -84,8 +86,10 @@ class Contraction(Rule):
         zero_a, zero_b = (z[..., :, :, None] if k == 0 else z[..., None, :, :] for k, z in enumerate(_zeros(ctx)))
         wanted = live[0][..., :, None, :]
         if ctx.recall(SummedAxis).varies:
+            # A feature goes on both sides at once, so that a zero on one frees the other as well.
             terms = wanted & ~zero_a & ~zero_b
             return self._shares(ctx, terms, terms)
+        # Where both are zero the second one must stay so, since the first need not.
         return self._shares(ctx, wanted & ~zero_b, wanted & (zero_b | ~zero_a))
 
     @staticmethod
@@ -238,5 +242,6 @@ def _beside(
     for k in range(units.ndim):
         line = _line(keep, k)
         if k != axis and units.shape[k] > 1:
+            # Where nothing is kept along an axis, its first place stands for it.
             chosen = np.compress(line if line.any() else np.arange(len(line)) == 0, chosen, k)
     return chosen.reshape(-1)

@@ -82,6 +82,7 @@ class Recurrent(Rule):
         names = ctx.node.attributes.get_strings("activations", ())
         if any(ctx.facts(k) is not None for k in (_BIAS, _PEEPHOLES)) or not set(names) <= _KNOWN:
             return super().forward(ctx)
+        # A unit is cut from all parameters at once, which another reader of one of them could not follow.
         shared = [k for k in (_WEIGHT, _RECURRENT, _BIAS, _PEEPHOLES) if not ctx.exclusive(k)]
         if shared:
             return ctx.give_up(f"{ctx.node.inputs[shared[0]].name} of {ctx.label} is shared")  # type: ignore[union-attr]
@@ -111,6 +112,7 @@ class Recurrent(Rule):
         """Return the hidden units that stay at zero in all directions."""
         directions, hidden = recurrent.shape[0], recurrent.shape[2]
         names = ctx.node.attributes.get_strings("activations", ())
+        # A gate may have any value; only what the candidate and the state go through must keep zero.
         behind = [n for k, n in enumerate(names) if k % self.activations or self.activations == 1]
         if not set(behind) <= _KEEP_ZERO:
             return np.zeros(hidden, np.bool_)
@@ -120,8 +122,11 @@ class Recurrent(Rule):
             zero &= _starts_at_zero(ctx, index, hidden)
         reads = recurrent[:, rows] != 0
         while True:
+            # Starting from all candidates and striking out leaves the largest set whose units may hold each other at
+            # zero.
             left = zero & ~(reads & ~zero[:, None, :]).any(axis=2)
             if (left == zero).all():
+                # Both directions share their hidden units, so that one is cut only where it is zero in each.
                 return np.asarray(zero.all(axis=0))
             zero = left
 
@@ -132,6 +137,7 @@ class Recurrent(Rule):
         both = bias.reshape(directions, 2, self.gates, hidden)[:, :, self.candidate]
         if ctx.node.op_type == "GRU" and ctx.integer("linear_before_reset", 0):
             return np.asarray((both == 0).all(axis=1))  # the reset gate multiplies the second
+        # The two biases are only ever added, so that they may also cancel.
         return np.asarray(both[:, 0] == -both[:, 1])
 
     def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
