@@ -62,6 +62,7 @@ class Options:
     calibration: np.ndarray[Any, Any] | Mapping[str, np.ndarray[Any, Any]] | Path | None = field(
         default=None, compare=False
     )
+    # A little below the limit, which leaves room for the graph.
     external_bytes: int = 2_000_000_000
     verify: bool = True
     program: str = "net"
@@ -73,6 +74,7 @@ class Options:
     def to_dict(self) -> dict[str, Any]:
         """Return what decides the written bytes, as plain data."""
         source = self.calibration
+        # Samples are described and not stored, since there may be many.
         described = None if source is None else str(source)
         if isinstance(source, np.ndarray):
             described = f"array {source.shape}"
@@ -132,6 +134,7 @@ class Artifact:
             IntegrityError: A key is missing, unknown or of a wrong type.
         """
         known = {field.name for field in fields(cls)}
+        # A manifest may come from a stranger, and everything below relies on the keys and types.
         if not isinstance(data, dict) or set(data) != known:
             raise IntegrityError(
                 f"{where}: an artifact's entry is malformed, it must have {sorted(known)}: export again"
@@ -153,6 +156,7 @@ def _read_files(entries: object, where: str) -> tuple[File, ...]:
     """
     kinds = {"path": str, "bytes": int, "sha256": str}
     for entry in entries if isinstance(entries, list) else [entries]:
+        # The exact types, since True would pass for an integer.
         if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != kinds:
             raise IntegrityError(
                 f"{where}: a file's entry is malformed, it must have path, bytes, sha256: export again"
@@ -164,6 +168,7 @@ def _read_tolerance(data: object, where: str) -> Tolerance:
     bounds = data if isinstance(data, dict) and set(data) == {"relative_error", "accuracy_drop"} else {"": None}
     relative = bounds.get("relative_error")
     numbers: list[Any] = [bounds.get("accuracy_drop"), 0.0 if relative is None else relative]
+    # Python's JSON knows NaN and Infinity, with which any difference would pass.
     if not all(type(bound) in {int, float} and 0 <= bound < math.inf for bound in numbers):
         raise IntegrityError(f"{where}: an artifact is malformed, with no sound tolerance: export again")
     return Tolerance(**bounds)
@@ -176,9 +181,11 @@ def inside(folder: Path, path: str, where: str) -> Path:
         IntegrityError: It is absolute, leaves the folder, or is not a plain relative path.
     """
     plain = PurePosixPath(path)
+    # A backslash and a drive's colon matter to Windows only, but a manifest travels.
     parts_ok = bool(path) and "\\" not in path and "\0" not in path and ":" not in path and ".." not in plain.parts
     if not parts_ok or plain.is_absolute():
         raise IntegrityError(f"{where}: path {path!r} points outside its folder: do not use this file")
+    # A link inside the folder may lead out of it, which the path alone does not show.
     resolved = (folder / plain).resolve()
     if not resolved.is_relative_to(folder.resolve()):
         raise IntegrityError(f"{where}: path {path!r} leads outside its folder through a link: do not use this file")
@@ -193,6 +200,7 @@ def check_file(path: Path, size: int, digest: str, where: str) -> None:
     """
     if not path.is_file():
         raise IntegrityError(f"{path} is missing though {where} lists it: export again")
+    # The size first: it costs nothing, while the hash reads the whole file.
     if path.stat().st_size != size:
         raise IntegrityError(f"{path} has {path.stat().st_size} bytes where {where} says {size}: export again")
     if sha256(path) != digest:
@@ -244,6 +252,7 @@ class Manifest:
         Raises:
             IntegrityError: The manifest does not list it, or a file is absent or differs.
         """
+        # External data holds the weights, so the model alone proves little.
         files = [file for file in self.references if file.path in {name, f"{name}.data"}]
         if not files:
             raise IntegrityError(f"{self.folder / NAME} does not list {name}, so it may be anything: export again")
@@ -313,6 +322,7 @@ def read_manifest(folder: Path) -> Manifest:
         if artifact.name in names:
             raise IntegrityError(f"{path} lists {artifact.name!r} twice: export again")
         names.add(artifact.name)
+        # Checked before anything is opened, so that no caller can forget to.
         for name in (artifact.name, *(file.path for file in artifact.files)):
             inside(folder, name, str(path))
     for file in references:

@@ -73,6 +73,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
     Raises:
         InputError: ``path`` is something else that this writer must not replace.
     """
+    # The folder is replaced as a whole, so a wrong path must not cost anyone their files.
     if path.exists() and not (path / INDEX).is_file() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists and is not a csr folder: give a new folder, this one is left alone")
     prepared = canonical(model)
@@ -82,6 +83,7 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
             value = prepared.graph.initializers.pop(entry.name)
             value.const_value = None
             if not entry.overridable:
+                # A weight without a value is a sound model only as an input.
                 prepared.graph.inputs.append(value)
         save_proto(to_proto(prepared), folder / GRAPH)
         graph = asdict(File.of(folder, folder / GRAPH))
@@ -104,6 +106,7 @@ def _extracted(model: ir.Model) -> list[tuple[int, ir.Value]]:
         if tensor is None or tensor.dtype == ir.DataType.STRING or value.is_graph_output():
             continue
         array = tensor.numpy()
+        # Integer vectors and single numbers are mostly shapes and axes, which belong to the graph.
         if array.dtype.name in _DTYPES and array.ndim >= (1 if array.dtype.kind == "f" else 2):
             found.append((place, value))
     return found
@@ -116,6 +119,7 @@ def _write_tensor(value: ir.Value, position: int, folder: Path) -> Entry:
     layout, content = _choose(array)
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", value.name).strip(".")[:80] or "tensor"
     suffix = ".npy" if layout == "dense" else ".npz"
+    # Some file systems do not tell upper from lower case.
     taken = {file.name.lower() for file in folder.iterdir()} | {INDEX, GRAPH}
     name = stem + suffix if (stem + suffix).lower() not in taken else f"{stem}-{position}{suffix}"
     if isinstance(content, np.ndarray):
@@ -131,6 +135,7 @@ def _write_tensor(value: ir.Value, position: int, folder: Path) -> Entry:
 
 def _sizes(array: Array) -> dict[str, int]:
     """Return layout -> bytes before compression."""
+    # Indices are int32, and a matrix needs two axes.
     if array.ndim < 2 or array.size == 0 or array.size >= 2**31:
         return {"dense": array.nbytes}
     kernel = int(np.prod(array.shape[2:], dtype=np.int64))
@@ -161,11 +166,13 @@ def _choose(array: Array) -> tuple[str, Any]:
 
 def _to_csr(matrix: Array) -> Any:  # noqa: ANN401 - scipy's stubs have no common type for this
     made = sp.csr_array(matrix)
+    # The type is fixed, since the reader expects it and the size was compared with it.
     indices, indptr = made.indices.astype(np.int32), made.indptr.astype(np.int32)
     return sp.csr_array((made.data, indices, indptr), shape=matrix.shape)
 
 
 def _to_bsr(matrix: Array, kernel: int) -> Any:  # noqa: ANN401 - scipy's stubs have no common type for this
+    # Built by hand, so that the blocks are in order and no block of zeros is stored.
     mask = (matrix != 0).reshape(matrix.shape[0], -1, kernel).any(axis=2)
     rows, columns = np.nonzero(mask)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=matrix.shape[0]))]).astype(np.int32)
@@ -198,6 +205,7 @@ def read(path: Path) -> ir.Model:
         if value is None or shape != entry.shape or value.dtype is None or value.dtype.numpy() != np.dtype(entry.dtype):
             raise IntegrityError(f"{where}: tensor {entry.name!r} does not fit an input of {GRAPH}: export again")
         value.const_value = ir.Tensor(_read_tensor(path, entry), name=entry.name)
+        # Entries are in ascending order, so that each finds those before it in their places.
         values.insert(entry.position, value)
         if not entry.overridable:
             model.graph.inputs.remove(value)
@@ -217,6 +225,7 @@ def _read_index(path: Path) -> tuple[File, list[Entry]]:
     except (KeyError, TypeError) as error:
         raise IntegrityError(f"{path / INDEX} is malformed ({error}): export again") from None
     names = [entry.name for entry in entries]
+    # JSON may hold any type in any place, and everything below relies on the types.
     if not all(map(_sound, entries)) or len(set(names)) != len(names):
         raise IntegrityError(f"{path / INDEX} has a malformed entry: export again")
     if not isinstance(graph.path, str) or type(graph.bytes) is not int:
@@ -226,6 +235,7 @@ def _read_index(path: Path) -> tuple[File, list[Entry]]:
 
 def _sound(entry: Entry) -> bool:
     kinds = {"str": str, "int": int, "bool": bool, "tuple[int, ...]": tuple}
+    # Not isinstance, for which True is an integer.
     if not all(type(getattr(entry, f.name)) is kinds[str(f.type)] for f in fields(entry)):
         return False
     sizes = all(type(size) is int and 0 <= size < 2**31 for size in entry.shape) and len(entry.shape) <= 32
@@ -235,6 +245,7 @@ def _sound(entry: Entry) -> bool:
 
 def _read_tensor(path: Path, entry: Entry) -> Array:
     file, dtype = path / entry.file, np.dtype(_DTYPES[entry.dtype])
+    # As Python's integers, which do not overflow whatever the file claims.
     check_claim(int(np.prod(entry.shape, dtype=object)), dtype.itemsize, entry.bytes, f"{path / INDEX}, {entry.name!r}")
     if entry.layout == "dense":
         return _read_npy(file, dtype, entry.shape)
@@ -283,6 +294,7 @@ def _members(path: Path, limits: dict[str, int]) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(path) as archive:
             infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            # A zip may list one name twice, and readers differ in which of the two they take.
             if len(infos) != len(archive.infolist()) or set(infos) != set(limits):
                 raise IntegrityError(f"{path} is not a SciPy sparse array: it holds {sorted(infos)[:8]}")
             for name, info in infos.items():
@@ -342,6 +354,7 @@ def _check_indices(indices: Array, indptr: Array, columns: int, where: str) -> N
         raise IntegrityError(f"{where}: an index is out of range 0 to {columns - 1}: export again")
     steps = np.diff(indices)
     starts = indptr[1:-1]
+    # Empty rows at either end begin where there is no step.
     steps[starts[(starts > 0) & (starts < indices.size)] - 1] = 1  # a new row may begin anywhere
     if (steps <= 0).any():
         raise IntegrityError(f"{where}: indices are not ascending within a row: export again")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
+# Rounding to eight bits leaves no useful bound on a single output.
 TOLERANCE = Tolerance(relative_error=None, accuracy_drop=0.01)
 _BATCH = 32
 
@@ -112,6 +113,7 @@ def _silent() -> Iterator[None]:
     """Keep what the quantiser logs and warns of off stderr, where an error is one sentence."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
+    # The runtime logs from C++, where Python's logging has no say.
     ort.set_default_logger_severity(4)
     try:
         with warnings.catch_warnings():
@@ -136,6 +138,7 @@ def _batches(model: ir.Model, source: Array | Mapping[str, Array] | Path | None)
     """Samples that an input takes at a time, where that is not free."""
     for name, value in inputs.items():
         array, rank = arrays[name], None if value.shape is None else value.shape.rank()
+        # Samples are often stored in another precision than the model takes, and the runtime converts nothing.
         if array.dtype.kind == "f" and value.dtype is not None and value.dtype.is_floating_point():
             arrays[name] = array.astype(value.dtype.numpy(), copy=False)
         if not array.ndim and rank != 0:
@@ -147,6 +150,7 @@ def _batches(model: ir.Model, source: Array | Mapping[str, Array] | Path | None)
                 raise InputError(f"input {name!r} takes {first} calibration samples at a time, there are {len(array)}")
     most = min((len(array) for array in arrays.values() if array.ndim), default=1)
     steps = min((len(arrays[name]) // size for name, size in fixed.items()), default=-(-most // _BATCH))
+    # No batch may be empty.
     steps = min(steps, most)
     parts = {name: _cut(array, steps, fixed.get(name), inputs[name].shape) for name, array in arrays.items()}
     return [{name: part[step] for name, part in parts.items()} for step in range(steps)]
@@ -157,6 +161,7 @@ def _cut(array: Array, steps: int, size: int | None, shape: ir.Shape | None) -> 
         return [array] * steps
     if shape is not None and shape.rank() == 0:
         return [np.asarray(number) for number in array[:steps]]
+    # All inputs are cut into the same number of batches, so that their samples stay together.
     return np.array_split(array if size is None else array[: steps * size], steps)
 
 
@@ -199,10 +204,12 @@ def _keep_support(proto: onnx.ModelProto, originals: dict[str | None, Array]) ->
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for tensor in proto.graph.initializer:
         weight = originals.get(tensor.name.removesuffix("_quantized"))
+        # ONNX Runtime's quantiser stores a weight under its name with this ending; biases are int32.
         if weight is None or not tensor.name.endswith("_quantized") or tensor.data_type != onnx.TensorProto.INT8:
             continue
         quantised = onnx.numpy_helper.to_array(tensor)
         zero = onnx.numpy_helper.to_array(tensors[tensor.name.removesuffix("quantized") + "zero_point"])
+        # A factor that is no weight may have a zero point, and its zeros are there.
         if (quantised[weight == 0] != (zero if zero.ndim == 0 else 0)).any():
             raise UnsupportedModelError(f"quantisation turned zeros of {tensor.name!r} into values")
         if zero.any():  # no weight but a factor, such as the mask of a join: quantised as activations are

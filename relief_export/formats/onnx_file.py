@@ -46,6 +46,7 @@ def check_claim(elements: int, itemsize: int, stored: int, what: str) -> None:
     Raises:
         IntegrityError: More than 2^31 elements, or more than 256 MiB and more than 1,024 bytes a stored byte.
     """
+    # Small claims are harmless, and a sparse network may honestly unpack to many times its file.
     if not 0 <= elements <= MAX_ELEMENTS or elements * itemsize > max(_FREE_BYTES, _BYTES_PER_BYTE * stored):
         raise IntegrityError(f"{what} claims {elements} elements from {stored} stored bytes: do not use this file")
 
@@ -82,6 +83,7 @@ def load_proto(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} does not exist or is not a file: give an ONNX model")
     try:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
+        # First what the later checks rely on: names that are text, then files that are where they should be.
         _check_text(proto, path)
         _check_external(proto, path)
         _check_model(proto, path)
@@ -98,6 +100,7 @@ def _check_model(proto: onnx.ModelProto, path: Path) -> None:
         onnx.checker.ValidationError: The model is not sound.
     """
     if all(_has_shape(value.type) for value in (*proto.graph.input, *proto.graph.output)):
+        # By its path, so that the checker finds external data and a file above 2 GiB is no obstacle.
         onnx.checker.check_model(str(path))
         return
     stated = onnx.ModelProto()
@@ -175,6 +178,7 @@ def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
         IntegrityError: A tensor's data does not fit its shape, or the graph refers to what is not there.
     """
     folder = path.parent.resolve()
+    # Messages of protobuf cannot be hashed, so they are told apart by their identity.
     initializers = {id(tensor) for graph in graphs(proto.graph) for tensor in graph.initializer}
     for tensor in _tensors(proto):
         if id(tensor) not in initializers and uses_external_data(tensor):
@@ -184,6 +188,7 @@ def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
         ir.external_data.set_base_dir(model.graph, folder)
         for value in _initializers(model):
             if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING:
+                # Looked at once, so that damaged data is reported here and not in the middle of a writer.
                 value.const_value.numpy()
         for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
             if "ai.onnx" in imports:  # the long name of the domain ""
@@ -201,6 +206,7 @@ def from_proto(proto: onnx.ModelProto) -> ir.Model:
         foreign = [value for value in (*graph.input, *graph.output, *graph.value_info) if _has_map(value.type)]
         aside |= {value.name: value.type.SerializeToString() for value in foreign}
         for value in foreign:
+            # onnx_ir has no word for such a type.
             value.ClearField("type")
     model = ir.from_proto(proto)
     if aside:
@@ -287,6 +293,7 @@ def positive_zeros(array: Array) -> Array:
     bits = _SIGN_BITS.get(array.dtype)
     if bits is None:
         return array
+    # By their bits, since -0.0 and 0.0 compare equal.
     negative = np.ascontiguousarray(array).view(bits) == bits(1 << (8 * array.itemsize - 1))
     return np.where(negative, array.dtype.type(0), array) if negative.any() else array
 
@@ -298,6 +305,7 @@ def strip(proto: onnx.ModelProto) -> None:
     inner = [graph for function in proto.functions for node in function.node for graph in _node_graphs(node)]
     for graph in (*graphs(proto.graph), *inner):
         values = (*graph.input, *graph.output, *graph.value_info)
+        # The type of an initializer is stated with its data already.
         known = {tensor.name for tensor in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
         kept = [value for value in graph.value_info if value.name not in known]
         del graph.value_info[:]
@@ -337,6 +345,7 @@ def atomic_files(path: Path, *names: str) -> Iterator[tuple[Path, ...]]:
         try:
             yield folder / path.name, *(folder / other for other in names)
             for target in targets:
+                # A rename may reach the disk before the data does, and a crash between them would leave an empty file.
                 with (folder / target.name).open("rb") as file:
                     os.fsync(file.fileno())
                 (folder / target.name).chmod(0o644)
@@ -352,6 +361,7 @@ def _replace(targets: tuple[Path, ...], folder: Path) -> None:
     (folder / "old").mkdir()
     for target in filter(Path.exists, targets):
         try:
+            # A link keeps the old file without a copy of its bytes.
             os.link(target, folder / "old" / target.name)
         except OSError:  # a file system without hard links
             shutil.copy2(target, folder / "old" / target.name)
@@ -395,6 +405,7 @@ def save_proto(proto: onnx.ModelProto, path: Path, *, verify: bool = False) -> N
     Raises:
         UnsupportedModelError: It is too large for one file, or ONNX Runtime refuses it; what was there is left alone.
     """
+    # Only what the old model itself refers to is removed: a file of that name may be somebody else's.
     stale = path.is_file() and data_path(path) in files(path)
     with atomic_files(path) as (temporary,):
         _write_proto(proto, temporary, path, verify=verify)
@@ -406,6 +417,7 @@ def _needed_ir(proto: onnx.ModelProto) -> int:
     """Return the oldest IR version that ``proto`` needs: exporters state their newest, which old runtimes refuse."""
     types = {tensor.data_type for tensor in _tensors(proto)}
     types |= {v.type.tensor_type.elem_type for g in graphs(proto.graph) for v in (*g.input, *g.output, *g.value_info)}
+    # Only newer versions of the format know these, and the operators do not tell which.
     if proto.functions or proto.configuration or max(types, default=0) > onnx.TensorProto.BFLOAT16:
         return int(proto.ir_version)
     needed = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
@@ -418,6 +430,7 @@ def _write_proto(proto: onnx.ModelProto, temporary: Path, path: Path, *, verify:
     proto.ir_version = _needed_ir(proto)
     if proto.ByteSize() >= 1 << 31:
         raise UnsupportedModelError(f"{path} would exceed the 2 GiB of a protobuf file: use format dense or csr")
+    # The same model must give the same bytes, since manifests hold their hash.
     temporary.write_bytes(proto.SerializeToString(deterministic=True))
     del proto  # before the runtime has all the weights too
     if verify:

@@ -41,6 +41,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 def gzip_bytes(blocks: Iterable[bytes | memoryview]) -> int:
     """Return how many bytes gzip (RFC 1952, level 6, its default) makes of ``blocks`` one after the other."""
+    # 31 is 15, the largest window, and 16, which asks for gzip's own header.
     squeezer = zlib.compressobj(6, zlib.DEFLATED, 31)
     total = sum(len(squeezer.compress(block)) for block in blocks)
     return total + len(squeezer.flush())
@@ -150,14 +151,17 @@ def _coded(array: Array, code: Values, axis: int) -> encode.Coded:
     others = tuple(other for other in range(array.ndim) if other != axis)
     largest = np.abs(array).max(axis=others, keepdims=True)
     with np.errstate(all="ignore"):
+        # Divided first, since 127 times a large float32 overflows.
         steps = np.clip(np.rint(127 * (array / np.where(largest > 0, largest, 1))), -127, 127)
     if not np.isfinite(steps).all():
         return encode.Coded("raw", array)
+    # As the int8 format does, a kept weight never becomes zero.
     return encode.Coded("raw", np.where((steps == 0) & (array != 0), np.sign(array), steps).astype(np.int8))
 
 
 def _stream_bytes(name: str, array: Array, coded: encode.Coded) -> tuple[int, str]:
     """Return the bytes of a stream of ``array`` alone, and how its positions are stored."""
+    # The packed format leaves so small a tensor an initializer.
     if array.size < encode.SMALLEST:
         return array.nbytes, "dense"
     builder = Builder(short_names({name}))
@@ -193,11 +197,13 @@ def _bound(array: Array, coded: encode.Coded, code: Values) -> float:
     counted = coded.code == "codebook" or (code == "int8" and coded.symbols is not array)
     support = array != 0
     kernel = math.prod(array.shape[2:]) if array.size else 1
+    # Whole kernels as units take fewer positions but store the zeros inside, so either may be less.
     masks = [support.ravel()] + ([support.reshape(-1, kernel).any(axis=1)] if kernel > 1 else [])
     return min(_bits(coded.symbols, mask, array.size // max(mask.size, 1), counted) for mask in masks) / 8
 
 
 def _places(n: int, k: int) -> float:
+    # By logarithms, since the binomial itself is beyond the range of floats.
     return float(gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)) / math.log(2)
 
 
@@ -254,6 +260,7 @@ def anatomy(path: Path) -> Anatomy | None:
     proto = onnx.load(path, load_external_data=False)
     graph = proto.graph
     known = {tensor.name for tensor in graph.initializer} | {tensor.values.name for tensor in graph.sparse_initializer}
+    # An initializer that is an input may be replaced by the caller, so that nothing is decoded from it.
     known -= {value.name for value in graph.input}
     decoding = network = 0
     for node in graph.node:

@@ -73,8 +73,10 @@ def write(model: ir.Model, path: Path, options: Options, *, values: Values = "f3
     opset = prepared.opset_imports.setdefault("", OPSET)  # which a model of foreign operators alone does not import
     if opset < OPSET:
         raise UnsupportedModelError(f"packed needs opset {OPSET}, the model has {opset}: use onnx.version_converter")
+    # Before the weights are collected, so that nothing is packed that no node reads.
     _drop_unused(prepared)
     weights, notes = _weights(prepared)
+    # Index lists are positions themselves, and are stored as such rather than as values at positions.
     lists = {name: array for name, array in weights.items() if encode.is_index_list(array)}
     items, worst = _items({name: array for name, array in weights.items() if name not in lists}, values)
     packed = {item.name for item in items}
@@ -84,12 +86,14 @@ def write(model: ir.Model, path: Path, options: Options, *, values: Values = "f3
         if name not in packed and array.ndim > 1 and array.dtype.kind == "f"
     ]
     notes += [f"largest error of a weight: {worst[0]:.3g} of the largest in {worst[1]}"] if worst[0] else []
+    # The arrays of a large model are held no longer than needed, here and below.
     del weights
     for packed_name in (*lists, *packed):
         prepared.graph.initializers.pop(packed_name)
     clean_zeros(prepared)  # only what stays dense is copied
     proto = to_proto(prepared)
     drop_defaults(proto)
+    # New names avoid those of the model, which stay until everything is renamed.
     builder = Builder(short_names(set(value_names(proto))), opset)
     for list_name, indices in lists.items():
         emit_list(builder, indices, list_name)
@@ -98,9 +102,12 @@ def write(model: ir.Model, path: Path, options: Options, *, values: Values = "f3
     del items
     builder.finish()
     _put_in_front(proto, builder)
+    # Only now is it known how often each name is used.
     shorten(proto)
+    # The graph's name is the mark, since metadata is stripped when the file is written.
     proto.graph.name = f"{MARK}{VERSION}"
     save_proto(proto, path, verify=options.verify)
+    # Where no weight was changed, even a code of few values is exact.
     tolerance = TOLERANCES[values] if worst[0] else EXACT
     return Artifact(path.name, name, (File.of(path.parent, path),), tolerance, options.to_dict(), tuple(notes))
 
@@ -123,6 +130,7 @@ def _drop_unused(model: ir.Model) -> None:
     for node in model.graph:
         own = node.op_type in _BIASED and not node.domain  # a model's own functions may need all inputs
         bias = node.inputs[2] if own and len(node.inputs) == 3 else None
+        # A bias of zeros that is an input may be replaced by the caller.
         if bias is None or bias.const_value is None or bias.is_graph_input() or bias.const_value.numpy().any():
             continue
         node.resize_inputs(2)

@@ -95,6 +95,7 @@ def decode(proto: onnx.ModelProto, stored: int, where: str) -> None:
     made: dict[str, Array] = {}
     for node in proto.graph.node:
         operands = [known[name] for name in node.input if name in known]
+        # What depends on an input, or is no decoding operator, is the network itself.
         if len(operands) < len(node.input) or not _is_ours(node, operands):
             rest.append(node)
             continue
@@ -118,6 +119,7 @@ def _is_ours(node: onnx.NodeProto, operands: list[Array]) -> bool:
         return False
     if node.op_type == "Cast":
         return all(attribute.i != onnx.TensorProto.STRING for attribute in node.attribute)
+    # Decoding multiplies by a vector only; a product of matrices belongs to the network.
     return not node.op_type.startswith("MatMul") or operands[0].ndim == 1
 
 
@@ -126,13 +128,16 @@ def _evaluate(  # noqa: PLR0917 - a node, its operands, and what its outputs are
 ) -> dict[str, Array]:
     what = f"{where}, {node.op_type} {node.output[0]!r}"
     try:
+        # Before the runtime is asked, which would allocate whatever the node claims.
         claim = OPERATORS[node.op_type](operands)
     except (ValueError, IndexError) as error:
         raise IntegrityError(f"{what} is damaged ({error}): do not use this file") from None
+    # Eight bytes is the widest type that these operators give.
     check_claim(claim, 8, stored, what)
     check_total(8 * claim + sum(array.nbytes for array in made.values()), stored, what)
     names = [f"i{index}" for index in range(len(operands))]
     outs = [f"o{index}" for index in range(len(node.output))]
+    # Names of the file do not matter here, and an operand may occur twice under one name.
     alone = onnx.NodeProto(op_type=node.op_type, input=names, output=outs, attribute=node.attribute)
     graph = helper.make_graph(
         [alone],

@@ -93,6 +93,7 @@ class Builder:
     def constant(self, value: Array | list[int] | int, dtype: type = np.int64) -> str:
         """Add an initializer and return its name; an integer becomes ``dtype``, a list of integers int64."""
         array = value if isinstance(value, np.ndarray) else np.array(value, dtype)
+        # The type and shape are part of it, since equal bytes alone may mean other numbers.
         key = (array.dtype.str, array.shape, array.tobytes()) if array.size <= _SHARED else None
         if key is not None and key in self._shared:
             return self._shared[key]
@@ -150,6 +151,7 @@ class Builder:
         lists, self._lists = self._lists, []
         joined = compact_tensor(np.concatenate([values for _, values in lists]), "") if lists else None
         large = sum(tensor.ByteSize() for tensor in self.tensors) > _SMALL_FILE
+        # A Split takes bytes too, which a few lists or long ones do not win back.
         if joined is None or large or len(lists) < _FEW_LISTS or joined.raw_data:
             self.tensors.extend(compact_tensor(values, name) for name, values in lists)
         else:
@@ -161,6 +163,7 @@ class Builder:
 
     def flush(self) -> None:
         """Store the bits and halves promised since the last flush; lists wait for the end."""
+        # ONNX wants nodes in topological order, so what stores the bits must come before what uses them.
         users = self.nodes[self._mark :]
         del self.nodes[self._mark :]
         self._flush_bits()
@@ -272,6 +275,7 @@ def _emit_indices(builder: Builder, stream: list[Item], units: Array) -> None:
     else:
         stored, width, fill = stored - 1, index_bits(size), size
         tables = [table[1:] for table in tables]
+        # The background has one index for all weights, so that every table needs a zero there.
         tables = tables if whole else [np.pad(table, (0, size + 1 - table.size)) for table in tables]
     buffer = _scatter_indices(builder, units, stored, width, fill)
     flat = whole and stored.ndim > 1  # nothing was placed, so the words are as they were promised
@@ -305,6 +309,7 @@ def _scatter_indices(builder: Builder, units: Array, stored: Array, width: int, 
 
 def _filled(builder: Builder, shape: list[int], background: np.generic) -> str:
     """Add an array of one value."""
+    # Float zeros are what ConstantOfShape gives without an attribute.
     if background.dtype == np.float32 and background == 0:
         return builder.node("ConstantOfShape", builder.constant(shape))
     return builder.node("Expand", builder.constant(np.asarray(background)), builder.constant(shape))
@@ -358,6 +363,7 @@ def _scatter(  # noqa: PLR0917 - what is placed, and where
     places, wide = _positions(builder, found, units.size, value_bytes)
     if not kernel:
         return builder.node("ScatterElements", empty, places, values)
+    # ScatterND takes int64 indices only, ScatterElements int32 as well.
     places = places if wide else builder.node("Cast", places, to=TensorProto.INT64)
     return builder.node("ScatterND", empty, builder.node("Reshape", places, builder.constant([found.size, 1])), values)
 
@@ -367,6 +373,7 @@ def _positions(builder: Builder, positions: Array, universe: int, value_bytes: f
     low = choose_low(positions, universe, value_bytes)
     if low is None:
         words = gap_bytes(positions)
+        # CumSum takes no bytes, whose sum would overflow besides.
         gaps = builder.node("Cast", builder.constant(words), to=TensorProto.INT32)
         sums = builder.node("CumSum", gaps, builder.constant(0))
         if words.size == positions.size:
@@ -440,6 +447,7 @@ def value_names(proto: onnx.ModelProto) -> Counter[str]:
 
 def shorten(proto: onnx.ModelProto) -> None:
     """Rename the values of ``proto`` in place, the most used get the shortest names; inputs and outputs keep theirs."""
+    # The empty name stands for an input that is left out.
     fixed = {value.name for value in (*proto.graph.input, *proto.graph.output)} | {""}
     fresh = short_names(fixed)
     names = {name: name if name in fixed else next(fresh) for name, _ in value_names(proto).most_common()}

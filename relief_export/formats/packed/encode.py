@@ -104,6 +104,7 @@ class Item:
     def stored(self) -> Array:
         """The symbols that are stored, ``(k, *kernel)``."""
         stored: Array = self.coded.symbols.reshape(-1, *self.kernel)[self.units]
+        # A kernel that is stored whole may hold -0.0, which is not to come back.
         return positive_zeros(stored)
 
     @property
@@ -148,6 +149,7 @@ def make_item(name: str, array: Array, coded: Coded) -> Item:
 
 def is_worth(item: Item, size: int) -> bool:
     """Return True if ``item`` takes fewer bytes than the ``size`` of its plain values."""
+    # Vectors of halves are cut from one constant and need hardly any nodes of their own.
     vector = item.coded.code == "f16" and item.coded.symbols.ndim == 1
     return item.estimated_bits + (8 * 5 if vector else _TENSOR_BITS) < 8 * size
 
@@ -197,6 +199,7 @@ def _whole(stream: list[Item]) -> list[Item]:
 
 def locate(flags: Array) -> Array:
     """Return the ascending indices, int32 where they fit, of what is true in ``flags: (n,)``."""
+    # Filled block by block: NumPy alone would hold int64 indices of the whole weight.
     found = np.empty(np.count_nonzero(flags), np.int32 if flags.size <= np.iinfo(np.int32).max else np.int64)
     done = 0
     for span in blocks(flags.size):
@@ -249,6 +252,7 @@ def choose_low(positions: Array, universe: int, value_bytes: float = 0) -> int |
     def bits(low: int) -> int:
         return low * positions.size + int(((gaps + ((1 << low) - 1)) >> low).sum()) + (8 * 33 if low > 1 else 0)
 
+    # Words are decoded from at most 8 bits.
     best = min(range(9), key=bits)
     escapes = int((gaps // 255).sum())
     rice, bytewise = bits(best) + _UNARY_BITS, 8 * (positions.size + escapes) + (8 * 70 if escapes else 0)
@@ -267,6 +271,7 @@ def is_index_list(array: Array) -> bool:
 
 def position_bits(count: int, universe: int) -> float:
     """Return about how many bits ``count`` of ``universe`` positions take, before any code is tried."""
+    # Nothing and everything need no positions.
     if count in {0, universe}:
         return 0.0
     return min(float(universe), count * (math.log2(max(universe / count, 1.0)) + 2.0))
@@ -286,7 +291,6 @@ def encode(array: Array, values: Values) -> Coded:
         return Coded("raw", array)
     if values == "f16":
         return halves(array)
-    # Where whole kernels may be stored, an index stands for the zeros in them.
     # Where whole kernels may be stored, an index stands for the zeros in them.
     return _codebook(array, (16 if values == "codebook16" else 256) - (array.ndim > 2))
 
@@ -349,6 +353,7 @@ def codebook(values: Array, size: int) -> Array:
 
 def nearest(values: Array, table: Array) -> Array:
     """Return the index of the entry of the ascending ``table`` nearest to each value; the lower one on a tie."""
+    # In float64, where the sum of two large float32 does not overflow.
     middles = (table[1:].astype(np.float64) + table[:-1]) / 2
     return np.searchsorted(middles, values, side="left").astype(np.uint8)
 
@@ -393,6 +398,7 @@ def _centres(values: Array, size: int) -> Array:
 def _lloyd(ordered: Array, total: Array, centres: Array) -> tuple[Array, float]:
     for _ in range(_STEPS):
         counts, sums = _clusters(ordered, total, centres)
+        # A centre without values stays, so that a later step may find it some.
         moved = np.where(counts > 0, sums / np.maximum(counts, 1), centres)
         if np.array_equal(moved, centres):
             break
