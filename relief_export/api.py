@@ -112,6 +112,7 @@ def relieve(
     where = None if folder is None else Path(folder)
     if (retrain is None) != (evaluate is None):
         raise InputError("retrain and evaluate belong together: give both, or neither and data with labels")
+    # Before the loop, because only a plain parameter can be masked.
     make_plain(bare(model))
     with _shown(progress) as told:
         if retrain is None or evaluate is None:
@@ -121,6 +122,7 @@ def relieve(
                     "requires_grad_(True), or give retrain and evaluate"
                 )
             settled = TrainConfig(epochs=10) if train is None else convert(train, TrainConfig, "train")
+            # Whatever is the user's own goes to the plain loop, since that of the recipes knows classifiers alone.
             own = loss is not None or metric is not None or forward is not None or output is not None
             if own or task != "classification" or not _is_pairs(data):
                 parts = _batches(data, settled.batch)
@@ -140,8 +142,10 @@ def relieve(
                 loop = recipe_loop(model, splits, config, settled, seed=seed, progress=told, frozen=relieve_frozen)
         else:
             loop = _own_loop(data, retrain, evaluate, seed=seed, forward=forward, output=output, frozen=relieve_frozen)
+        # A second relief goes on from the first: the original is still the network before both.
         before = _remembered(model) or snapshot(model)
         found = loop.run(model, config, init=init, folder=where, force=force, progress=told)
+    # After the loop, when the digest is that of the network as the caller gets it.
     _ORIGINALS[bare(model)] = before, digest_of(tensors_of(model))
     return found
 
@@ -209,6 +213,7 @@ def _remembered(model: nn.Module) -> dict[str, Any] | None:
     if bare(model) not in _ORIGINALS:
         return None
     state, digest = _ORIGINALS[bare(model)]
+    # Weights that changed since then make another network, to which the old original does not belong.
     return state if digest == digest_of(tensors_of(model)) else None
 
 
@@ -388,11 +393,13 @@ def export(
     from relief_export.stages.shipping import MANIFEST, Samples, ship
     from relief_export.state import apply_masks
 
+    # Refused before the capture, which may take long.
     if unknown := sorted(set(formats) - set(FORMATS)):
         raise InputError(f"there is no format {unknown[0]!r}: choose from {', '.join(FORMATS)}")
     if calibration is not None and not any(FORMATS[name].calibrated for name in formats):
         raise InputError("calibration is for int8 and packed-int8: leave it out, or export one of them")
     target = Path(folder)
+    # An export replaces the folder as a whole, so a folder without a manifest must be empty.
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is no folder that an export wrote: name another one")
     how: dict[str, Any] = {"forward": forward, "output": output}
@@ -403,6 +410,7 @@ def export(
             "original": fold(capture(_original(model, original), example_input, **how, **names)),
             "masked": fold(capture(model, example_input, masks=masks, **how, **names)),
         }
+        # PyTorch computes the reference in float32, like the graph that was captured.
         masked = plain_copy(model).cpu().float()
         apply_masks(masked, masks or {})
         x, logits = _reference(masked, example_input, inputs, graphs["masked"], **how)
@@ -440,6 +448,7 @@ def _samples(samples: Any, example: Inputs) -> tuple[Inputs, Tensor | None]:  # 
         return example, None
     arrays = (torch.Tensor, np.ndarray)
     pair = isinstance(samples, (tuple, list)) and len(samples) == 2
+    # Two arrays may be inputs of a network of two, or inputs and labels: the example's form decides.
     if pair and (isinstance(example, arrays) or not isinstance(samples[0], arrays)):
         inputs, y = samples
         return _as_tensors(inputs), None if y is None else torch.as_tensor(y)
@@ -471,6 +480,7 @@ def _tensors(network: nn.Module, example: Inputs, inputs: Inputs) -> list[Tensor
     if isinstance(example, Mapping) and isinstance(inputs, Mapping):
         if lacking := next((name for name in example if name not in inputs), None):
             raise InputError(f"the samples lack the input {lacking!r} of the example: they have {', '.join(inputs)}")
+        # Arrays are paired with the graph's inputs by position, so they are put into the example's order.
         inputs = {name: inputs[name] for name in example}
     wanted, found = (list(input_leaves(given)) for given in (example, inputs))
     if [name for name, _ in wanted] != [name for name, _ in found] or not found:
@@ -535,6 +545,7 @@ def validate(folder: str | Path, x: Any = None, y: Any = None, logits: Any = Non
         x, y, logits = stored.x, stored.y, stored.logits
     session = None
     if isinstance(x, (tuple, list)) or isinstance(logits, (tuple, list)):
+        # Opened for its names alone, which put a tuple into an order.
         session = evaluation.open_session(folder / "masked.onnx", optimised=False)
     inputs, outputs = ((), ()) if session is None else (session.inputs, session.outputs)
     given = _arrays(x, inputs, "x")

@@ -60,6 +60,7 @@ def inputs_of(model: nn.Module, batch: Any) -> Inputs:  # noqa: ANN401  a DataLo
             return _keywords(model, first)
         if isinstance(first, (tuple, list)) and any(True for _ in input_leaves(first)):
             return tuple(first)
+        # A forward that takes *args needs no argument by name, and is still given one.
         count = max(1, len(needed))
         if all(isinstance(item, Tensor) for item in batch[:count]):
             if len(batch) < count:
@@ -126,6 +127,7 @@ def like(model: nn.Module, batch: Any) -> Any:  # noqa: ANN401  any nesting of t
     NumPy's float64, scikit-learn's default, is no other number than the float32 that the network wants.
     """
     reference = next((p for p in bare(model).parameters() if p.is_floating_point()), None)
+    # A network without parameters may still have buffers, which tell its device.
     anything = reference if reference is not None else next(iter(bare(model).buffers()), None)
     device = torch.device("cpu") if anything is None else anything.device
     dtype = torch.float32 if reference is None else reference.dtype
@@ -172,6 +174,7 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:  # n
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from tensors_in(item, f"{prefix}{key}")
+    # Before plain tuples, because a named tuple is one and its fields are better names than numbers.
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         for key, item in zip(value._fields, value, strict=True):
             yield from tensors_in(item, f"{prefix}{key}")
@@ -204,6 +207,7 @@ def outputs_of(model: nn.Module, result: Any, output: Output | None = None) -> d
     def full(name: str) -> str:
         if not name:
             return str(output) if named else "output"
+        # A name that begins with a digit says nothing alone, and "output" comes first as in the module's table.
         return f"output_{name}" if name[0].isdigit() else name
 
     return {full(name): tensor for name, tensor in found}

@@ -95,6 +95,7 @@ def capture(
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("capturing a network", "onnxscript")
+    # On the CPU, to which the example is moved too.
     plain = plain_copy(module).cpu()
     if masks:
         apply_masks(plain, masks)
@@ -148,6 +149,7 @@ def make_plain(module: nn.Module) -> tuple[str, ...]:
         The names of the modules that were changed.
     """
     changed = []
+    # A list, because removing a parametrisation changes the modules that are gone through.
     for name, part in list(module.named_modules()):
         hooks = list(part._forward_pre_hooks.values())  # noqa: SLF001  where the older ones keep their tensor's name
         for hook in hooks:
@@ -173,6 +175,7 @@ def _remove_parametrizations(part: nn.Module) -> None:
         name: any(parameter.requires_grad for parameter in parametrization.parameters())
         for name, parametrization in part.parametrizations.items()  # type: ignore[union-attr,operator]
     }
+    # torch made a class of its own for this module, whose one base is the real class.
     part.__class__ = type(part).__bases__[0]
     del part.parametrizations
     for name, value in held.items():
@@ -265,6 +268,7 @@ def _export(flat: Flat) -> ir.Model:
         raise InputError(f"{kind} cannot be exported to ONNX: the exporter returned nothing")
     model: ir.Model = program.model
     for value, name in zip(model.graph.inputs, flat.inputs, strict=True):
+        # The exporter may settle on the example's batch without an error: a file would take that size alone.
         if value.shape is None or not isinstance(value.shape[0], ir.SymbolicDim):
             raise InputError(f"{kind} fixes the batch axis of input {name!r} inside its forward")
     return model
@@ -274,6 +278,7 @@ def _export(flat: Flat) -> ir.Model:
 def _silence() -> Iterator[None]:
     """Keep the exporter's warnings, log lines and prints from the user: a failure is reported by its reason."""
     loggers = [logging.getLogger(name) for name in _EXPORTER_LOGGERS]
+    # The loggers are the whole process's, so the user's own settings are put back.
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
@@ -292,6 +297,7 @@ def _reason(error: BaseException) -> str:
 
     torch.export puts a heading first and its advice last; what a user can act on stands between.
     """
+    # The outer errors only say that an export failed.
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line.strip(" -*#\t") for line in str(error).splitlines()]
@@ -346,6 +352,7 @@ def _drop_zero_bias(model: ir.Model) -> None:
         cast = source.producer()
         constant = cast.inputs[0] if cast is not None and cast.op_type == "CastLike" else source
         value = ir.convenience.get_const_tensor(constant) if constant is not None else None
+        # Nothing but a single zero is removed: a bias with a number in it is the network's own.
         if value is not None and value.size == 1 and float(value.numpy().reshape(-1)[0]) == 0:
             node.replace_input_with(2, None)
 

@@ -59,6 +59,7 @@ def shrink_file(
     if dimensions:
         model = with_dimensions(model, dimensions)
     result = shrink(fold(model), strict=strict)
+    # Of the model as it was read, not as it was folded: the savings of both are shown.
     before = cost(model)
     after = cost(result.model, baseline=before)
     artifact = _write(result.model, source, target, "dense", formats.Options(verify=verify))

@@ -276,6 +276,7 @@ def load_recipe(path_or_name: str | Path, overrides: Mapping[str, str] | None = 
     """
     path, variant = _locate(str(path_or_name))
     content, variants = _read(path)
+    # A name may be all digits, which TOML reads as a number.
     content["name"] = str(content.get("name", path.stem))
     if variant is not None:
         if variant not in variants:
@@ -285,7 +286,9 @@ def load_recipe(path_or_name: str | Path, overrides: Mapping[str, str] | None = 
     for key, value in (overrides or {}).items():
         content = _merge(content, _parse_override(key, value))
     relief, train = content.get("relief"), content.get("train")
+    # Nothing is checked yet: a table may still be any value, which from_dict refuses in one sentence.
     if isinstance(relief, dict) and isinstance(relief.get("retrain"), dict) and isinstance(train, dict):
+        # After the overrides, so that train.lr given on the command line reaches the retraining too.
         relief["retrain"] = train | relief["retrain"]
     return Recipe.from_dict(content, str(path))
 
@@ -305,6 +308,7 @@ def recipe_folder() -> Path:
     """Return the folder that recipe names stand for: pipelines/ here, else the package's own."""
     here, package = Path("pipelines"), Path(__file__).resolve().parent
     installed, checkout = package / "pipelines", package.parent / "pipelines"
+    # The checkout's folder is the last resort, even where it is empty, so that messages can name it.
     return next((folder for folder in (here, installed) if any(folder.glob("*.toml"))), checkout)
 
 
@@ -328,6 +332,7 @@ def recipe_variants(path_or_name: str | Path) -> tuple[str, ...]:
 
 def _locate(text: str) -> tuple[Path, str | None]:
     name, at, variant = text.rpartition("@")
+    # A file's own name may hold an "@": then it is the file that is meant.
     if not at or not re.fullmatch(r"[A-Za-z0-9_-]+", variant) or Path(text).is_file():
         name, variant = text, ""
     path = Path(name)

@@ -62,7 +62,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with temporary.open("rb") as file:
+            # Before the rename, or a power failure could leave the new name with nothing behind it.
             os.fsync(file.fileno())
+        # mkstemp lets the owner alone read a file.
         temporary.chmod(0o644)
         temporary.replace(path)
     except ReliefError:
@@ -88,6 +90,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
+        # A folder cannot be renamed onto one that is not empty, so the old one steps aside and comes back on failure.
         old = temporary.with_name(f"{temporary.name}-old")
         if path.exists():
             path.replace(old)
@@ -137,6 +140,7 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / _LOCK
     with path.open("a+", encoding="ascii") as file:
         try:
+            # The kernel's lock and not the file's presence: a killed process leaves the file and loses the lock.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)

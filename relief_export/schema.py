@@ -50,6 +50,7 @@ _UNITS = {
     "m": 1024**2, "mib": 1024**2, "mb": 1000**2,
     "g": 1024**3, "gib": 1024**3, "gb": 1000**3,
 }  # fmt: skip
+# The digits are bounded, so that no text overflows a float.
 _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-z]*)\s*", re.IGNORECASE)
 _SHARE = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(%?)\s*")
 
@@ -101,6 +102,7 @@ class Checked:
 
     def __post_init__(self) -> None:
         for name, annotation in fields_of(type(self)).items():
+            # The dataclasses are frozen, and lists are to become tuples all the same.
             object.__setattr__(self, name, convert(getattr(self, name), annotation, name))
 
 
@@ -178,6 +180,7 @@ def check(value: object, table: Any, key: str) -> None:  # noqa: ANN401  # a Typ
 def _plain(value: object, annotation: Any, key: str) -> object:  # noqa: ANN401
     if annotation is float and type(value) is int:
         value = float(value)
+    # The exact type, because True is an int to isinstance.
     if type(value) is not annotation:
         raise InputError(f"{key} must be {_NAMES[annotation]}, not {_shown(value)}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -208,6 +211,7 @@ def _union(value: object, choices: tuple[Any, ...], key: str) -> object:
             return convert(value, choice, key)
         except InputError:
             continue
+    # Outside of the try, so that the last choice's sentence is what the user reads.
     return convert(value, candidates[-1], key)
 
 

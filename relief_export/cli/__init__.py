@@ -69,6 +69,7 @@ for _command in (command for commands in _SECTIONS.values() for command in comma
 
 def _sentence(error: Exception) -> str:
     """Return what went wrong; the system's own errors name the file that cannot be read or written."""
+    # Of a rename the second name is the one that was to be written.
     if isinstance(error, OSError) and (name := error.filename2 or error.filename):
         return f"{name}: {error.strerror}"
     return str(error)
@@ -103,7 +104,9 @@ def _explained(error: BaseException, arguments: Sequence[str]) -> tuple[str, int
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; mistakes become one sentence on stderr."""
     try:
+        # Not click's own mode, which ends the process and prints its errors in a form of its own.
         return cli.main(list(arguments), prog_name="relief-export", standalone_mode=False) or 0
+    # Its message is the whole help, which must not be squeezed into one sentence.
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2

@@ -103,6 +103,7 @@ def echo(
         return
     context = click.get_current_context(silent=True)
     name = context.info_name if context is not None else None
+    # A copy, because what goes into the envelope is taken out of it.
     plain: Any = dict(result) if isinstance(result, dict) else result
     if isinstance(plain, dict):
         found = plain.pop("failures", [])
@@ -129,6 +130,7 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]
     for column, header in enumerate(headers):
         grid.add_column(header, justify="right" if column else "left", no_wrap=True)
     for row in rows:
+        # As text, because rich would read brackets in a name as markup.
         grid.add_row(*(Text(str(cell)) for cell in row))
     # Rendered wide: a table that is piped or read in a log must not lose its columns.
     console = Console(file=io.StringIO(), width=200, highlight=False)

@@ -166,6 +166,7 @@ def compare(
     for name, value in (("--tolerance", tolerance), ("--accuracy-drop", accuracy_drop)):
         if value is not None and not 0 <= value < float("inf"):
             raise click.BadParameter(f"{name} must be a finite number, 0 or more, not {value}")
+    # Whoever allows accuracy to fall expects other outputs: no bound on them is meant then.
     default = 1e-4 if accuracy_drop is None else None
     limits = Tolerance(default if tolerance is None else tolerance, accuracy_drop or 0.0)
     samples = evaluation.load_arrays(data)
@@ -293,6 +294,7 @@ def audit(
         echo(fitted.to_dict(), as_json=as_json, lines=fit_lines(fitted))
         return 0 if fitted.ok else 1
     if cc is not None:
+        # An option without effect is refused, since its user believes that it had one.
         raise click.UsageError("--cc needs --measure: an audit of files compiles nothing")
     if exact and options["accuracy_drop"]:
         raise click.UsageError("--exact and --accuracy-drop say different things: give one of them")
@@ -314,6 +316,7 @@ def _annotation(subject: Path, failure: dict[str, Any]) -> str:
     def escaped(text: str, marks: str) -> str:
         return "".join(f"%{ord(letter):02X}" if letter in marks else letter for letter in text)
 
+    # An annotation names a path, and a failure of a folder names only the file in it.
     file = subject if subject.is_file() else subject / failure["file"]
     where, title = escaped(str(file), "%\r\n:,"), escaped(failure["code"], "%\r\n:,")
     message = escaped(failure["message"], "%\r\n")
@@ -329,6 +332,7 @@ def _audit_lines(found: dict[str, Any]) -> list[str]:
     heads += [f"of {limits[name]:,} {'RAM' if name == 'ram' else name}" for name in limited]
     rows = []
     for row in found["files"]:
+        # None is of a lone file, of which no manifest says what it may lose.
         lossy = "-" if row["accuracy_drop"] is None else "exact"
         if row["accuracy_drop"]:
             lossy = f"-{100 * row['accuracy_drop']:g} points"

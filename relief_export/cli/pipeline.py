@@ -111,6 +111,7 @@ def relieve(folder: Path, force: bool, progress: bool | None, as_json: bool) -> 
     return _stage("relieve", folder, force=force, progress=progress, as_json=as_json)
 
 
+# A command of its own, so that the list of commands shows both names.
 prune = click.Command(
     "prune",
     callback=relieve.callback,
@@ -219,7 +220,9 @@ def _summary(folder: Path) -> dict[str, Any]:
     from relief_export.records import RECORDS, read_record
 
     records = {stage: read_record(folder / path, stage) for stage, path in RECORDS.items()}
+    # In the order of RECORDS, from which the mapping above was made.
     train, relieve, quantise, export, validate, audit = (record.outcome for record in records.values())
+    # Without [quantise] there is no such network: a missing column says so better than an empty one.
     rounded = {} if quantise["values"] is None else {"quantised": quantise["test"]}
     dense, kept = relieve["connections"]["dense"], relieve["connections"]["kept"]
     seconds = {row["name"]: row["median"] for row in validate["latency"]}
@@ -258,6 +261,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 def _accuracy(validate: dict[str, Any], artifact: str) -> float | None:
     """Return the lowest accuracy that was measured of an artifact, optimisations off and on."""
     found = [m["agreement"]["accuracy"] for m in validate["measurements"] if m["artifact"] == artifact]
+    # The lowest, so that no figure is better than what a user may meet.
     return min((value for value in found if value is not None), default=None)
 
 
@@ -301,6 +305,7 @@ def _stage_lines(done: Done) -> list[str]:
         *(
             check["message"]
             for check in done.outcome.get("checks", ())
+            # A program that could not be compiled is no failure, but must not pass in silence.
             if check["quantity"] == "compiled" and check["ok"]
         ),
         *(f"FAILED: {failure['message']}" for failure in done.outcome.get("failures", ())),

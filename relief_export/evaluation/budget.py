@@ -235,6 +235,7 @@ def audit(
         IntegrityError: A file differs from the manifest.
         UnsupportedModelError: RAM is limited and the size of an activation is unknown.
     """
+    # Bytes of source code are no bytes of flash.
     if formats.c.is_program(subject):
         raise InputError(f"{subject} {_UNCOMPILED}")
     found = _measure(subject, dimensions or {})
@@ -280,6 +281,7 @@ def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measure
         dense = formats.read(manifest.path(dense_of(manifest)))
         for artifact in manifest.artifacts:
             require_files(manifest.folder, artifact)
+            # Sizes of a file that somebody has changed since are no sizes of this export.
             manifest.check(artifact)
             path, paths = manifest.path(artifact), [manifest.folder / file.path for file in artifact.files]
             # Formats that go one way hold the network of the dense file.
@@ -289,6 +291,7 @@ def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measure
     for name, (path, form, drop, paths, network) in files.items():
         size, arena, unknown = sum(each.stat().st_size for each in paths if each.is_file()), None, None
         try:
+            # An activation of unknown size is no failure yet: only a budget of RAM needs the plan.
             arena = plan_arena(with_dimensions(network, dimensions) if dimensions else network)
         except UnsupportedModelError as error:
             unknown = str(error)
@@ -341,6 +344,7 @@ def _choose(subject: Path, found: Mapping[str, _Measured], budget: Budget) -> st
     if not allowed:
         what = "no file that a runtime loads" if not loaded else "no exact file"
         raise InputError(f"{subject} has {what}: export a dense one, allow an accuracy_drop, or name a file")
+    # Where none fits, the smallest is checked: its failures say by how much.
     return min(allowed, key=lambda row: (not row.fits(budget), row.flash_bytes)).file
 
 
@@ -363,6 +367,7 @@ def _over_budget(row: FileSize, arena: ArenaPlan | None, budget: Budget) -> list
 
 def _growth(baseline: Path, row: FileSize, older: FileSize, limit: float | None) -> Growth:
     def change(now: int | None, then: int | None) -> float | None:
+        # From nothing to something is no ratio.
         return None if now is None or not then else now / then - 1
 
     flash, ram = change(row.flash_bytes, older.flash_bytes), change(row.ram_bytes, older.ram_bytes)

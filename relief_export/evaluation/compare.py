@@ -107,6 +107,7 @@ def failures(checks: Iterable[Check]) -> tuple[Failure, ...]:
 
 def _badness(check: Check) -> float:
     if check.value is None:
+        # No number at all, as for an output that is not finite, is worse than any number.
         return math.inf
     return -check.value if check.quantity == "accuracy" else check.value  # the one that is worse the lower it is
 
@@ -121,12 +122,15 @@ def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreeme
         raise InputError(f"outputs have shape {outputs.shape}, the reference {reference.shape}: use one set of samples")
     if not outputs.size:
         raise InputError(f"outputs have shape {outputs.shape}: there is nothing to compare")
+    # In float64, so that the difference of two nearly equal outputs adds no rounding of its own.
     flat, expected = (np.asarray(a, dtype=np.float64).reshape(len(a), -1) for a in (outputs, reference))
+    # Infinity minus infinity is reported below, as an output that is not finite.
     with np.errstate(invalid="ignore"):
         error = np.abs(flat - expected)
     by_sample = error.max(axis=1)
     finite = bool(np.isfinite(by_sample).all())
     scores = classes(outputs.shape) > 0
+    # Two different marks, so that two samples without a prediction do not agree; labels are never negative.
     chosen, wanted = _predictions(flat, none=-1), _predictions(expected, none=-2)
     differ = np.flatnonzero((chosen != wanted) & scores)
     scale = float(np.abs(expected).max())
@@ -135,6 +139,7 @@ def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreeme
     return Agreement(
         max_error=largest if finite else None,
         mean_error=float(error.mean()) if finite else None,
+        # A reference of nothing but zeros has no scale: the absolute error has to do.
         relative_error=(largest / scale if scale else largest) if finite else None,
         agreement=1 - differ.size / len(flat) if scores else None,
         disagreeing=differ.size,
@@ -165,6 +170,7 @@ def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: b
 
     if found.max_error is None:
         message = f"an output of sample {worst} is not a finite number"
+        # Alone: no other measure means anything of such outputs.
         return [check("finite", None, 0.0, message, ok=False, sample=worst)]
     checks = []
     if tolerance.relative_error is not None and found.relative_error is not None:
@@ -251,6 +257,7 @@ def compare(
     limits = tolerance if isinstance(tolerance, Tolerance) else Tolerance(tolerance, 0.0)
     found: dict[str, Agreement] = {}
     checks: list[Check] = []
+    # Plain first: what is kept of both, the agreement, is then that of the runtime as it is used.
     for optimised in (False, True):
         first, second = (open_session(path, optimised=optimised) for path in (a, b))
         names = first.outputs

@@ -85,6 +85,7 @@ def measure_latency(
         sessions[name] = open_session(path, name=name, threads=threads)
         load[name] = time.perf_counter() - started
     x = part(x, 0, batch)
+    # Checked and converted beforehand, so that only the inference is timed.
     feeds = {name: session.feed(x) for name, session in sessions.items()}
     calls = {name: _calls(sessions[name], x, warmup) for name in models}
     seconds = _interleaved(sessions, feeds, calls, repeats)
@@ -103,6 +104,7 @@ def _calls(session: Session, x: ByName, warmup: int) -> int:
         session.run(x, batch=size(x))
     started = time.perf_counter()
     session.run(x, batch=size(x))
+    # A clock that did not move between the two readings must not be divided by.
     return max(1, math.ceil(_TICK / max(time.perf_counter() - started, 1e-7)))
 
 
@@ -112,9 +114,11 @@ def _interleaved(
     """Return the seconds of one call in every measurement; the garbage collector rests meanwhile."""
     seconds: dict[str, list[float]] = {name: [] for name in sessions}
     collecting = gc.isenabled()
+    # A collection would fall on whichever model happens to run, and last longer than a small inference.
     gc.disable()
     try:
         for repeat in range(repeats):
+            # Forth and back, so that each model runs as often after one neighbour as after the other.
             for name in list(sessions)[:: -1 if repeat % 2 else 1]:
                 run, feed, count = sessions[name].inner.run, feeds[name], calls[name]
                 started = time.perf_counter()

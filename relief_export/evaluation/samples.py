@@ -70,6 +70,7 @@ def load_arrays(path: Path) -> Arrays:
         IntegrityError: The file is damaged, or differs from the manifest beside it that lists it.
     """
     found = read_npz(path, lambda key: key.partition(".")[0] in {"x", "y", "logits"})
+    # Samples that an export wrote are as much a part of the proof as its models.
     check_listed(path)
     x, logits = (_by_name(found, what) for what in ("x", "logits"))
     if x is None:
@@ -84,6 +85,7 @@ def load_arrays(path: Path) -> Arrays:
 
 def _by_name(found: Mapping[str, Array], what: str) -> ByName | None:
     several = {key.removeprefix(f"{what}."): array for key, array in found.items() if key.startswith(f"{what}.")}
+    # Names first: a model of several inputs has no plain x.
     return several or found.get(what)
 
 

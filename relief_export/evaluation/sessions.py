@@ -116,6 +116,7 @@ class Session:
             UnsupportedModelError: The first axis of an output is not the batch.
         """
         first = (each.shape[0] for each in self.inner.get_inputs() if each.shape)
+        # A symbolic axis is a string or None, a fixed one a number.
         fixed = next((axis for axis in first if isinstance(axis, int)), None)
         size, count = batch if fixed is None else fixed, samples.size(x)
         if not count or not size or (fixed is not None and count % fixed):
@@ -136,6 +137,7 @@ class Session:
                 f"{self.name} does not run with {count} samples ({reason(error)}): export it with a batch axis"
             ) from None
         for output, result in zip(self.outputs, results, strict=True):
+            # Outputs of batches are joined along this axis: another one would be joined into nonsense without an error.
             if not isinstance(result, np.ndarray) or result.shape[:1] != (count,):
                 raise UnsupportedModelError(
                     f"{self.name}: output {output!r} has no batch axis in front: export the model with one"

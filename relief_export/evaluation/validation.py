@@ -113,6 +113,7 @@ def validate(
     if not manifest.artifacts:
         raise InputError(f"{folder / 'manifest.json'} lists no artifact: export again")
     measurements: list[Measurement] = []
+    # Given logits are a reference of their own: masked.onnx is then not read at all.
     checks = _reference_checks(manifest) if logits is None else []
     if not all(check.ok for check in checks):
         return Validation(size(x), MASKED, None, (), tuple(checks))
@@ -126,6 +127,7 @@ def validate(
         try:
             found = [_run(manifest, artifact, x, y, reference, optimised=on, progress=progress) for on in (False, True)]
         except IntegrityError as error:
+            # A file that does not load is the gate's answer, and the other files are still checked.
             checks.append(_about_file(artifact.name, "loads", str(error), ok=False))
             continue
         except MissingCompilerError:
@@ -206,6 +208,7 @@ def _run(
                 f"{artifact.name} gives outputs {outputs[name].shape} where the reference has {wanted.shape}: "
                 "use the samples and logits of this network"
             )
+        # Labels are those of the first output.
         one = measure(outputs[name], wanted, None if found else y)
         # Features and boxes have a largest entry too, and it is no class.
         found[name] = replace(one, agreement=None, disagreeing=0, first_disagreement=None) if found else one

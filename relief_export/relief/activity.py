@@ -88,6 +88,7 @@ class _Mean:
         Raises:
             InputError: An activity was NaN or infinite, or other processes saw other sizes.
         """
+        # Sorted, because every process must reduce the same map at the same time, whichever size it met first.
         shapes = sorted(self.sums)
         seen = distributed.all_reduce(torch.tensor([len(shapes)]))
         if int(seen) != len(shapes) * distributed.world():
@@ -121,6 +122,7 @@ def _sum(x: Tensor) -> Tensor:
     long, because it converts one number at a time.
     """
     first, *others = torch.split(x, max(1, len(x) // _BLOCKS))
+    # A copy in float64; the last block may be shorter than the first, which is why only its own rows are added.
     total = first.double()
     for block in others:
         total[: len(block)] += block
@@ -151,6 +153,7 @@ def measure_activity(
     Raises:
         InputError: No samples, a batch of no known form, a network that fails, or a NaN or infinite activity.
     """
+    # Hooks go to the network inside a wrapper, whose names are those of the masks.
     network = bare(model)
     means: dict[str, list[_Mean]] = {}
     handles = [
@@ -172,6 +175,7 @@ def measure_activity(
         raise InputError("no layer was called in calibration: of a compiled network give the one that was compiled")
     return Activity(
         samples=total,
+        # A join holds two means and a layer one: the number tells them apart.
         layers={name: kept[0].means() for name, kept in means.items() if len(kept) == 1},
         joins={name: (kept[0].mean(), kept[1].mean()) for name, kept in means.items() if len(kept) == 2},
     )
@@ -194,12 +198,14 @@ def _run(model: nn.Module, batches: Iterable[Any], samples: int | None, forward:
 def _hook(name: str, module: nn.Module, means: dict[str, list[_Mean]]) -> Any:  # noqa: ANN401  torch's hook type
     def rows(x: Tensor) -> Tensor:
         if not isinstance(module, CONVS):
+            # A linear layer reads its last axis: every position, as of a sequence, counts as a row.
             return x.reshape(-1, x.shape[-1])
         if isinstance(module, CONVS) and x.ndim == module.weight.ndim - 1:
             return x[None]  # an unbatched sample
         return x
 
     def layer(_module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        # Some networks call their layers by keyword.
         x = args[0] if args else next(iter(kwargs.values()))
         means.setdefault(name, [_Mean(name)])[0].add(rows(x))
 
@@ -214,6 +220,7 @@ def _hook(name: str, module: nn.Module, means: dict[str, list[_Mean]]) -> Any:  
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module in evaluation mode, and each back into its own mode afterwards."""
+    # One mode a module: a user may have frozen a batch norm in evaluation mode, which train() would undo.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

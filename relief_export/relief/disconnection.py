@@ -75,6 +75,7 @@ class Disconnector:
         model = bare(model)
         self._graph = capture(model, example_input, forward=forward, output=output)
         self._whole = frozenset(whole)
+        # Of the graph before it is simplified: a folded constant then bears the name of the node output it was.
         self._values = {str(v.name): v for v in self._graph.graph.initializers.values()}
         self._values |= {str(v.name): v for node in self._graph.graph for v in node.outputs}
         self._unknown = dict(analyse(simplify(self._graph)).unknown)
@@ -92,6 +93,7 @@ class Disconnector:
         while True:
             rounds += 1
             self._swap(state, masks)
+            # What is disconnected may disconnect more, but masks only shrink, so this comes to an end.
             more = masks & self._disconnected()
             if more.same(masks):
                 return Disconnected(masks, rounds, self._unknown)
@@ -111,9 +113,11 @@ class Disconnector:
         for known_as, use in parameter_use(simplify(self._graph)).items():
             name, steps = self._source(known_as)
             if name in self._names:
+                # A norm behind a neuron without connections gives a constant, which masking makes zero.
                 flags = use.dead | use.constant if name in self._norms else use.dead
                 for step in steps:
                     flags = step(flags)
+                # A shared parameter is gone only where every name of it says so.
                 own = self._names[name]
                 gone[own] = gone[own] & flags if own in gone else flags
         return Masks({n: torch.from_numpy(~flags) for n, flags in gone.items() if n not in self._whole and flags.any()})
@@ -121,6 +125,7 @@ class Disconnector:
     def _source(self, name: str) -> tuple[str, list[Callable[[NDArray[np.bool_]], NDArray[np.bool_]]]]:
         """Follow a folded constant back to the parameter that it only shows in another shape, and how to come back."""
         value, steps = self._values.get(name), []
+        # A value that is used elsewhere too may be alive there: then nothing is followed back.
         while value is not None and len(value.uses()) == 1 and (node := value.producer()) is not None:
             source = node.inputs[0]
             if node.op_type not in _VIEWS or source is None or source.shape is None or len(source.uses()) != 1:

@@ -110,6 +110,7 @@ class History:
         """Keep the weights of the network that the last of ``rows`` tells of, then all rows."""
         last = rows[-1].iteration
         if last and (path := self._path(last, "weights.safetensors")) and distributed.is_main():
+            # The weights come before the row: a row without its weights would be an iteration that cannot be loaded.
             save_weights(model, path)  # the dense network is the caller's
         self.record(rows)
         if (done := self._path(last, "retraining.pt")) and distributed.is_main():
@@ -153,6 +154,7 @@ def _open(folder: Path, key: dict[str, Any], *, force: bool) -> list[Iteration]:
     rows = _rows(history)
     if not (difference := _difference(old, key)):
         return rows
+    # Iteration 0 is the dense network alone, measured in moments: nothing of worth is lost with it.
     if rows[1:] and not force:
         raise InputError(
             f"{folder} holds {len(rows) - 1} finished iterations of other settings ({difference}): "
@@ -183,6 +185,7 @@ def _clear(folder: Path) -> None:
     for one in sorted((folder / "iterations").glob("[0-9][0-9]*")):
         for name in _FILES:
             (one / name).unlink(missing_ok=True)
+        # A folder that holds a stranger's file stays.
         if one.is_dir() and not any(one.iterdir()):
             one.rmdir()
 
@@ -193,6 +196,7 @@ def _rows(history: Path) -> list[Iteration]:
     except (ValueError, TypeError) as error:
         raise IntegrityError(f"{history} is damaged ({error}): remove it to start relief afresh") from None
     for number, row in enumerate(rows):
+        # A row is chosen by its position, so a missing line would silently shift all that follow.
         if row.iteration != number or not isinstance(row.accuracy, (int, float)) or not isinstance(row.kept, int):
             raise IntegrityError(f"{history} is damaged (its line {number + 1}): remove it to start relief afresh")
     return rows
@@ -208,6 +212,7 @@ def from_main(make: Callable[[], T]) -> T:
             answer[0] = make()
         except Exception as error:  # noqa: BLE001  raised below, in every process, or the others would wait for ever
             answer[1] = error
+    # The error travels like a result, so that every process ends with the same sentence.
     dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
         raise answer[1]

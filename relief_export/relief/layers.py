@@ -37,6 +37,7 @@ def is_transposed(layer: nn.Module) -> bool:
 
     It is called ``Conv1D`` and is known by where it is defined: this package does not import transformers.
     """
+    # The whole line of ancestors, so that a subclass is known, too.
     return any(f"{kind.__module__}.{kind.__name__}" == _GPT2_LINEAR for kind in type(layer).__mro__)
 
 
@@ -64,6 +65,7 @@ def own_tensors(name: str, layer: Layer) -> dict[str, nn.Parameter]:
 def joins(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the name and module of every residual join."""
     for name, module in bare(model).named_modules():
+        # Known by its buffers and not by its class: a user's own join serves as well.
         if all(buffer in dict(module.named_buffers(recurse=False)) for buffer in JOIN_BUFFERS):
             yield name, module
 

@@ -192,6 +192,7 @@ class Loop:
             raise InputError("relief.rewind needs the network's initial weights")
         check_layers(model, config, frozen=self.frozen)
         start = masks or Masks()
+        # Before the dense network is measured, because what is masked from the start is no part of it.
         apply_masks(model, start)
         return _Run(self, model, config, init, History(folder), progress=progress).run(start, force=force)
 
@@ -213,10 +214,12 @@ def check_layers(model: nn.Module, config: ReliefConfig, *, frozen: bool = False
         raise InputError(
             f"{type(bare(model)).__name__} has no linear or convolution layer: there is nothing to relieve"
         )
+    # Joins too: they have scores of their own, and may be skipped or given an α.
     names = [*layers, *(name for name, _ in joins(model))]
     check_globs(config.alpha, names, "relief.alpha")
     check_globs(config.skip, names, "relief.skip")
     whole = _left_whole(model, config.skip, frozen=frozen)
+    # Every iteration would otherwise be the dense network, trained again.
     if set(layers) <= set(whole):
         raise InputError(
             f"every layer of {type(bare(model)).__name__} is left whole ({next(iter(layers))!r} is "
@@ -256,6 +259,7 @@ class _Run:
     ) -> None:
         self.loop, self.model, self.config, self.past, self.progress = loop, model, config, history, progress
         own = tensors_of(model)
+        # Clones, because the initial weights given may be the tensors of the very network that is trained.
         self.init = {name: init[name].clone() for name in own if name in init} if init is not None else None
         self.alpha = Alpha(config.alpha_conv, config.alpha_fc, config.alpha)
         # A layer that is left whole is not measured, not selected from and not cleared of what is disconnected.
@@ -267,6 +271,7 @@ class _Run:
     def run(self, start: Masks, *, force: bool) -> Relieved:
         found = self.past.open(self._key(start), force=force)
         rows = [replace(row, within_tolerance=self._within(found, row.accuracy)) for row in found]
+        # Another tolerance gives other verdicts on the same iterations, which need no new training.
         if rows != found:
             self.past.record(rows)
         # Later iterations that a longer loop left behind stay in the folder and are not looked at.
@@ -290,6 +295,7 @@ class _Run:
 
     def _wanted(self, rows: list[Iteration]) -> list[Iteration]:
         """Return the finished iterations that a loop with these settings would have made."""
+        # Fewer iterations or less patience than last time: the loop must end where a fresh one would.
         for count in range(1, len(rows)):
             if self._done(rows[:count]):
                 return rows[:count]
@@ -316,6 +322,7 @@ class _Run:
         """Return the names of all that must not be masked: of layers that are left whole, and what is frozen."""
         network = bare(self.model)
         names = {id(parameter): name for name, parameter in network.named_parameters()}
+        # A frozen parameter could not make up for what is masked.
         frozen = {n for n, p in network.named_parameters() if not (p.requires_grad or self.loop.frozen)}
         layers = [layer for name, layer in connected_layers(network) if name in self.left_whole]
         return frozen | {names[id(own)] for layer in layers for own in layer.parameters(recurse=False)}
@@ -331,16 +338,19 @@ class _Run:
         """Prune and retrain once, append the row and return the new masks."""
         iteration, started = len(rows), time.perf_counter()
         seconds: dict[str, float] = {}
+        # An interrupted iteration goes on with the very masks that its retraining's checkpoint was made under.
         found = self.past.masks(iteration)
         masks = found if found is not None else self._prune(masks, seconds, iteration)
         self.past.begin(iteration, masks)
         apply_masks(self.model, masks)
+        # Before rewinding, because the initial weights would say nothing about what pruning cost.
         before = self._measure(self.loop.evaluate)
         if self.config.rewind and self.init is not None:
             restore(self.model, self.init)
             apply_masks(self.model, masks)
         with _timed(seconds, "retraining"):
             peak = self.loop.retrain(self.model, masks, iteration, self.past.checkpoint(iteration))
+        # A user's own training may forget the masks, and accuracies would then be those of another network.
         if revived := apply_masks(self.model, masks):
             names = ", ".join(revived)
             raise InputError(f"the retraining let masked entries of {names} grow: apply_ the masks after each step")
@@ -360,6 +370,7 @@ class _Run:
         """Select from all layers as one pass measured them, or from the linear ones after the convolutions."""
         scored = self._worth(0)
         if self.config.measure == "at once":
+            # One process selects: a last bit that differs between processes must not make two networks.
             return from_main(lambda: select(scored, self.alpha))
         # The order of the authors' code: what the linear layers receive comes from convolutions that are pruned.
         convs = Scores({name: layer for name, layer in scored.layers.items() if layer.is_conv}, scored.joins)
@@ -378,6 +389,7 @@ class _Run:
             scored = self._worth(iteration)
         alphas = [self.alpha.of(name, is_conv=layer.is_conv) for name, layer in scored.layers.items()]
         # Up to where the mildest layer, too, lets everything but its largest connections go.
+        # An α of 1 lets nothing go, whatever its factor.
         steepest = 1 / (1 - max((alpha for alpha in alphas if alpha < 1), default=0.0))
 
         def pruned(severity: float) -> Masks:
@@ -388,6 +400,7 @@ class _Run:
             return self._disconnect(masks & found)
 
         def bisected() -> Masks:
+            # The steepest selection first, so that there is an answer even where no step meets the share.
             low, high, best = 0.0, 1.0, pruned(1.0)
             for _ in range(_BISECTIONS):
                 middle = (low + high) / 2
@@ -418,6 +431,7 @@ class _Run:
         )
         for name, layer in connected_layers(self.model):
             if name not in activity.layers and name not in skip:
+                # A layer without an activity has no score, and its weights cannot be told apart.
                 self.left_whole.setdefault(name, f"{type(layer).__name__} that calibration never called")
         return score(self.model, activity, position_norm=self.config.position_norm)
 
@@ -441,6 +455,7 @@ class _Run:
             raise InputError(
                 f"evaluate returned a {type(value).__name__}: it must return the accuracy, a number"
             ) from None
+        # NaN compares with nothing: it would be outside of every tolerance without a word.
         if math.isnan(accuracy):
             raise InputError("evaluate returned NaN: nothing can be chosen by it")
         if accuracy > 1:
@@ -477,6 +492,7 @@ class _Run:
             )
         )
         best = best_of([*rows, row])
+        # Two states at most, whatever the number of iterations: each is a whole network.
         self.states = {k: state for k, state in self.states.items() if k == best}
         self.states[row.iteration] = snapshot(self.model), masks
         self.past.finish([*rows, row], bare(self.model))
@@ -495,6 +511,7 @@ class _Run:
         key = {"version": 1, "config": config, **(self.loop.key or {})}
         tensors = tensors_of(self.model)
         key |= {"start": digest_of(tensors), "masks": digest_of(start), "init": digest_of(self.init or {})}
+        # As it will be read from the file: tuples become lists, which would differ otherwise.
         plain: dict[str, Any] = json.loads(json.dumps(key))
         return plain
 
@@ -507,6 +524,7 @@ class _Run:
 
 def best_of(rows: Sequence[Iteration]) -> int:
     """Return the iteration with the fewest connections within the tolerance; among equals the most accurate."""
+    # Never empty, since the dense network is within its own tolerance.
     return min((r.kept, -r.accuracy, r.iteration) for r in rows if r.within_tolerance)[2]
 
 
@@ -564,6 +582,7 @@ def recipe_loop(
             data,
             settings,
             masks=masks,
+            # A seed of its own for each retraining, so that no two go through the samples in the same order.
             seed=seed + iteration,
             checkpoint=checkpoint,
             progress=progress,

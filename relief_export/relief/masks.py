@@ -57,6 +57,7 @@ class Masks(Prints, Mapping[str, Tensor]):
     """An immutable mapping of names to boolean CPU tensors; a name that is not there is kept whole."""
 
     def __init__(self, masks: Mapping[str, Tensor] | None = None) -> None:
+        # On the CPU, so that masks of one loop can be compared, saved and combined wherever the network is.
         self._masks = {name: mask.detach().to("cpu", torch.bool) for name, mask in (masks or {}).items()}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -93,6 +94,7 @@ class Masks(Prints, Mapping[str, Tensor]):
         return all(
             torch.equal(self[name], other[name])
             if name in self and name in other
+            # A name that is absent is kept whole, and equals a mask that masks nothing.
             else bool((self if name in self else other)[name].all())
             for name in {*self, *other}
         )
@@ -123,6 +125,7 @@ class Masks(Prints, Mapping[str, Tensor]):
         seen: set[int] = set()
         names = {id(parameter): name for name, parameter in bare(model).named_parameters()}
         for name, layer in connected_layers(model):
+            # By identity: tied weights have several names and one memory.
             own = [t for t in own_tensors(name, layer).values() if id(t) not in seen]
             seen.update(id(t) for t in own)
             kept = sum(int(self[n].sum()) if (n := names[id(t)]) in self else t.numel() for t in own)
@@ -138,6 +141,7 @@ class Masks(Prints, Mapping[str, Tensor]):
         """
         belongs = records.sha256(Path(weights)) if weights else None
         about = {"format": FORMAT, "version": VERSION, "weights_sha256": belongs, "masks_sha256": _digest(self)}
+        # Sorted, so that the bytes do not depend on the order in which the masks were made.
         # One metadata entry only: safetensors writes several in an order that changes from run to run.
         data = safetensors.torch.save(
             {name: self[name].contiguous() for name in sorted(self)}, {"relief_export": json.dumps(about)}
@@ -272,6 +276,7 @@ def masks_in(path: str | Path, form: str | None = None) -> ReadMasks:
         IntegrityError: The file is damaged, or holds more than tensors.
     """
     path = Path(path)
+    # A safetensors file without this package's entry is a file of weights.
     weights = path.suffix == ".safetensors" and not _read_about(path)
     content = safetensors.torch.load_file(path) if weights else _load(path)
     found, masks = _recognise(content, zeros=weights or form == "zeros")
@@ -286,6 +291,7 @@ def _recognise(content: Any, *, zeros: bool) -> tuple[str, Masks]:  # noqa: ANN4
     if isinstance(content, Masks):
         return "relief", content
     if isinstance(content, Mapping) and content:
+        # Asked first, because the state of a pruned network is one of weights, too.
         pruned = any(str(name).endswith("_orig") for name in content)
         if not pruned and (zeros or _are_weights(content)):
             named = {str(n): v != 0 for n, v in content.items() if isinstance(v, Tensor) and v.is_floating_point()}
@@ -307,6 +313,7 @@ def _are_weights(content: Mapping[str, Any]) -> bool:
     """Return whether a mapping of tensors holds weights: its largest tensor has other numbers than zeros and ones."""
     if not all(isinstance(value, Tensor) for value in content.values()):
         return False
+    # The largest, because a small bias may well hold nothing but zeros and ones.
     largest = max(content.values(), key=torch.numel)
     return not bool(((largest == 0) | (largest == 1)).all())
 
@@ -356,6 +363,7 @@ def _convert(  # noqa: PLR0911  one return a form
     if isinstance(content, Masks):
         return "relief", content, ()
     if isinstance(content, nn.Module):
+        # Their networks are modules, too, but hold their masks as attributes and not as torch's pruning does.
         if (authors := _authors_network(content)) is not None:
             return _convert(authors, model, authors_conv1=authors_conv1)
         return "prune", _from_prune(content), ()
@@ -380,6 +388,7 @@ def _unwrapped(masks: Masks, model: nn.Module) -> Masks:
 
     def own(name: str) -> str:
         for prefix in _WRAPPED:
+            # A network may have a part of its own that is called "module".
             if name not in tensors and name.startswith(prefix):
                 name = name.removeprefix(prefix)
         return name
@@ -432,6 +441,7 @@ def _authors_network(module: nn.Module) -> Any | None:  # noqa: ANN401  one of t
 
 def _from_authors_list(content: Sequence[Any], model: nn.Module) -> Masks:
     """Pair the positional list with the weights and biases of the network's layers, in their order of definition."""
+    # The lists are positional: with one tensor too many or too few, masks would go to other layers.
     names = _layer_tensors(model)
     if len(names) != len(content):
         raise InputError(f"the list has {len(content)} masks, the network {len(names)} weights and biases of layers")

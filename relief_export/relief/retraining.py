@@ -77,10 +77,12 @@ def _right(outputs: Tensor, labels: Tensor) -> Tensor:
 def _squares(outputs: Tensor, labels: Tensor) -> Tensor:
     error, y = (outputs.double() - labels.double()), labels.double()
     count = torch.tensor(float(y.numel()), dtype=torch.float64, device=y.device)
+    # Sums and not a mean of R² over batches: the variance of the labels is that of the whole set.
     return torch.stack([error.square().sum(), y.sum(), y.square().sum(), count])
 
 
 def _decisions(outputs: Tensor, labels: Tensor) -> Tensor:
+    # The loss takes logits, and a logit above 0 is a probability above one half.
     chosen, wanted = outputs > 0, labels > 0.5
     return torch.stack([(chosen & wanted).sum(), (chosen != wanted).sum()])
 
@@ -110,6 +112,7 @@ def _f1(sums: Tensor) -> float:
 
 
 def _mean_overlap(sums: Tensor) -> float:
+    # A class that neither occurs nor is predicted would be 0 / 0.
     there = sums[sums.sum(1) > 0]
     return float((there[:, 0] / there.sum(1)).mean()) if len(there) else math.nan
 
@@ -168,6 +171,7 @@ class Retraining:
             if getattr(self.config, key) and not possible:
                 raise InputError(f"train.{key} is for tensors of classes trained by this package: leave it out here")
         for name, batches in (("train", self.train), ("validation", self.validation), ("test", self.test)):
+            # An iterator would be empty from the second epoch on, and nothing would say so.
             if isinstance(batches, Iterator):
                 raise InputError(
                     f"the batches of {name!r} can be gone through only once: give a list of batches or a DataLoader"
@@ -180,10 +184,12 @@ class Retraining:
         loss_of = self.loss or _TASKS[self.task].loss
         if config.label_smoothing:
             loss_of = partial(loss_of, label_smoothing=config.label_smoothing)
+        # With no epoch at all, or a metric that is NaN each time, the network stays as it was.
         best, best_metric = snapshot(model), -math.inf
         steps = _length(self.train)
         with torch.random.fork_rng(devices=[]):
             for epoch in range(config.epochs):
+                # From the epoch's number, as in `fit`, so that an epoch draws the same whatever went before it.
                 torch.manual_seed((self.seed + iteration) * 1_000_003 + epoch)
                 model.train()
                 for number, batch in enumerate(self.train):
@@ -227,6 +233,7 @@ class Retraining:
         outputs: Any = next(iter(found.values())) if len(found) == 1 else found
         labels = like(model, _labels(batch))
         if isinstance(outputs, Tensor) and isinstance(labels, Tensor) and self.loss is None:
+            # Only for the losses of this package: a user's own loss is given what the batches hold.
             labels = labels.long() if _TASKS[self.task].classes else labels.to(outputs.dtype)
         return outputs, labels
 

@@ -100,7 +100,9 @@ def score(model: nn.Module, activity: Activity, *, position_norm: PositionNorm =
     for name, layer in connected_layers(model):
         if name not in activity.layers:
             continue
+        # For its check alone: a weight that is computed from others cannot be masked.
         own_tensors(name, layer)
+        # In float64, so that scores differ by what the weights are and not by how they were summed.
         weight = layer.weight.detach().double().abs()
         bias = None if layer.bias is None else layer.bias.detach().double().abs()
         if not all(bool(torch.isfinite(t).all()) for t in (weight, bias) if t is not None):
@@ -115,6 +117,7 @@ def score(model: nn.Module, activity: Activity, *, position_norm: PositionNorm =
             tuple(weight.shape),
             is_transposed(layer),
         )
+        # The first layer's name stands for a shared weight, as its mask does.
         first = owner.setdefault(id(layer.weight), name)
         layers[first] = made if first == name else _add(layers[first], made)
     pairs = {name: _score_join(join, activity.joins[name]) for name, join in joins(model) if name in activity.joins}
@@ -154,6 +157,7 @@ def random_scores(scores: Scores, seed: int) -> Scores:
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(tensor: Tensor) -> Tensor:
+        # From 1 on, so that what is zero already stays behind everything else.
         return (torch.rand(tensor.shape, generator=generator).double() + 1) * (tensor > 0)
 
     layers = {name: replace(layer, weight=drawn(layer.weight)) for name, layer in scores.layers.items()}
@@ -219,6 +223,7 @@ def _windows(layer: Conv, A: Tensor) -> Tensor:
     mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
     windows = pad(A[None], widths, mode=mode)[0]
     for axis, (size, stride, dilation) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True)):
+        # A view: the windows overlap, and copies of all of them at once may be too large.
         windows = windows.unfold(1 + axis, dilation * (size - 1) + 1, stride)[..., ::dilation]
     return windows
 

@@ -50,12 +50,14 @@ class Alpha:
         """Return α that lets ``factor`` times as much of each neuron's score go, at most nearly all."""
 
         def scale(alpha: float) -> float:
+            # Above 0, because α must be: so small a share keeps the largest connection of each neuron alone.
             return min(1.0, max(1e-9, 1 - factor * (1 - alpha)))
 
         return Alpha(scale(self.conv), scale(self.fc), {name: scale(value) for name, value in self.layers.items()})
 
     def of(self, name: str, *, is_conv: bool) -> float:
         """Return the α of a layer."""
+        # In the order of the recipe, so that a narrow pattern can stand before a wide one.
         own = (value for pattern, value in self.layers.items() if fnmatchcase(name, pattern))
         return next(own, self.conv if is_conv else self.fc)
 
@@ -86,6 +88,7 @@ def select_largest(scores: Scores, share: float) -> Masks:
     sizes = torch.cat([torch.full((layer.weight.numel(),), prod(layer.shape[2:])) for layer in layers])
     order = torch.cat([layer.weight.flatten() for layer in layers]).sort(descending=True, stable=True).indices
     # The fewest in front that hold the share; what is zero already is behind all others.
+    # The half allows for a share that was computed from a count of weights.
     count = int((sizes[order].cumsum(0) <= share * int(sizes.sum()) + 0.5).sum())
     kept = torch.zeros(len(order), dtype=torch.bool)
     kept[order[:count]] = True
@@ -102,6 +105,7 @@ def keep_fewest(scores: Tensor, alpha: float) -> Tensor:
     values, order = rounded.sort(dim=1, descending=True, stable=True)
     reached = values.cumsum(dim=1)
     before = torch.nn.functional.pad(reached[:, :-1], (1, 0))  # what the larger ones carry without this one
+    # Strictly below, so that nothing is kept of a neuron that receives nothing.
     kept = before < alpha * reached[:, -1:] * (1 - 2.0**-_BITS)
     return torch.zeros_like(kept).scatter_(1, order, kept)
 

@@ -39,6 +39,7 @@ _VARIABLES = {
 }
 _WIDTH = 380
 _STYLE: dict[Any, Any] = {
+    # Text stays text, and identifiers come from a fixed salt: the same run gives the same bytes.
     "svg.fonttype": "none",
     "svg.hashsalt": "relief-export",
     "text.parse_math": False,
@@ -69,6 +70,7 @@ _MOST_ROWS = 24
 def _draw(alternative: str, height: float, plot: Callable[[Axes], None]) -> Markup:
     """Draw one chart, ``height`` px tall; ``alternative`` is what it says in words."""
     with mpl.rc_context(_STYLE):
+        # Not pyplot, which keeps every figure in a list of its own and may look for a display.
         figure = Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
         plot(figure.add_subplot())
         buffer = io.StringIO()
@@ -78,6 +80,7 @@ def _draw(alternative: str, height: float, plot: Callable[[Axes], None]) -> Mark
 
 def _inline(svg: str, alternative: str) -> Markup:
     """Turn a stand-alone SVG file into an element of the page, its identifiers its own."""
+    # From the content, so that a chart's identifiers do not depend on where it stands.
     key = f"c{hashlib.sha256(svg.encode()).hexdigest()[:8]}"
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -113,6 +116,7 @@ def _log_axis(axes: Axes, values: Sequence[float], show: Callable[[float], str],
     high = max(high, low + 0.8) + headroom
     step = max(1, math.ceil((high - low) / 5))
     ticks = [10.0**power for power in range(math.ceil(low), math.floor(high) + 1, step)]
+    # Fewer than three powers of ten say little about a scale.
     if len(ticks) < 3:
         ticks = [m * 10.0**p for p in range(math.floor(low), math.ceil(high)) for m in (1, 2, 5)]
     axes.set_xscale("log")
@@ -192,6 +196,7 @@ def layers_chart(layers: Sequence[tuple[str, int, int, int]]) -> Markup:
     def plot(axes: Axes) -> None:
         rows = range(len(shown))
         kinds = (("dense", MUTED, "o"), ("structural", ACCENT, "D"), ("non-zero", GOOD, "o"))
+        # A logarithmic axis has no place for 0.
         columns = [[max(counts[kind], 1) for _, *counts in shown] for kind in range(3)]
         axes.hlines(rows, columns[2], columns[0], color=GRID, linewidth=2)
         for values, (label, colour, marker) in zip(columns, kinds, strict=True):
@@ -247,6 +252,7 @@ def pareto_chart(runs: Sequence[tuple[str, Sequence[tuple[str, int, float]]]]) -
 def frontier(points: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
     """Return the (bytes, accuracy) points that no other one beats in one without losing in the other, by bytes."""
     best: list[tuple[int, float]] = []
+    # The most accurate of one size comes first, so that the others of that size are not on the frontier.
     for size, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or accuracy > best[-1][1]:
             best.append((size, accuracy))

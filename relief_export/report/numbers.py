@@ -9,6 +9,7 @@ NONE = "–"
 def format_bytes(size: float) -> str:
     """Write a number of bytes with three significant digits: 1.72 MB, 8.5 kB, 312 B (decimal prefixes)."""
     for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        # From here on three digits would round up to 1000 of the smaller unit.
         if size >= 0.9995 * factor:
             return f"{_three(size / factor)} {unit}"
     return f"{size:.0f} B"
@@ -49,6 +50,7 @@ def format_seconds(seconds: float) -> str:
         return f"{1000 * seconds:.0f} ms"
     if seconds < 60:
         return f"{_three(seconds)} s"
+    # Rounded first, so that no time reads "4 min 60 s".
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
@@ -60,6 +62,7 @@ def format_milliseconds(seconds: float) -> str:
 
 def _three(value: float) -> str:
     """Write three significant digits without exponent: 0.123, 1.23, 12.3, 123, 1234."""
+    # From here on the three digits stand before the point, where %g would leave one behind them.
     if value >= 99.95:
         return f"{value:.0f}"
     return f"{value:#.3g}"

@@ -75,6 +75,7 @@ def view(run: Run) -> View:
     """
     found = []
     for stage, section in _SECTIONS:
+        # A section reads far into a record: what it misses there is reported by the record's name.
         with reading(run.folder, stage):
             found.append(section(run))
     with reading(run.folder, "validate"):
@@ -120,6 +121,7 @@ def verdict(run: Run) -> tuple[str, str]:
         reason += (
             f" {exact.name} has {format_bytes(exact.bytes)} where the dense ONNX file has {format_bytes(original)}."
         )
+    # Where the smallest file is an exact one, there is no second file to tell of.
     if smallest is not None and smallest != exact and exact is not None:
         change = format_points(smallest.accuracy, exact.accuracy)
         moved = {"+0.00": "the same accuracy", NONE: "an accuracy that was not measured"}.get(
@@ -216,6 +218,7 @@ def build_report(folders: Sequence[Path], out: Path) -> ReportPaths:
         raise InputError("a report needs at least one folder")
     runs = [read_run(folder) for folder in folders]
     single = len(runs) == 1
+    # All views are made before the first file is written: a record that lacks a figure leaves the old page.
     context = {
         "title": runs[0].name if single else f"Comparison of {len(runs)} runs",
         "version": VERSION,
@@ -234,6 +237,7 @@ def environment() -> jinja2.Environment:
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("relief_export.report"),
         autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",)),
+        # A misspelt name would otherwise be an empty place on the page that nobody notices.
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -137,6 +137,7 @@ class Run:
 
     def smallest(self, *, exact: bool) -> File | None:
         """Return the smallest file that ONNX Runtime loads, of the exact ones or of all, none that failed a check."""
+        # Without a validation nothing was checked, and every file is as good as the others.
         passed = {True} if self.validation is not None else {None}
         fit = [file for file in self.files if file.ok in passed and file.loads and (file.exact or not exact)]
         return min(fit, key=lambda file: file.bytes, default=None)
@@ -182,6 +183,7 @@ def read_run(folder: Path) -> Run:
     for stage, read in readers.items():
         if stage in found:
             with reading(folder, stage):
+                # In the order of the stages: each reader goes on from what the earlier ones found.
                 facts |= read(found[stage].outcome, facts)
     if "audit" in found:
         facts["audit"] = found["audit"].outcome
@@ -212,6 +214,7 @@ def _train(outcome: Table, _: Table) -> Table:
 
 def _relieve(outcome: Table, facts: Table) -> Table:
     relief = outcome["relief"]
+    # The dense network was trained by another stage, which alone knows the peak of its epochs.
     first = relief["history"][0] | {"peak_test_accuracy": facts.pop("peak")}
     return {
         "accuracy": facts["accuracy"] | {"relieved": (outcome["validation"], outcome["test"])},
@@ -264,6 +267,7 @@ def _file(entry: Table) -> File:
 
 def _layers(before: list[Table], after: list[Table]) -> tuple[Layer, ...]:
     """Pair the layers of two cost tables by the name of their weight; what is not in ``after`` is gone."""
+    # By the weight, whose name a shrink keeps, and not by position: layers may be gone.
     left = {layer["weight"]: layer for layer in after if layer["weight"]}
     gone = {"parameters": 0, "parameters_nonzero": 0, "macs": 0, "macs_nonzero": 0}
     return tuple(
@@ -341,6 +345,7 @@ def input_use(masks: Path, layer: str, shape: tuple[int, ...]) -> InputUse | Non
     if mask.ndim == 4:  # a unit of pruning is a whole kernel
         kernels = mask.any(axis=(2, 3))
         return InputUse((), tuple((int(count), kernels.shape[0]) for count in kernels.sum(axis=0)))
+    # A linear layer that does not read the input itself: its columns are no pixels.
     if mask.shape[1] != math.prod(shape):
         return None
     counts = mask.sum(axis=0).reshape(shape)

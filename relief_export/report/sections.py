@@ -155,6 +155,7 @@ def files(run: Run) -> Section:
         size = (f"{file.bytes:,}", format_ratio(original, file.bytes))
         rows.append((file.name, *size, *_measured(file), file.format))
     marks = [("masked.onnx, gzipped", run.sizes["masked gzip"]), ("entropy bound, float32", run.sizes["bound f32"])]
+    # A bound of int8 values says nothing about files of float32 alone.
     if not all(file.exact for file in run.files):
         marks.append(("entropy bound, int8", run.sizes["bound int8"]))
     rows.append(_reference("original.onnx, gzipped", "for comparison", run.sizes["gzip"], original))
@@ -182,7 +183,9 @@ def _size_against_accuracy(run: Run) -> tuple[Markup, str] | None:
     points = [(file.format, file.bytes, file.accuracy) for file in run.files if file.ok and file.accuracy is not None]
     dense = run.accuracy.get("dense", (None, None))[1]
     if dense is not None:
+        # In front, so that what everything is compared with has the first colour.
         points.insert(0, ("dense network", run.sizes["original"], dense))
+    # One point is no comparison.
     if len(points) < 2:
         return None
     named = [(f"{name}, {format_bytes(size)}", [(name, size, found)]) for name, size, found in points]
@@ -199,6 +202,7 @@ def breakdown(run: Run) -> Section:
         for name, parts in sorted(run.anatomy.items(), key=lambda item: -sum(item[1].values()))
     )
     best = run.smallest(exact=False)
+    # A dictionary for its order: the two codes may be one and the same.
     used = dict.fromkeys(("f32", best.values if best else "f32"))
     weights = tuple(
         (
@@ -270,6 +274,7 @@ def layers(run: Run) -> Section | None:
     last = run.iterations[run.chosen]["layers"] if run.iterations else {}
     rows = []
     for layer in run.layers:
+        # A layer of the graph may be none of the pruned layers, such as one that pruning left whole.
         own = last.get(layer.name, {})
         density = format_percent(own["kept"] / own["dense"]) if own.get("dense") else NONE
         figures = (f"{value:,}" for value in (*layer.parameters, *layer.macs))
@@ -441,6 +446,7 @@ def _flat(recipe: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in recipe.items():
         if isinstance(value, dict):
             rows += _flat(value, f"{prefix}{key}.")
+        # 0 and False stay, because they are settings.
         elif value not in (None, "", []):
             rows.append((prefix + key, value))
     return rows

@@ -176,6 +176,7 @@ def validate(
     found = evaluation.validate(
         folder, samples.x, samples.y, samples.logits, only=name, strict=strict, progress=progress
     )
+    # Through JSON and back, so that the answer is what a reader of the record sees.
     outcome = json.loads(json.dumps(found.to_dict() | {"source": samples.source, "provisional": False}))
     seconds = round(time.perf_counter() - start, 3)
     if name is None and not (folder.parent / "recipe.toml").is_file():
@@ -207,6 +208,7 @@ def audit(
     from relief_export import evaluation
     from relief_export.recipe import AuditConfig
 
+    # 0 is an answer and None is none: an accuracy_drop of 0 has to win over the recipe's.
     given = {key: value for key, value in given.items() if value is not None}
     config = AuditConfig()
     if (subject / "recipe.toml").is_file():

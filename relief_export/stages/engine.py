@@ -99,6 +99,7 @@ class Stage:
         inputs = self._hashes(job)
         if self.after is not None:
             maker = self.after.format(maker=job.maker)
+            # For its errors alone: weights may lie there although their stage was interrupted.
             read_record(job.folder / RECORDS[maker], maker)
         return {"recipe": {key: resolved.get(key) for key in self.keys}, "inputs": inputs}
 
@@ -125,6 +126,7 @@ class Stage:
             record = read_record(path, self.name)
         except ReliefError:
             return None  # absent, or damaged: the stage is run again and replaces it
+        # Such an answer was given without the full test set, so it must not stand once that can be had.
         if record.outcome.get("provisional"):
             return None
         try:
@@ -206,6 +208,7 @@ def perform(stage: Stage, job: Job, *, force: bool) -> Done:
         if is_main_process() and record.outcome.get("ok", True):
             path.touch()  # for Make: newer than what it was compared with
         return Done(stage.name, skipped=True, seconds=record.seconds, outcome=record.outcome)
+    # A stage that replaces its folder as a whole keeps the old record until then.
     if is_main_process() and not stage.whole:
         _prepare(path, force=force)
     wait()

@@ -41,6 +41,7 @@ def train(job: Job) -> Outcome:
     data, model = load_task(recipe)
     if recipe.model.weights is not None:
         load_start(model, Path(recipe.model.weights))
+    # Before the first weights are written, so that no training is lost to what a later step refuses.
     _rehearse(recipe, data, model)
     if is_main_process():
         save_weights(model, folder / "init.safetensors")
@@ -76,6 +77,7 @@ def _rehearse(recipe: Recipe, data: DataSet, model: nn.Module) -> None:
     from relief_export.relief.loop import check_layers
     from relief_export.training.rounding import fold_norms
 
+    # A copy, since moving batch norm into the weights changes them.
     network = copy.deepcopy(model).eval()
     x, _ = data.train.take(_REHEARSAL, seed=recipe.seed).tensors()
     check_layers(network, recipe.relief)
@@ -96,6 +98,7 @@ def blaming_the_network(recipe: Recipe, shape: tuple[int, ...]) -> Iterator[None
     """
     try:
         yield
+    # Such an error has its one sentence already.
     except ReliefError:
         raise
     except Exception as error:
@@ -128,6 +131,7 @@ def relieve(job: Job) -> Outcome:
 
     folder, recipe = job.folder / "relieved", job.recipe
     data, model = load_task(recipe)
+    # Two loads into one network: the first only for the tensors that it returns, the second to stay.
     init = load_weights(model, job.folder / "dense" / "init.safetensors")
     load_weights(model, job.folder / "dense" / "weights.safetensors")
     loop = recipe_loop(model, data, recipe.relief, recipe.train, seed=recipe.seed, progress=job.progress)
@@ -233,6 +237,7 @@ def shipped_logits(job: Job, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         raise InputError(f"the samples x are {x.dtype} {x.shape}, the network takes floating-point (N, *{shape})")
     model = build_model(recipe.model, shape, facts["classes"], recipe.seed)
     load_network(model, job.folder, job.network)
+    # The labels are made up: only the logits are read.
     split = Split.of(torch.from_numpy(x.astype("float32")), torch.zeros(len(x), dtype=torch.int64))
     logits = evaluate(model, split, logits=True).logits
     assert logits is not None  # noqa: S101  asked for

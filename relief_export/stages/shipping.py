@@ -73,7 +73,9 @@ def ship(
         What the record of the export holds.
     """
     started = time.perf_counter()
+    # Before the folder is begun: where the model is refused, there is nothing to clear away.
     result = shrink(graphs["masked"])
+    # Dense first and once: the other files are compared with it.
     chosen = tuple(dict.fromkeys(("dense", *names)))
     with atomic_folder(target) as folder:
         baselines = {name: _baseline(graphs[name], folder / f"{name}.onnx") for name in BASELINES}
@@ -118,6 +120,7 @@ def _capture(job: Job) -> tuple[dict[str, ir.Model], Samples, np.ndarray[Any, An
     sample = data.test.take(recipe.export.reference_samples, seed=recipe.seed)
     x, y = sample.tensors()
     load_weights(model, job.folder / "dense" / "weights.safetensors")
+    # Two samples, because torch.export takes an axis of length 1 for a constant.
     captured = capture(model, x[:2])
     graphs = {"original": fold(captured)}
     load_network(model, job.folder, job.network)
@@ -131,6 +134,7 @@ def _capture(job: Job) -> tuple[dict[str, ir.Model], Samples, np.ndarray[Any, An
 
 def with_values(captured: ir.Model, state: dict[str, np.ndarray[Any, Any]]) -> ir.Model:
     """Return a captured graph with other numbers in it: the structure of a network does not depend on its weights."""
+    # Cloned and not captured again: tracing takes far longer than swapping numbers.
     model = captured.clone()
     for name, value in model.graph.initializers.items():
         if name in state:
@@ -184,6 +188,7 @@ def validate(job: Job) -> Outcome:
     found = evaluation.validate(folder, samples.x, samples.y, samples.logits, strict=job.strict, progress=job.progress)
     models = {name: folder / f"{name}.onnx" for name in BASELINES}
     models |= {each.artifact: folder / each.artifact for each in found.measurements if each.optimised}
+    # The time of a file that computes something else is of no interest.
     latency = evaluation.measure_latency(models, samples.x) if found.ok else []
     return found.to_dict() | {
         "source": samples.source,

@@ -120,9 +120,11 @@ class Split:
         order = torch.arange(len(self)) if shuffle is None else torch.randperm(len(self), generator=shuffle)
         chunks = torch.split(order, size)
         if shuffle is not None:
+            # Only where samples are shuffled, as for training: a measurement leaves out none.
             chunks = chunks[: self.steps(size, world=world)]
         # Every world-th sample, so that the shares of a batch differ by one sample at most, the last batch's too.
         mine = [chunk[rank::world] for chunk in chunks]
+        # A generator, so that pictures in memory are fetched batch by batch.
         pictures = self.pixels.batches((self.indices[rows] for rows in mine), device)
         for chunk, rows, found in zip(chunks, mine, pictures, strict=True):
             if padding := CROP_PADDING if augment else shift:
@@ -196,6 +198,7 @@ def load_data(config: DataConfig, seed: int) -> DataSet:
 def _placed(raw: Raw, config: DataConfig) -> Raw:
     """Decode the files of a small data set into memory; a limited one is decoded after the limit."""
     pixels = raw.pixels
+    # Decoding all pictures for a few of them would make a trial as slow as a whole run.
     if not isinstance(pixels, FilePixels) or config.limit or _streams(pixels, config):
         return raw
     return replace(raw, pixels=MemoryPixels(cached(pixels)))
@@ -207,6 +210,7 @@ def _streams(pixels: FilePixels, config: DataConfig) -> bool:
 
 def _split(raw: Raw, rows: torch.Tensor, config: DataConfig, seed: int) -> Split:
     if config.limit:
+        # After the validation split was cut, so that the splits stay apart whatever the limit.
         rows = rows[spread(raw.labels[rows], config.limit, seed)]
     labels, pixels = raw.labels[rows], raw.pixels
     if isinstance(pixels, FilePixels) and config.limit and not _streams(pixels, config):
@@ -419,6 +423,7 @@ def _tree(folder: Path, config: DataConfig) -> tuple[Raw, Raw]:
         raise InputError(
             f"there is no {folder}: put the {config.source} pictures there, or set RELIEF_DATA to another root"
         )
+    # The test pictures of Tiny-ImageNet have no labels, so its validation pictures are the test set.
     annotations = folder / "val" / "val_annotations.txt"
     train = _members(folder, "train")
     test = _annotated(annotations) if annotations.is_file() else _members(folder, "test") or _members(folder, "val")
@@ -426,6 +431,7 @@ def _tree(folder: Path, config: DataConfig) -> tuple[Raw, Raw]:
         if not members:
             raise InputError(f"{folder} has no {part}/CLASS/ pictures (nor {part}.zip)")
     classes = tuple(sorted({name for name, _ in train}))
+    # A class without training pictures has no number, and could never be predicted.
     unknown = {name for name, _ in test} - set(classes)
     if unknown:
         raise InputError(f'{folder} has test pictures of class "{min(unknown)}", which has no training pictures')
@@ -477,6 +483,7 @@ def _download(root: Path, dataset: str) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     kind = getattr(import_torchvision().datasets, dataset)
     try:
+        # Both parts here, so that a missing one is noticed before anything is trained.
         for train in (True, False):
             kind(target, train=train, download=True)
     except (OSError, RuntimeError) as error:

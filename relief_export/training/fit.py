@@ -141,6 +141,7 @@ def fit(
             # Everything random is drawn from the seed and the epoch's number, so that a resumed training needs the
             # state of no generator. Processes draw the same order, from which each takes its share, but not the same
             # dropout.
+            # A large factor keeps seeds apart: no epoch of one seed draws what an epoch of the next one does.
             draw = (seed * 1_000_003 + epoch) % 2**63
             torch.manual_seed((draw + (rank << 40)) % 2**63)
             batches = data.train.batches(
@@ -207,6 +208,7 @@ def evaluate(model: nn.Module, split: Split, *, batch: int = 1000, logits: bool 
             )
             if logits:
                 found.append(out.cpu())
+    # Left as it was found, because a measurement must not change how the caller goes on.
     model.train(training)
     correct, loss_sum, count = (totals if logits else distributed.all_reduce(totals)).tolist()
     if count == 0:

@@ -266,6 +266,7 @@ class _Rounded(nn.Module):
                 self.rounded[name] = None if mask is None else mask.to(parameter.device)
             elif id(parameter) in taken:
                 parameter.requires_grad_(False)
+            # What remains of one axis is what files store in 16 bits: biases and the shifts of norms.
             elif parameter.ndim == 1:
                 self.vectors.append(name)
 
@@ -314,6 +315,7 @@ class _Codebooks(_Rounded):
         held = dict(model.named_parameters())
         for place, name in enumerate(self.rounded):
             weight = held[name].detach().flatten()
+            # The weight itself is only a shape from here on: its kept entries are parameters of their own.
             held[name].requires_grad_(False)
             # The zeros stay outside of the parameters, so that the training cannot revive them.
             kept = weight.nonzero().flatten()
