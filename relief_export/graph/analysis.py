@@ -68,6 +68,7 @@ class Liveness:
         # Every node comes after all its readers, so that one sweep is enough.
         for ctx, rule in reversed(self.contexts):
             needed = [self.live[v] for v in ctx.node.outputs]
+            # A node that nobody needs asks for nothing, and has no constants that wait for a representative either.
             if not any(n.any() for n in needed):
                 ctx.deferred = None
                 continue
@@ -79,6 +80,7 @@ class Liveness:
 
     def decide(self) -> RemovalPlan:
         """Decide which units stay: live or pinned ones, what is tied to them, and what operators cannot do without."""
+        # The decision starts afresh after every sweep, as it follows from what is live by then.
         plan = RemovalPlan(self.walk, self.labels, self.live)
         for value, flags in self.live.items():
             plan.keep(self.walk.facts_of[value].ids[flags])

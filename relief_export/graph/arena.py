@@ -179,6 +179,7 @@ def _constants(graph: ir.Graph, inputs: Sequence[ir.Value]) -> set[ir.Value]:
 def _lifetimes(inputs: Sequence[ir.Value], nodes: Sequence[ir.Node]) -> list[ArenaTensor]:
     """Return each activation with the first and the last node that need it, not placed yet."""
     steps = _steps(nodes)
+    # Chains of reshapes end at one root, which alone takes part in the plan.
     roots: dict[ir.Value, ir.Value] = {}
     spans: dict[ir.Value, list[int]] = {}
 

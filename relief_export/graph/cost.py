@@ -117,6 +117,7 @@ def contraction(node: ir.Node) -> Contraction | str | None:
 
 def stored(value: ir.Value | None) -> ir.Value | None:
     """Follow a constant through Transpose, Reshape, DequantizeLinear and the like to the tensor in the file."""
+    # A weight counts as what the file stores, under the name that it has there.
     while value is not None and ir.convenience.get_const_tensor(value) is None:
         node = value.producer()
         if node is None or node.op_type not in _THROUGH:

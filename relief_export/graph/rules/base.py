@@ -306,6 +306,7 @@ class NodeContext:
     def use_axis(self, index: int, axis: int, ids: NDArray[np.int64]) -> None:
         """State that axis ``axis`` of constant input ``index`` counts the units ``ids``; other uses must agree."""
         value = self.node.inputs[index]
+        # A constant with one reader is free to be cut as that reader needs it.
         if value is None or not self.walk.shared(value):
             return
         self._stated_axes.add((index, axis))
@@ -332,6 +333,7 @@ class NodeContext:
     def give_up(self, reason: str) -> list[ChannelFacts]:
         """Keep whole all that the node reads and writes; the engine then treats it as unknown in every respect."""
         self.given_up, self.reason = True, reason
+        # Nothing is known of how the outputs depend on the inputs any more, so that all of them stay.
         for facts in self.activations():
             self.pin(facts.ids, reason)
         return [self.walk.unknown_facts(value) for value in self.node.outputs]
@@ -379,6 +381,7 @@ class Rule:
     def backward(self, ctx: NodeContext, live: list[NDArray[np.bool_]]) -> list[NDArray[np.bool_] | None]:
         """Return, for each input that is an activation, which of its elements the live outputs need."""
         del live
+        # To need too much is always safe, so this is the answer for whatever has no better one.
         facts_of = (ctx.facts(i) for i in range(len(ctx.node.inputs)))
         return [None if f is None else np.ones(f.ids.shape, np.bool_) for f in facts_of]
 

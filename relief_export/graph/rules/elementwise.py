@@ -65,6 +65,7 @@ class Elementwise(Rule):
             return ctx.give_up(f"the rank of an operand is not known at {ctx.label}")
         lifted = [f.ids.reshape((1,) * (rank - f.rank) + f.ids.shape) for f in facts_of]
         main = max(lifted, key=lambda ids: ids.size)
+        # Operands along different axes would give each element two units, and it can have only one.
         if any(other.size != 1 and other.shape != main.shape for other in lifted):
             return ctx.give_up(f"operands vary along different axes at {ctx.label}")
         for facts, other in zip(facts_of, lifted, strict=True):

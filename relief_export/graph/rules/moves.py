@@ -169,6 +169,7 @@ class DepthToSpace(MovesElements):
         if facts.ids.size == 1:
             return [ChannelFacts(ctx.out_shape(), facts.ids, facts.const)]
         ids, const = self._blocks(ctx, facts.ids), self._blocks(ctx, facts.const)
+        # The pixels of one output channel come from all channels of a block, so none can go alone.
         ctx.tie(ids, np.broadcast_to(ids[:1], ids.shape))
         shape = (1, ids.shape[1], *(1 for _ in range(facts.rank - 2)))
         # The block's channels alternate within the picture, so that only equal numbers make it flat.
@@ -315,6 +316,7 @@ def _resize(ctx: NodeContext, facts: ChannelFacts, array: Array) -> Array:
     if any(facts.shape[k] != after[k] for k in varying(facts.ids)):
         raise LayoutError("channels are interpolated")
     mode = ctx.node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+    # The array of units passes through here too, and only that of constants is spoiled.
     if array.dtype.kind == "f" and mode == "tf_crop_and_resize":  # outside there is a number of its own
         return np.full_like(array, np.nan)
     return array
@@ -366,6 +368,7 @@ class Concat(MovesElements):
         ids, const = zip(*parts, strict=True)
         if joins:
             return [ChannelFacts(shape, np.concatenate(ids, axis), np.concatenate(const, axis))]
+        # The widest operand has a unit for every channel, to which the others can be tied.
         main = max((f.ids for f in ctx.activations()), key=lambda array: array.size)
         if main.shape != others:
             return ctx.give_up(f"operands vary along different axes at {ctx.label}")
@@ -587,6 +590,7 @@ class Pad(MovesElements):
                 continue
             if ids.shape[axis] == 1:
                 if fill is not None and (before > 0 or after > 0):
+                    # A flat channel keeps its number only where the border has it too.
                     const = np.where(const == fill, const, np.nan)
                 continue
             width = [(before, after) if k == axis else (0, 0) for k in range(facts.rank)]
@@ -649,6 +653,7 @@ def _bounds(ctx: NodeContext) -> dict[int, tuple[int, int, int]]:
 def _slice(ctx: NodeContext, facts: ChannelFacts, array: Array) -> Array:
     for axis, (start, end, step) in _bounds(ctx).items():
         if array.shape[axis] > 1:
+            # What is left of a cut range is looked for as an ascending one, which also needs a known length.
             if step < 0 or facts.shape[axis] != array.shape[axis]:
                 raise LayoutError("the slice runs backwards")
             positions = np.arange(array.shape[axis])[start:end:step]
@@ -660,6 +665,7 @@ def _as_range(places: NDArray[np.int64]) -> tuple[int, int, int] | None:
     """Write ascending positions as (start, end, step), or None where they are no plain range."""
     if len(places) == 0:
         return (0, 0, 1)
+    # Cut evenly, a range may still be one with another step, and then no unit has to stay for its sake.
     step = int(places[1] - places[0]) if len(places) > 1 else 1
     same = bool((np.diff(places) == step).all())
     return (int(places[0]), int(places[-1]) + 1, step) if same else None
@@ -674,6 +680,7 @@ def _gather(ctx: NodeContext, facts: ChannelFacts, array: Array) -> Array:
     if array.shape[axis] == 1:
         shape = (*array.shape[:axis], *([1] * rank), *array.shape[axis + 1 :])
         return array.reshape(shape)
+    # Along the channels, a table of indices would spread the units over several axes.
     if indices is None or indices.ndim > 1:
         raise LayoutError("the indices are not a constant list")
     return np.asarray(array.take(indices % array.shape[axis], axis))

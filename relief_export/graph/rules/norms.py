@@ -67,6 +67,7 @@ class BatchNorm(Rule):
             return super().forward(ctx)
         if any(p is None for p in parameters):
             return super().forward(ctx)
+        # Constants are followed in float64 and rounded only where they are stored again.
         gamma, beta, mean, variance = (p.astype(np.float64) for p in parameters if p is not None)
         scale = gamma / np.sqrt(variance + ctx.node.attributes.get_float("epsilon", 1e-5))
         x = facts.const.reshape(-1)
@@ -126,6 +127,7 @@ class ChannelNorm(Rule):
         rows = ids.reshape(groups, -1) if not set(varying(ids)) - {1} else np.moveaxis(ids, 1, 0).reshape(channels, -1)
         if self.grouped and set(varying(ids)) - {1}:
             return super().forward(ctx)
+        # A mean over several units would change if one of them went.
         ctx.tie(rows, np.broadcast_to(rows[:, :1], rows.shape))
         # A flat channel is its own mean, but not to the last bit: only zero is sure to come out as the bias.
         along = [-1 if k == 1 else 1 for k in range(facts.rank)]

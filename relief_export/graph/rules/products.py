@@ -54,6 +54,7 @@ class Contraction(Rule):
         if (rows and columns) or a.shape[-1] != b.shape[-2] or (inner and (rows or columns)):
             return super().forward(ctx)
         full = (*np.broadcast_shapes(a.shape[:-2], b.shape[:-2]), a.shape[-2], b.shape[-1])
+        # The operand that gives its units must have one for each place of the result, in every head.
         if (rows and a.shape != full) or (columns and b.shape != full):
             return super().forward(ctx)
         if inner:
@@ -205,6 +206,7 @@ def _same_places(
         lines = [_line(s, axis) for s in stays if s.shape[axis] > 1]
         union = np.logical_or.reduce(lines) if lines else np.zeros(1, np.bool_)
         for units, keep in zip(ids, stays, strict=True):
+            # An operand that is flat along the heads serves all of them, however many are left.
             if units.shape[axis] > 1 and (lost := np.flatnonzero(union & ~_line(keep, axis))).size:
                 missing.append((_beside(units, keep, axis, lost), f"the same heads at {ctx.label}"))
     return missing
