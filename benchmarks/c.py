@@ -139,6 +139,8 @@ def _build(name: str, shape: tuple[int, ...], classes: int = 10) -> nn.Module:
     torch.manual_seed(SEED)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     return model

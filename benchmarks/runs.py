@@ -37,6 +37,8 @@ def summary(run: Run) -> dict[str, Any]:
     # A relief that was interrupted, or that chose again, has the time of its last call only.
     seconds["relieve"] = max(seconds["relieve"], round(sum(row["seconds"]["all"] for row in run.iterations), 1))
     history = ("kept", "dense", "accuracy_before", "accuracy", "test_accuracy", "within_tolerance")
+    assert run.connections is not None
+    assert run.recipe is not None
     files = [asdict(file) for file in run.files]
     return {
         "name": run.folder.resolve().name,
@@ -61,7 +63,7 @@ def summary(run: Run) -> dict[str, Any]:
         "arena": {key: run.arena[key]["bytes"] for key in run.arena},
         "sizes": run.sizes,
         "files": files,
-        "latency": run.validation.get("latency", []),
+        "latency": (run.validation or {}).get("latency", []),
         "seconds": seconds | {"all": round(sum(seconds.values()), 1)},
         "machines": {stage: record.machine for stage, record in run.records.items()},
         "versions": run.records["export"].versions,

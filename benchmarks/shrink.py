@@ -32,6 +32,9 @@ SILENT = (
 """One model of a family is also measured with killed channels that emit zero."""
 OBSTACLES = {  # first words of a reason -> column
     "tied at": "left_tied",
+    "read by Add": "left_tied",
+    "read by Mul": "left_tied",
+    "no longer constant behind Add": "left_tied",
     "non-zero constant": "left_padding",
     "equal groups": "left_groups",
     "pinned by": "left_pinned",
@@ -107,8 +110,8 @@ def account(killed: dict[str, NDArray[np.int64]], result: ShrinkResult) -> Row:
             stay -= taken
         left["unexplained"] += stay
     total = sum(len(rows) for rows in killed.values())
-    forbidden = sum(left[k] for k in OBSTACLES.values())
-    columns = (*OBSTACLES.values(), "left_other", "unexplained")
+    forbidden = sum(left[k] for k in set(OBSTACLES.values()))
+    columns = (*dict.fromkeys(OBSTACLES.values()), "left_other", "unexplained")
     share = removed / (total - forbidden) if total > forbidden else 1.0
     return {
         "killed": total,

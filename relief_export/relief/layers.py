@@ -29,7 +29,7 @@ def connected_layers(model: nn.Module) -> Iterator[tuple[str, Layer]]:
     """Yield the name and module of every linear and convolution layer, in the order of definition."""
     for name, module in bare(model).named_modules():
         if isinstance(module, (nn.Linear, *CONVS)) or is_transposed(module):
-            yield name, module  # type: ignore[misc]  # a transposed one has the same two parameters
+            yield name, module  # a transposed one has the same two parameters
 
 
 def is_transposed(layer: nn.Module) -> bool:

@@ -425,17 +425,18 @@ def _from_nni(content: Mapping[str, Mapping[str, Any]]) -> Masks:
 
 def _authors_network(module: nn.Module) -> Any | None:  # noqa: ANN401  one of the authors' forms
     """Return the masks that a network of the NNrelief authors holds as attributes, or None for any other network."""
-    lists = [next((getattr(module, name) for name in names if hasattr(module, name)), []) for names in _AUTHORS_LISTS]
+    attributes: dict[str, Any] = {name: getattr(module, name) for name in dir(module) if name.endswith("masks")}
+    lists: list[Any] = [next((attributes[n] for n in names if n in attributes), []) for names in _AUTHORS_LISTS]
     if lists[-1]:
         return [masks for masks in lists if masks]
-    if not hasattr(module, "layers_masks") or not hasattr(module, "linear_masks"):
+    if "layers_masks" not in attributes or "linear_masks" not in attributes:
         return None
-    found = {"conv1.mask": module.conv1_masks}
-    for layer, blocks in enumerate(module.layers_masks, 1):
+    found = {"conv1.mask": attributes["conv1_masks"]}
+    for layer, blocks in enumerate(attributes["layers_masks"], 1):
         for block, masks in enumerate(blocks):
             names = (*(f"conv{i}" for i in range(1, len(masks))), "shortcut")
             found |= {f"layer{layer}.{block}.{name}.mask": mask for name, mask in zip(names, masks, strict=True)}
-    weight, bias = module.linear_masks
+    weight, bias = attributes["linear_masks"]
     return found | {"linear.weight.mask": weight, "linear.bias.mask": bias}
 
 

@@ -15,7 +15,7 @@ A metric is at most 1, and higher is better: the relief's tolerance is a differe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -181,8 +181,11 @@ class Retraining:
         """Train in place under masks; the best epoch by validation is loaded at the end."""
         config, enforce = self.config, mask_enforcer(model, masks)
         optimizer = make_optimizer(model, config)
-        loss_of = self.loss or _TASKS[self.task].loss
+        loss_of: Callable[..., Any] = self.loss or _TASKS[self.task].loss
         if config.label_smoothing:
+            # Smoothing spreads a target over classes: no other loss knows the word.
+            if self.loss is not None or not _TASKS[self.task].classes:
+                raise InputError("label_smoothing belongs to the built-in losses of classes: leave it at 0 for another")
             loss_of = partial(loss_of, label_smoothing=config.label_smoothing)
         # With no epoch at all, or a metric that is NaN each time, the network stays as it was.
         best, best_metric = snapshot(model), -math.inf
@@ -201,7 +204,7 @@ class Retraining:
                     if not bool(torch.isfinite(loss)):
                         raise InputError(f"the training diverged in epoch {epoch + 1} (loss {float(loss)}): lower lr")
                     optimizer.zero_grad(set_to_none=True)
-                    loss.backward()  # type: ignore[no-untyped-call]  # not in torch's stubs
+                    loss.backward()
                     optimizer.step()
                     enforce()
                     if progress is not None:
@@ -263,7 +266,7 @@ def _device(model: nn.Module) -> str:
 
 
 def _length(batches: Iterable[Any]) -> int:
-    return len(batches) if hasattr(batches, "__len__") else sum(1 for _ in batches)
+    return len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
 
 
 class _Seeded:

@@ -128,12 +128,13 @@ def test_initializer_that_is_an_input_is_kept():
 
 
 def test_new_bias_is_not_joined_with_one_that_is_an_input():
-    text = """g (float[n, 7] x, float[2] c) => (float[n, 2] y) { h = Gemm<transB=1>(x, w1, b1) r = Relu(h) m = MatMul(r, w2)
+    text = """g (float[n, 70] x, float[2] c) => (float[n, 2] y) { h = Gemm<transB=1>(x, w1, b1) r = Relu(h) m = MatMul(r, w2)
         y = Add(m, c) }"""
-    arrays = {"w1": normal(6, 7, dead=(1,)), "b1": np.ones(6, np.float32), "w2": normal(6, 2), "c": normal(1, 2)[0]}
+    # Wide enough that a row is more bytes than the node and the bias that its constant needs.
+    arrays = {"w1": normal(6, 70, dead=(1,)), "b1": np.ones(6, np.float32), "w2": normal(6, 2), "c": normal(1, 2)[0]}
     model = build(text, arrays)
     result = shrink(model).model
-    assert shapes(result)["w1"] == (5, 7)
+    assert shapes(result)["w1"] == (5, 70)
     assert_same(model, result, random_feeds(model) | {"c": np.ones(2, np.float32)}, relative=RELATIVE)
 
 
@@ -279,11 +280,12 @@ def test_new_values_take_no_name_that_is_taken():
 
 
 def test_two_nodes_without_a_name_get_biases():
-    text = """g (float[n, 7] x) => (float[n, 2] y, float[n, 3] z) { h = Gemm<transB=1>(x, w1, b1) r = Relu(h) y = MatMul(r, w2)
+    text = """g (float[n, 70] x) => (float[n, 2] y, float[n, 3] z) { h = Gemm<transB=1>(x, w1, b1) r = Relu(h) y = MatMul(r, w2)
         z = MatMul(r, w3) }"""
-    arrays = {"w1": normal(6, 7, dead=(0, 1)), "b1": np.arange(6, dtype=np.float32)}
+    # Wide enough that two rows are more bytes than the nodes and the biases that their constants need.
+    arrays = {"w1": normal(6, 70, dead=(0, 1)), "b1": np.arange(6, dtype=np.float32)}
     arrays |= {"w2": normal(6, 2), "w3": normal(6, 3)}
-    assert shapes(sound(build(text, arrays)))["w1"] == (4, 7)
+    assert shapes(sound(build(text, arrays)))["w1"] == (4, 70)
 
 
 # Shapes ----------------------------------------------------------------------------------------------------------------
