@@ -380,7 +380,7 @@ class _Run:
         return first & from_main(lambda: select(again, self.alpha))
 
     def _prune_to(self, share: float, masks: Masks, seconds: dict[str, float], iteration: int) -> Masks:
-        """Prune until no more than ``share`` of all connections is left, what is disconnected taken away.
+        """Prune until no more than ``share`` of all connections, rounded, is left, what is disconnected taken away.
 
         The selection is governed by one number, of which less is kept the larger it is: a bisection finds the largest
         network within the share. Where even the mildest selection keeps less, that one it is.

@@ -78,7 +78,8 @@ def test_given_shares_are_kept_whatever_the_score(score):
         rows = Loop([X], nothing, lambda _: 0.9).run(net(), config(score=score, keep=SHARES)).history
         runs.append([row.kept for row in rows])
         for share, row in zip(SHARES, rows[1:], strict=True):
-            assert 0.6 * share * row.dense < row.kept <= share * row.dense
+            # No more than the share, rounded to a whole connection: 0.6 of 83 is 49.8, which is 50.
+            assert 0.6 * share * row.dense < row.kept <= round(share * row.dense)
     assert runs[0] == runs[1]
 
 
