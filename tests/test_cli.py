@@ -287,7 +287,7 @@ def test_ops_tells_what_blocks_a_model(capsys: pytest.CaptureFixture[str]):
     assert run(["ops"]) == 0
     text = capsys.readouterr().out
     assert re.search(r"^Conv +rule +\w", text, re.MULTILINE)
-    assert re.search(r"^Attention +opaque$", text, re.MULTILINE)
+    assert re.search(r"^NonMaxSuppression +opaque$", text, re.MULTILINE)
 
 
 def test_audit_prints_what_every_file_takes(capsys: pytest.CaptureFixture[str]):

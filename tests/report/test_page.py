@@ -308,7 +308,7 @@ def test_an_audit_is_no_condition(build, tmp_path):
 
 
 def test_no_folder_is_refused(tmp_path):
-    with pytest.raises(InputError, match="at least one build folder"):
+    with pytest.raises(InputError, match="at least one folder"):
         build_report([], tmp_path)
 
 
@@ -324,7 +324,7 @@ def test_the_demonstration_is_reported_in_full_without_torch(demo, tmp_path, wit
     for title in (
         "Accuracy",
         "Files",
-        "Through the iterations",
+        "Pruning rounds",
         "Layer by layer",
         "Latency, measured",
         "Flash and RAM",
