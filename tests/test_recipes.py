@@ -86,10 +86,10 @@ def captured_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """
     graphs, capture = {}, capturing.capture
 
-    def once(module, example, *, masks=None):
+    def once(module, example, **options):
         key = repr(module)
         if key not in graphs:
-            graphs[key] = capture(module, example, masks=masks)
+            graphs[key] = capture(module, example, **options)
         state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
         return shipping.with_values(graphs[key], state)
 
