@@ -143,7 +143,8 @@ def _row(name: str, array: Array, axis: int) -> Row:
 
 def _coded(array: Array, code: Values, axis: int) -> encode.Coded:
     """Return ``array`` in a value code; one that it cannot take falls back to raw, as in the packed format."""
-    if not array.size or (code == "int8" and (array.dtype != np.float32 or array.ndim < 2)):
+    # A single number is never packed, and has no rows to be encoded by.
+    if not array.size or not array.ndim or (code == "int8" and (array.dtype != np.float32 or array.ndim < 2)):
         return encode.Coded("raw", array)
     if code != "int8":
         coded = encode.encode(array, code)

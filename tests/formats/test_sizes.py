@@ -3,6 +3,7 @@ import json
 import math
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from relief_export.formats import FORMATS, VALUES, Options, gzip_bytes, ledger
@@ -67,3 +68,15 @@ def test_gzip_is_counted_as_gzip_writes_it():
     content = np.random.default_rng(0).integers(0, 9, 100_000).astype(np.uint8).tobytes()
     packed = gzip.compress(content, 6)
     assert gzip_bytes([content[:7], content[7:]]) == len(packed)
+
+
+def test_a_weight_that_is_a_single_number_has_its_sizes():
+    model = ir.from_onnx_text("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[n, 3] x, float s) => (float[n, 3] y) { y = Mul (x, s) }
+    """)
+    scale = model.graph.inputs.pop()
+    scale.const_value = ir.tensor(np.array(2.5, np.float32), name="s")
+    model.graph.register_initializer(scale)
+    (row,) = ledger(model).rows
+    assert (row.shape, row.nonzeros, row.dense) == ((), 1, 4)
