@@ -121,7 +121,7 @@ def test_a_linear_layer_over_tokens_whose_weight_the_graph_transposes():
 
 
 def test_what_the_analysis_does_not_know_is_kept_and_named(monkeypatch):
-    monkeypatch.delitem(ops.RULES, "Relu")
+    monkeypatch.delitem(ops.OPERATORS, "Relu")
     model = filled(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2)))
     masks = {"2.weight": columns(torch.ones(2, 3, dtype=torch.bool), 2)}
     found = Disconnector(model, torch.randn(1, 2))(model, Masks(masks))
