@@ -35,7 +35,7 @@ $(PIPELINES:%=$(BUILD)/%/artifacts/record.json): $(BUILD)/%/artifacts/record.jso
 $(PIPELINES:%=$(BUILD)/%/validation.json): $(BUILD)/%/validation.json: $(BUILD)/%/artifacts/record.json
 	$(RUN) validate '$(BUILD)/$*' $(QUIET)
 
-$(PIPELINES:%=$(BUILD)/%/audit.json): $(BUILD)/%/audit.json: $(BUILD)/%/artifacts/record.json
+$(PIPELINES:%=$(BUILD)/%/audit.json): $(BUILD)/%/audit.json: $(BUILD)/%/artifacts/record.json | $(BUILD)/%/validation.json
 	$(RUN) audit '$(BUILD)/$*'
 
 $(PIPELINES:%=$(BUILD)/%/report.html): $(BUILD)/%/report.html: $(BUILD)/%/validation.json $(BUILD)/%/audit.json
