@@ -53,8 +53,15 @@ def load(
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.use_deterministic_compute = True
     options.log_severity_level = 4
-    # Threads that wait by spinning take the cores from whatever else runs, and then from each other.
-    for key, value in {"session.intra_op.allow_spinning": "0", **(settings or {})}.items():
+    own = {
+        # Threads that wait by spinning take the cores from whatever else runs, and then from each other.
+        "session.intra_op.allow_spinning": "0",
+        # The int8 kernels for x86 processors without VNNI add pairs of products in 16 bits, which overflows for large
+        # weights beside each other: outputs of a pruned LeNet-5 moved by more than their own size. With this they take
+        # other kernels there, whose sums are those of every other processor; elsewhere it changes nothing.
+        "session.x64quantprecision": "1",
+    }
+    for key, value in {**own, **(settings or {})}.items():
         options.add_session_config_entry(key, value)
     if save is not None:
         options.optimized_model_filepath = str(save)

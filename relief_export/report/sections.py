@@ -89,16 +89,21 @@ _ROUNDS = (
 )
 _SNIPPET = """\
 import numpy as np, onnxruntime as ort
-session = ort.InferenceSession("{path}")
+{session}
 x = np.load("{samples}")["x"]  # {shape}
 outputs = session.run(None, {{session.get_inputs()[0].name: x}})[0]
 print(outputs.argmax(axis=1))"""
 _SNIPPET_OF_SEVERAL = """\
 import numpy as np, onnxruntime as ort
-session = ort.InferenceSession("{path}")
+{session}
 samples = np.load("{samples}")
 outputs = session.run(None, {{each.name: samples["x." + each.name] for each in session.get_inputs()}})
 print([output.shape for output in outputs])"""
+_SESSION = 'session = ort.InferenceSession("{path}")'
+_SESSION_OF_INTEGERS = """\
+options = ort.SessionOptions()
+options.add_session_config_entry("session.x64quantprecision", "1")  # exact sums on every x86 processor
+session = ort.InferenceSession("{path}", options)"""
 _LOADING = {
     "csr": "SciPy, scipy.sparse.load_npz for each weight; relief-export convert csr model.onnx --to dense",
     "ort": "ONNX Runtime, a reduced build too: the list of operators lies beside it",
@@ -408,8 +413,10 @@ def usage(run: Run) -> Section | None:
         return None
     shape = ", ".join(("samples", *map(str, run.feeds.get("x", run.input_shape))))
     snippet = _SNIPPET_OF_SEVERAL if len(run.feeds) > 1 or (run.feeds and "x" not in run.feeds) else _SNIPPET
+    # Without the option, ONNX Runtime's int8 kernels overflow on x86 processors older than VNNI; see formats/runtime.py.
+    session = _SESSION_OF_INTEGERS if best.format in ("int8", "packed-int8") else _SESSION
     code = snippet.format(
-        path=f"{run.artifacts}{best.name}", samples=f"{run.artifacts}reference.npz", shape=f"({shape})"
+        session=session.format(path=f"{run.artifacts}{best.name}"), samples=f"{run.artifacts}reference.npz", shape=f"({shape})"
     )
     rows = tuple(
         (f"{run.artifacts}{file.name}", f"{file.bytes:,}", _LOADING.get(file.format, "ONNX Runtime, as above"))

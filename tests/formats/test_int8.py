@@ -4,7 +4,7 @@ import onnx_ir
 import pytest
 
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
-from relief_export.formats import Options, dense, int8, packed
+from relief_export.formats import Options, dense, int8, packed, runtime
 
 
 @pytest.fixture
@@ -157,3 +157,10 @@ def test_the_mask_of_a_join_keeps_its_zeros(tmp_path, run):
     assert np.array_equal(exact != 0, arrays["mask"] != 0)
     expected, got = run(tmp_path / "dense.onnx"), run(tmp_path / "int8.onnx")
     assert np.abs(got - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_sessions_take_kernels_that_do_not_overflow(written):
+    """On x86 without VNNI the default int8 kernels give other sums than everywhere else."""
+    _, _, _, folder = written
+    options = runtime.load(folder / "int8.onnx", name="int8.onnx").get_session_options()
+    assert options.get_session_config_entry("session.x64quantprecision") == "1"
