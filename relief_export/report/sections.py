@@ -413,10 +413,12 @@ def usage(run: Run) -> Section | None:
         return None
     shape = ", ".join(("samples", *map(str, run.feeds.get("x", run.input_shape))))
     snippet = _SNIPPET_OF_SEVERAL if len(run.feeds) > 1 or (run.feeds and "x" not in run.feeds) else _SNIPPET
-    # Without the option, ONNX Runtime's int8 kernels overflow on x86 processors older than VNNI; see formats/runtime.py.
+    # Without the option ONNX Runtime's int8 kernels overflow on some x86 processors; see formats/runtime.py.
     session = _SESSION_OF_INTEGERS if best.format in ("int8", "packed-int8") else _SESSION
     code = snippet.format(
-        session=session.format(path=f"{run.artifacts}{best.name}"), samples=f"{run.artifacts}reference.npz", shape=f"({shape})"
+        session=session.format(path=f"{run.artifacts}{best.name}"),
+        samples=f"{run.artifacts}reference.npz",
+        shape=f"({shape})",
     )
     rows = tuple(
         (f"{run.artifacts}{file.name}", f"{file.bytes:,}", _LOADING.get(file.format, "ONNX Runtime, as above"))
