@@ -137,8 +137,15 @@ def _current(model: ir.Model) -> ir.Model:
         for value in constants:
             copy.graph.inputs.remove(value)
     opset = copy.opset_imports.get("")
-    if opset is None or opset >= _OPSET:
-        return copy
+    if opset is not None and opset < _OPSET:
+        _convert(copy, opset)
+    return copy
+
+
+def _convert(copy: ir.Model, opset: int) -> None:
+    """Bring a model of an old opset to the rules' own, in place, with onnx's converter and what it leaves undone."""
+    if opset < 9 and any(node.op_type == "Scan" and node.domain == "" for graph in copy.graphs() for node in graph):
+        raise _unconverted(opset, "Scan went over a batch until version 8, which it no longer does")
     names = [[str(v.name) for v in group] for group in (copy.graph.inputs, copy.graph.outputs)]
     # The converter logs what went wrong and goes on, so the cause is taken from its log.
     with _library_logs() as logs:
@@ -147,12 +154,62 @@ def _current(model: ir.Model) -> ir.Model:
     # For the same reason success is read from the result. Callers rely on the names of inputs and outputs.
     if copy.opset_imports.get("") != _OPSET or found != names:
         causes = [str(record.exc_info[1]) for record in logs if record.exc_info]
-        reason = " ".join((causes or ["it changes the inputs or outputs"])[-1].split())[:200]
-        raise UnsupportedModelError(
-            f"the model uses opset {opset}, and onnx's version converter cannot bring it to {_OPSET} ({reason}): "
-            "export it again with a newer opset"
-        )
-    return copy
+        raise _unconverted(opset, " ".join((causes or ["it changes the inputs or outputs"])[-1].split())[:200])
+    for graph in copy.graphs():
+        for node in list(graph):
+            if node.op_type == "Resize" and node.domain == "":
+                _restate_resize(node, opset)
+            elif node.op_type == "Hardmax" and node.domain == "":
+                _flatten_hardmax(graph, node)
+
+
+def _unconverted(opset: int, reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the model uses opset {opset}, and onnx's version converter cannot bring it to {_OPSET} ({reason}): "
+        "export it again with a newer opset"
+    )
+
+
+def _restate_resize(node: ir.Node, opset: int) -> None:
+    """Say in the words of today what a Resize or Upsample of an old opset did: the converter keeps its words.
+
+    Up to version 10 the position ``i`` was read at ``i / scale``, and the nearest one was the one below, or above where
+    the map becomes smaller (as ONNX Runtime does; the standard left it open). Today's defaults are other ones. In
+    version 11 an empty ``scales`` said that there are sizes; today that is one input too many.
+
+    Source: ONNX Runtime, core/providers/cpu/tensor/upsamplebase.h, NearestMode::SIMPLE.
+    """
+    if opset > 10:
+        scales, sizes = [*node.inputs, None, None, None][2:4]
+        array = constant_array(sizes)
+        if sizes is not None and (array is None or array.size):
+            node.replace_input_with(2, None)
+        elif sizes is not None and scales is not None:
+            node.resize_inputs(3)
+        return
+    node.replace_input_with(1, None)  # the region of interest that the converter makes up
+    node.attributes["coordinate_transformation_mode"] = ir.AttrString("coordinate_transformation_mode", "asymmetric")
+    if node.attributes.get_string("mode", "nearest") != "nearest":
+        return
+    factors = constant_array(node.inputs[2])
+    smaller = np.zeros(1, np.bool_) if opset < 10 else None if factors is None else factors[factors != 1] < 1
+    if smaller is None or smaller.any() != smaller.all():
+        raise _unconverted(opset, f"the nearest pixel of {node.name or 'a Resize'} depends on the direction")
+    rounding = "ceil" if smaller.any() else "floor"
+    node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", rounding)
+
+
+def _flatten_hardmax(graph: ir.Graph, node: ir.Node) -> None:
+    """Give a Hardmax the matrix that it made of its input before version 13: the converter does it for Softmax only."""
+    rows = ir.node("Flatten", [node.inputs[0]], {"axis": node.attributes.get_int("axis", 1)})
+    found = ir.node("Hardmax", [rows.outputs[0]], {"axis": 1})
+    shape = ir.node("Shape", [node.inputs[0]])
+    graph.insert_before(node, [rows, found, shape])
+    node.op_type = "Reshape"
+    node.attributes.clear()
+    node.resize_inputs(2)
+    node.replace_input_with(0, found.outputs[0])
+    node.replace_input_with(1, shape.outputs[0])
 
 
 def is_overridable(model: ir.Model, value: ir.Value) -> bool:

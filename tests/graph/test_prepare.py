@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
@@ -183,6 +184,81 @@ def test_old_opsets_are_converted(opset):
     assert_same(model, result.model, random_feeds(model), relative=RELATIVE)
     assert interface(result.model) == interface(model)
     assert cost(model).macs.structural == 8 * 3 * 9 * 36 + 8 * 4
+
+
+# Operator, opset, further inputs, attributes. onnx's converter passes all of them on as they are.
+MEANT_OTHERWISE = {
+    "Upsample 7": ("Upsample", 7, {}, {"mode": "linear", "scales": [1.0, 1.0, 1.5, 2.0]}),
+    "Upsample 9": ("Upsample", 9, {"s": np.float32([1, 1, 2, 3])}, {"mode": "linear"}),
+    "Upsample 9, nearest": ("Upsample", 9, {"s": np.float32([1, 1, 1.5, 2.4])}, {"mode": "nearest"}),
+    "Resize 10": ("Resize", 10, {"s": np.float32([1, 1, 2, 0.5])}, {"mode": "linear"}),
+    "Resize 10, nearest, larger": ("Resize", 10, {"s": np.float32([1, 1, 1.5, 2.4])}, {"mode": "nearest"}),
+    "Resize 10, nearest, smaller": ("Resize", 10, {"s": np.float32([1, 1, 0.6, 0.7])}, {"mode": "nearest"}),
+    "Hardmax 9": ("Hardmax", 9, {}, {}),
+    "Hardmax 12": ("Hardmax", 12, {}, {"axis": 2}),
+}
+
+
+@pytest.mark.parametrize("kind", MEANT_OTHERWISE)
+def test_what_an_operator_meant_in_an_old_opset_is_kept(kind):
+    op, opset, more, attributes = MEANT_OTHERWISE[kind]
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node(op, ["c", *more], ["y"], **attributes)]
+    model = old(nodes, {"w": half_dead(8, 3, 1, 1), **more}, opset, ["n", "c", "h", "w"])
+    feeds, converted = random_feeds(model), simplify(model)
+    assert converted.opset_imports[""] == 13
+    for found in (converted, shrink(model).model, fold(model)):
+        assert_same(model, found, feeds, relative=RELATIVE)
+
+
+@pytest.mark.parametrize("kind", ["sizes", "sizes that a caller gives", "scales"])
+def test_resize_says_how_in_one_way(kind):
+    """In opset 11 sizes came beside empty scales, and empty sizes beside scales; today a runtime refuses both."""
+    empty, sizes = np.zeros(0, np.float32), np.array([3, 8, 9, 7])
+    arrays = {"w": half_dead(8, 3, 1, 1), "r": empty, "s": empty}
+    arrays |= {"sizes": {"z": sizes}, "scales": {"s": np.float32([1, 1, 2, 2])}}.get(kind, {})
+    inputs = ["c", "r", "s"] if kind == "scales" else ["c", "r", "s", "z"]
+    nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), helper.make_node("Resize", inputs, ["y"], mode="linear")]
+    stored = {k: a for k, a in arrays.items() if k in inputs or k == "w"}
+    given = {} if kind != "sizes that a caller gives" else {"s": empty, "z": sizes}
+    model = old(nodes, stored | given, 11, ["n", "c", "h", "w"])
+    for name in given:
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+        model.graph.inputs.append(value)
+    feeds = random_feeds(model) | given
+    for found in (simplify(model), shrink(model).model):
+        assert {v.name for v in found.graph.inputs} == set(feeds)
+        assert_same(model, found, feeds, relative=RELATIVE)
+
+
+@pytest.mark.parametrize(
+    ("op", "opset", "inputs", "sentence"),
+    [
+        ("Scan", 8, ["", "s", "x"], "Scan went over a batch"),
+        ("Resize", 10, ["x", "s"], "nearest pixel of resized depends on the direction"),
+    ],
+)
+def test_what_cannot_be_said_in_a_newer_opset_is_refused(op, opset, inputs, sentence):
+    body = onnx.parser.parse_graph(
+        "b (float[3] s, float[3] x) => (float[3] t, float[3] y) { t = Add(s, x) y = Neg(t) }"
+    )
+    scan = {"body": body, "num_scan_inputs": 1} if op == "Scan" else {}
+    outputs = ["t", "y"] if op == "Scan" else ["y"]
+    node = helper.make_node(op, inputs, outputs, name="resized", **scan)
+    scales = np.zeros((2, 3), np.float32) if op == "Scan" else np.float32([1, 1, 2, 0.5])
+    proto = helper.make_model(
+        helper.make_graph(
+            [node],
+            "old",
+            [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 4, 3] if op == "Scan" else [1, 3, 6, 6])],
+            [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(scales, "s")],
+        ),
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=4,
+    )
+    with pytest.raises(UnsupportedModelError, match=sentence):
+        shrink(ir.from_proto(proto))
 
 
 def test_an_opset_that_cannot_be_converted_is_refused():
