@@ -71,7 +71,7 @@ wheel: ## Build sdist and wheel into dist/, check them, and try the wheel where 
 	$(RELEASE)/clean/bin/python -m pip install --disable-pip-version-check -q -c pipelines/constraints.txt dist/*.whl
 	cp tests/wheel_smoke.py $(RELEASE)/ && cd $(RELEASE) && clean/bin/python wheel_smoke.py
 
-fuzz: | $(STAMP) ## Shrink N random networks against ONNX Runtime (make fuzz N=20000)
+fuzz: | $(STAMP) ## Shrink N random networks against ONNX Runtime (make fuzz N=20000; RELIEF_FUZZ_FIRST=K: from the K-th)
 	RELIEF_FUZZ=$(N) $(BIN)/python -m pytest -n $(JOBS) tests/graph/test_fuzz.py
 
 bench: digits-lenet5 ## Run every benchmark into benchmarks/results/

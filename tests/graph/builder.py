@@ -87,7 +87,7 @@ class Builder:
 
     def constant(self, array: np.ndarray, stem: str = "c") -> str:
         name = self.name(stem)
-        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self.initializers.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def chance(self, percent: int) -> bool:

@@ -7,13 +7,13 @@ from it. One that rounds activations may take another step at the last bit: it i
 from __future__ import annotations
 
 import os
+import random
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
@@ -22,6 +22,9 @@ from relief_export.graph.shrink import shrink
 from tests.graph.builder import Drawn, any_network
 
 NETWORKS = int(os.environ.get("RELIEF_FUZZ", "500"))
+FIRST = int(os.environ.get("RELIEF_FUZZ_FIRST", "0"))
+PIECE = 50
+"""Networks of one test: what was tried counts when a long run is stopped, and processes share the pieces."""
 RELATIVE = 1e-5  # of the output's scale
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 INPUTS = 3
@@ -34,6 +37,8 @@ def run(model: ir.Model, x: np.ndarray, level: ort.GraphOptimizationLevel) -> li
     options.graph_optimization_level = level
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
+    # By default the runtime rounds activations in front of weights stored as int8.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, ["CPUExecutionProvider"])
     return session.run(None, {"x": x})
 
@@ -65,10 +70,17 @@ def error(reference: list[np.ndarray], found: list[np.ndarray]) -> float:
     return worst
 
 
+def without_descriptions(model: ir.Model) -> ir.Model:
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    return ir.from_proto(proto)
+
+
 def is_wrong(drawn: Drawn, found: ir.Model, x: np.ndarray) -> bool:
+    # The runtime believes stated shapes when it optimises and when it reuses memory.
+    legal = without_descriptions(drawn.model) if drawn.stale else drawn.model
     for level in LEVELS:
-        # The runtime's own optimisations believe stated shapes.
-        source = run(drawn.model, x, LEVELS[0] if drawn.stale else level)
+        source = run(legal, x, level)
         result = run(found, x, level)
         if error(source, result) > RELATIVE:
             truth = exact(drawn.model, x)
@@ -89,13 +101,16 @@ def parameters(model: ir.Model) -> int:
     return sum(a.size for a in arrays if a.dtype.is_floating_point())
 
 
-@settings(
-    max_examples=NETWORKS, deadline=None, database=None, derandomize=NETWORKS == 500,
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
-@given(st.data(), st.integers(0, 2**32 - 1))
-def test_shrunk_is_masked(data: st.DataObject, seed: int) -> None:
-    check(any_network(lambda options: data.draw(st.sampled_from(options)), seed), seed)
+@pytest.mark.parametrize("first", range(FIRST, FIRST + NETWORKS, PIECE))
+def test_shrunk_is_masked(first: int) -> None:
+    """``any_network(random.Random(seed).choice, seed)`` draws one that is named here again."""
+    wrong = {}
+    for seed in range(first, min(first + PIECE, FIRST + NETWORKS)):
+        try:
+            check(any_network(random.Random(seed).choice, seed), seed)  # noqa: S311 - no secrets
+        except Exception as error:  # noqa: BLE001 - all of them, then named
+            wrong[seed] = f"{type(error).__name__}: {error}"
+    assert wrong == {}
 
 
 def check(drawn: Drawn, seed: int) -> None:
