@@ -84,7 +84,7 @@ results: | $(STAMP) ## Render docs/results.md from the records and benchmark res
 	$(BIN)/python -m benchmarks.results
 
 evidence: | $(STAMP) ## Run the list of pipelines/evidence.txt, going on where it was stopped (RUNS='NAME ...' for some of it)
-	$(BIN)/python -m benchmarks.evidence --build '$(BUILD)' $(RUNS)
+	$(BIN)/python -m benchmarks.evidence --build '$(BUILD)' $(SETTINGS) $(RUNS)
 
 evidence-status: | $(STAMP) ## Show how far the list is: accuracy, connections kept and time left, one line a run
 	@$(BIN)/python -m benchmarks.evidence --build '$(BUILD)' --status
