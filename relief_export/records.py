@@ -125,8 +125,13 @@ def _disk_failure(error: Exception, path: Path) -> OSError | None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Hold the lock of a build folder, which dies with the process that holds it.
+
+    Args:
+        folder: The build folder.
+        shared: Let others in that only read what is there and add a record of their own; whoever changes the folder
+            waits for all of them.
 
     Raises:
         InputError: Another process works in ``folder``.
@@ -141,20 +146,28 @@ def locked(folder: Path) -> Iterator[None]:
     with path.open("a+", encoding="ascii") as file:
         try:
             # The kernel's lock and not the file's presence: a killed process leaves the file and loses the lock.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise InputError(
-                f"process {file.read().strip() or 'of another run'} works in {folder}: wait for it, "
-                "or give this run another folder with --out"
+                f"{_holder(file.read())} works in {folder}: wait for it, or give this run another folder with --out"
             ) from None
         file.truncate(0)
+        if shared:
+            # No name is left: several may hold it, and the file has room for one.
+            yield
+            return
         file.write(f"{os.getpid()}\n")
         file.flush()
         try:
             yield
         finally:
             file.truncate(0)  # the file stays: removing it would let two processes hold two locks of one name
+
+
+def _holder(written: str) -> str:
+    """Say who holds a lock, from what its file says."""
+    return f"process {written.strip()}" if written.strip() else "a validation or an audit"
 
 
 def write_bytes(path: Path, data: bytes) -> None:

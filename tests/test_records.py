@@ -69,3 +69,20 @@ def test_a_build_folder_belongs_to_one_process_at_a_time(tmp_path):
         assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
     with locked(tmp_path):
         pass
+
+
+def test_who_only_reads_a_build_folder_lets_others_in_that_only_read(tmp_path):
+    with locked(tmp_path):
+        (tmp_path / ".lock").write_text("12345\n")  # as after a process that was killed
+        with pytest.raises(InputError, match="process 12345 works in"), locked(tmp_path, shared=True):
+            pass
+    (tmp_path / ".lock").write_text("12345\n")
+    with (
+        locked(tmp_path, shared=True),
+        locked(tmp_path, shared=True),
+        pytest.raises(InputError, match=f"a validation or an audit works in {tmp_path}"),
+        locked(tmp_path),
+    ):
+        pass
+    with locked(tmp_path):
+        pass

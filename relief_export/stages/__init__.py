@@ -69,6 +69,7 @@ STAGES: dict[str, Stage] = {
             inputs=(*_NETWORK, "artifacts/**/*"),
             outputs=(),
             work=shipping.validate,
+            reads=True,
         ),
         Stage(
             "audit",
@@ -76,6 +77,7 @@ STAGES: dict[str, Stage] = {
             inputs=("artifacts/manifest.json",),
             outputs=(),
             work=shipping.audit,
+            reads=True,
         ),
     )
 }
@@ -135,7 +137,7 @@ def run_stage(
     """
     resolved = recipe or read_recipe(folder)
     check_settings(resolved)
-    with _alone_in(folder), _processes():
+    with _alone_in(folder, shared=STAGES[name].reads), _processes():
         if recipe is not None and is_main_process():
             write_recipe(recipe, folder)
         return perform(STAGES[name], Job(folder, resolved, progress, data, strict=strict), force=force)
@@ -214,7 +216,7 @@ def audit(
     if (subject / "recipe.toml").is_file():
         recipe = read_recipe(subject)
         if not given and not dimensions and baseline is None:
-            with _alone_in(subject):
+            with _alone_in(subject, shared=True):
                 return perform(STAGES["audit"], Job(subject, recipe), force=True).outcome
         config = recipe.audit
     limits = shipping.budget(replace(config, **given))  # type: ignore[arg-type]  # checked where it is built
@@ -222,12 +224,12 @@ def audit(
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Hold the build folder's lock, once for all processes of a distributed run."""
+def _alone_in(folder: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the build folder's lock, once for all processes of a distributed run; see ``locked`` for ``shared``."""
     if not is_main_process():
         yield
         return
-    with locked(folder):
+    with locked(folder, shared=shared):
         yield
 
 

@@ -38,6 +38,8 @@ class Job:
         progress: Where to report it; None where nobody looks.
         data: Samples for validation, instead of the recipe's test set.
         strict: Validation fails where generated C cannot be compiled.
+        captured: The network's graph under "graph", once a stage has captured it, for the later stages of this process:
+            tracing takes seconds. It is not kept on the disk, where it would outlive the code that it was traced from.
     """
 
     folder: Path
@@ -45,6 +47,7 @@ class Job:
     progress: Progress | None = None
     data: Path | None = None
     strict: bool = False
+    captured: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def network(self) -> str:
@@ -72,6 +75,7 @@ class Stage:
             ``provisional`` True where the stage has to be run again before its record counts.
         everyone: Whether every process of a distributed run takes part.
         whole: Whether ``work`` replaces the folder as a whole, so that an interrupted run leaves the old one.
+        reads: Whether it leaves nothing but its record, so that others like it may work in the build folder too.
     """
 
     name: str
@@ -81,6 +85,7 @@ class Stage:
     work: Callable[[Job], Outcome]
     everyone: bool = False
     whole: bool = False
+    reads: bool = False
     after: str | None = None
 
     @property

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import numpy as np
+    import onnx_ir as ir
     from torch import nn
 
     from relief_export.recipe import Recipe
@@ -42,7 +43,7 @@ def train(job: Job) -> Outcome:
     if recipe.model.weights is not None:
         load_start(model, Path(recipe.model.weights))
     # Before the first weights are written, so that no training is lost to what a later step refuses.
-    _rehearse(recipe, data, model)
+    job.captured["graph"] = _rehearse(recipe, data, model)
     if is_main_process():
         save_weights(model, folder / "init.safetensors")
     checkpoint = folder / "checkpoint.pt"
@@ -63,8 +64,8 @@ def train(job: Job) -> Outcome:
     }
 
 
-def _rehearse(recipe: Recipe, data: DataSet, model: nn.Module) -> None:
-    """Go through the later steps on a few samples with the untrained network, which stays as it is.
+def _rehearse(recipe: Recipe, data: DataSet, model: nn.Module) -> ir.Model:
+    """Go through the later steps on a few samples with the untrained network, which stays as it is; return its graph.
 
     Raises:
         InputError: A pattern of relief.skip or relief.alpha matches no layer, the network does not take the samples, or
@@ -86,7 +87,9 @@ def _rehearse(recipe: Recipe, data: DataSet, model: nn.Module) -> None:
             network(x)
         if recipe.quantise is not None:
             fold_norms(network, x)
-        capture(network.cpu(), x[:2])
+            # Another copy, because what is exported has its batch norm, as it was trained.
+            network = copy.deepcopy(model).eval()
+        return capture(network.cpu(), x[:2])
 
 
 @contextmanager
