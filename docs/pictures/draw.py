@@ -135,25 +135,30 @@ def arena() -> Any:  # noqa: ANN401
 def sizes() -> Any:  # noqa: ANN401
     """Size against accuracy of every file of one run."""
     run = json.loads((ROOT / "benchmarks" / "results" / "runs" / f"{RUN}.json").read_text(encoding="utf-8"))
-    figure, axes = plt.subplots(figsize=(8.6, 3.4))
-    dense = 100 * run["accuracy"]["dense"]["test"]
+    figure, axes = plt.subplots(figsize=(8.6, 3.6))
+    dense, exact = (100 * run["accuracy"][name]["test"] for name in ("dense", "relieved"))
+    files = sorted(_files(run), key=lambda file: -file[1])
+    lowest = min(accuracy for _, _, accuracy in files)
+    # Two fifths of the height are for the names: a stair, the largest file's lowest, so that no name meets another's
+    # line, however close the points lie.
+    step = (dense - lowest) / (1.4 * len(files))
+    for place, (name, size, accuracy) in enumerate(files):
+        colour, top = ACCENT if accuracy >= exact - 1e-9 else SECOND, dense + step * (place + 0.8)
+        axes.plot([size, size], [accuracy, top + 0.6 * step], color=colour, lw=0.6, alpha=0.6)
+        axes.plot(size, accuracy, "o", color=colour)
+        axes.text(size * 1.03, top, f"{name}, {size:,} bytes, {accuracy:.2f} %", size=7.5, color=INK)
     axes.axhline(dense, color=MUTED, lw=0.8, ls="--")
-    exact = 100 * run["accuracy"]["relieved"]["test"]
-    for name, size, accuracy in _files(run):
-        axes.plot(size, accuracy, "o", color=ACCENT if accuracy >= exact - 1e-9 else SECOND)
-        axes.annotate(
-            f"{name}, {size:,}",
-            (size, accuracy),
-            xytext=(3, 6),
-            textcoords="offset points",
-            rotation=50,
-            size=7,
-            color=INK,
-        )
-    axes.set_xlim(2e3, 2e5)
-    axes.text(1.9e5, dense, "before pruning", va="bottom", ha="right", color=MUTED, size=8)
+    # At the right, where there are no lines of files.
+    axes.text(2.9e5, dense - 0.3 * step, f"before pruning, {dense:.2f} %", va="top", ha="right", color=MUTED, size=8)
+    axes.set_xlim(2e3, 3e5)
     axes.set_xscale("log")
-    axes.set_ylim(exact - 0.4, dense + 0.25)
+    axes.set_xticks(
+        [2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5], ["2 kB", "5 kB", "10 kB", "20 kB", "50 kB", "100 kB", "200 kB"]
+    )
+    axes.minorticks_off()
+    axes.set_ylim(lowest - 2 * step, dense + step * (len(files) + 1.5))
+    # No file is above the network that it comes from, so the axis ends there.
+    axes.set_yticks([tick for tick in axes.get_yticks() if lowest - 2 * step <= tick <= dense])
     axes.set_xlabel("bytes of the file")
     axes.set_ylabel("test accuracy, %")
     axes.set_title(f"{run['description']}: one pruned network, its files", size=9, color=INK)
