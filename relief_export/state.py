@@ -68,9 +68,11 @@ def restore(model: nn.Module, state: Mapping[str, Any]) -> None:
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 of names, types, shapes and bytes, in the order of the names."""
     digest = hashlib.sha256()
+    # Sorted, since the order of a state_dict is that in which modules were assigned, which says nothing of the network.
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes, for NumPy has no bfloat16.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

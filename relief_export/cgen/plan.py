@@ -164,6 +164,7 @@ class Convolution(Step):
         Returns:
             Output channels (n,), input channels (n,) and weights (n, kh, kw); none on channels of zeros.
         """
+        # A channel that is padding or a gap of zeros adds nothing, whatever its kernel holds.
         alive = (self.source >= 0).any(axis=(1, 2))
         inputs, outputs = self.weight.shape[1], self.weight.shape[0] // self.groups
         first = np.arange(len(self.weight)) // outputs * inputs
@@ -256,6 +257,7 @@ class Plan:
 
     def locate(self, view: View) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return for each element of a view the index of its map, -1 for a zero, and its place in that map."""
+        # Maps are numbered in the order in which they were made, so their starts ascend, as searchsorted needs.
         starts = np.array([m.start for m in self.maps])
         which = np.searchsorted(starts, view, side="right") - 1
         return which, np.where(which >= 0, view - starts[which], 0)
@@ -265,6 +267,7 @@ class Plan:
         height, width = view.shape[1:]
         which, inside = self.locate(view[:, 0, 0])
         zero = (view == ZERO).all(axis=(1, 2))
+        # Below, the first element stands for its channel: one that is zero there alone would pass for one of zeros.
         if not np.array_equal(zero, which < 0):
             return None
         used = sorted({int(k) for k in which if k >= 0})
@@ -276,6 +279,7 @@ class Plan:
         ((map_height, map_width),) = sizes
         channel, place = np.divmod(inside, map_height * map_width)
         first = int(np.flatnonzero(~zero)[0])
+        # Read off the first channel that is there; all others are then held against the same grid.
         top, left = divmod(int(place[first]), map_width)
         below = int(view[first, 1, 0] - view[first, 0, 0]) if height > 1 else map_width
         dx = int(view[first, 0, 1] - view[first, 0, 0]) if width > 1 else 1

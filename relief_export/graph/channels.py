@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Shape = tuple[int | None, ...]
+# Larger than any real length, and a prime: no product of stated lengths equals one with it by accident, so that runs
+# of axes with equal products are those that hold the unknown one on both sides.
 _PRIME = 2_147_483_647
 
 
@@ -36,6 +38,7 @@ def _groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, ra
         start_i, start_j, left, right = i, j, 1, 1
         if i < len(before) and j < len(after):
             left, right, i, j = before[i], after[j], i + 1, j + 1
+        # Always the smaller product grows: it is the only one that can still reach the other.
         while left != right:
             if left < right and i < len(before):
                 left, i = left * before[i], i + 1
@@ -94,9 +97,11 @@ def reshape(array: NDArray[Any], before: Shape, after: Shape) -> NDArray[Any]:
             continue
         wide = [k for k in axes_in if left[k] != 1]
         wide_out = [k for k in axes_out if right[k] != 1]
+        # The axis only changes its place or gains neighbours of length 1, for which an unknown length will do.
         if len(wide) == len(wide_out) == 1:
             expanded[wide[0]] = result[wide_out[0]] = array.shape[wide[0]]
             continue
+        # To merge or split an axis its length must be counted in elements, and a stand-in has none.
         if any(before[k] is None for k in axes_in):
             raise LayoutError("a varying axis is merged with one of unknown length")
         for k in axes_in:
@@ -108,6 +113,7 @@ def reshape(array: NDArray[Any], before: Shape, after: Shape) -> NDArray[Any]:
 
 def constant_axes(array: NDArray[Any]) -> tuple[int, ...]:
     """Return the axes longer than 1 along which a compact array does not vary."""
+    # NaN is "unknown" in arrays of constants and has to equal itself here, else no such axis would ever be dropped.
     lines = ((k, np.broadcast_to(array.take([0], k), array.shape)) for k, n in enumerate(array.shape) if n > 1)
     return tuple(k for k, first in lines if np.array_equal(array, first, equal_nan=array.dtype.kind == "f"))
 
@@ -157,6 +163,8 @@ def varying(array: NDArray[Any]) -> tuple[int, ...]:
 def axis_indices(keep: NDArray[np.bool_]) -> dict[int, NDArray[np.int64]] | None:
     """Write a compact keep mask as the product of one index list an axis, or return None where it is none."""
     axes = varying(keep)
+    # The lists of all lines that keep anything: their product holds every kept element, and is the mask itself exactly
+    # where it holds no more of them.
     lists = {k: np.flatnonzero(keep.any(axis=tuple(j for j in range(keep.ndim) if j != k))) for k in axes}
     size = int(np.prod([len(v) for v in lists.values()], dtype=np.int64)) if axes else int(keep.sum())
     return lists if size == int(keep.sum()) else None

@@ -40,8 +40,10 @@ def operand_axes(node: ir.Node, how: FromConstants, arrays: Sequence[Array]) -> 
 
 
 def _dequantize(node: ir.Node, arrays: Sequence[Array]) -> Array:
+    # In float32 as ONNX Runtime does it: float64 here would make constants that no session ever sees.
     x, scale = arrays[0].astype(np.float32), arrays[1].astype(np.float32)
     zero = arrays[2].astype(np.float32) if len(arrays) > 2 else np.zeros_like(scale)
+    # One scale for all stays a scalar or a single number, which broadcasts whatever the axis is.
     if scale.ndim == 1 and scale.size > 1:
         axis = node.attributes.get_int("axis", 1) % x.ndim
         line = [-1 if k == axis else 1 for k in range(x.ndim)]
@@ -90,6 +92,7 @@ def _reshaped(node: ir.Node, arrays: Sequence[Array]) -> Array:
 
 def _arithmetic(function: Callable[[Array, Array], Array]) -> Callable[[ir.Node, Sequence[Array]], Array]:
     def value(_: ir.Node, arrays: Sequence[Array]) -> Array:
+        # A division by zero is the model's own; where a rule needs finite numbers, shrink refuses the tensor by name.
         with np.errstate(all="ignore"):
             return function(arrays[0], arrays[1])
 
