@@ -78,6 +78,8 @@ def load_arrays(path: Path) -> Arrays:
     for name, array in named("x", x).items():
         if not array.ndim:
             raise InputError(f"{path}: array {name!r} is a single number: give samples along its first axis")
+        if not len(array):
+            raise InputError(f"{path}: array {name!r} holds no samples: save some")
         if len(array) != size(x):
             raise InputError(f"{path}: array {name!r} holds {len(array)} samples, another one {size(x)}")
     return Arrays(x, found.get("y"), logits)

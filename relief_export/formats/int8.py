@@ -24,6 +24,7 @@ from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.formats import packed
 from relief_export.formats.artifact import Artifact, File, Options, Tolerance
 from relief_export.formats.onnx_file import canonical, load_proto, save_model, to_ir
+from relief_export.formats.runtime import reason
 from relief_export.npz import read_npz
 
 if TYPE_CHECKING:
@@ -99,8 +100,7 @@ def quantise(model: ir.Model, options: Options) -> tuple[ir.Model, tuple[str, ..
                     extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
                 )
         except Exception as error:  # noqa: BLE001 - the quantiser's exceptions share no other base
-            reason = " ".join(str(error).split())[:300]
-            raise UnsupportedModelError(f"ONNX Runtime cannot quantise this model ({reason})") from None
+            raise UnsupportedModelError(f"ONNX Runtime cannot quantise this model ({reason(error)})") from None
         proto = load_proto(after)
         share = _keep_support(proto, originals)
         if share is None:
@@ -183,7 +183,10 @@ def _samples(names: list[str], source: Array | Mapping[str, Array] | Path | None
     if len(names) == 1 and names[0] not in arrays:
         only = arrays.get("x", next(iter(arrays.values())) if len(arrays) == 1 else None)
         arrays = {names[0]: only} if only is not None else {}
-    missing = [name for name in names if name not in arrays or not arrays[name].size]
+    empty = [name for name in names if name in arrays and not arrays[name].size]
+    if empty:
+        raise InputError(f"calibration samples of input {empty[0]!r} are none: save some")
+    missing = [name for name in names if name not in arrays]
     if missing or not names:
         raise InputError(
             f"calibration samples lack an array for input {missing}: name the arrays as the inputs, or one x"
