@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from docs.reference import generate
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(path for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")] if "_build" not in path.parts)
 PIECES = re.compile(
@@ -42,6 +44,17 @@ def runnable(page: Path) -> bool:
 
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("made", ["cli.md", "api.md"])
+def test_pages_about_commands_and_names_are_up_to_date(made):
+    assert (generate.HERE / made).read_text() == generate.PAGES[made](), "run python -m docs.reference.generate"
+
+
+def test_the_map_of_the_design_names_every_module():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    modules = [path for path in (ROOT / "relief_export").rglob("*.py") if not path.name.startswith("__")]
+    assert [str(path.relative_to(ROOT)) for path in modules if not re.search(rf"\b{path.name}\b", text)] == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=name)

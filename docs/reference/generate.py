@@ -1,7 +1,8 @@
 """Write the pages of this folder that are made from the code: `python -m docs.reference.generate`, or make reference.
 
-json.md comes from the dataclasses and tables that the commands print with --json, ops.md from the table of operators. A
-test compares both with what lies here.
+json.md comes from the dataclasses and tables that the commands print with --json, ops.md from the table of operators,
+cli.md from the commands' own help, api.md from the docstrings of what the package exports. Tests compare all of them
+with what lies here.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import types
 from pathlib import Path
 from typing import Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints, is_typeddict
 
+import click
 from click.testing import CliRunner
 
-from relief_export.cli import cli
+import relief_export
+from relief_export.cli import SECTIONS, cli
 from relief_export.cli.answers import ANSWERS
 from relief_export.cli.common import SCHEMA, Envelope
 from relief_export.errors import Failure
@@ -68,6 +71,68 @@ def ops_page() -> str:
         "it touches stays, and `--strict` refuses the model. [Adding one](../adding_an_op.md) is a row and a test.\n"
     )
     return f"{head}\n```text\n{printed.rstrip()}\n```\n"
+
+
+def cli_page() -> str:
+    """Return the page about the command line: the help of each command."""
+    lines = [
+        "# Command line",
+        "",
+        "What `relief-export COMMAND --help` prints. [JSON](json.md) has what `--json` prints.",
+        "",
+    ]
+    lines += ["```text", _help(cli, "relief-export"), "```", ""]
+    for title, commands in SECTIONS.items():
+        lines += [f"## {title}", ""]
+        for command in commands:
+            lines += [f"### {command.name}", "", "```text", _help(command, f"relief-export {command.name}"), "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _help(command: click.Command, name: str) -> str:
+    # A width of its own, so that the page does not depend on the terminal it is made in.
+    context = click.Context(command, info_name=name, terminal_width=110)
+    return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
+
+
+def api_page() -> str:
+    """Return the page about the Python interface: signature and docstring of each public name; needs torch."""
+    lines = [
+        "# Python",
+        "",
+        "What `import relief_export as rx` offers. The names on this page are the public interface.",
+        "",
+    ]
+    for name in relief_export.__all__:
+        thing = getattr(relief_export, name)
+        if not callable(thing):
+            continue
+        if getattr(thing, "__name__", name) != name:
+            lines += [f"## rx.{name}", "", f"Another name of [rx.{thing.__name__}](#rx{thing.__name__}).", ""]
+            continue
+        lines += [
+            f"## rx.{name}",
+            "",
+            "```text",
+            f"{name}{_parameters(thing)}",
+            "",
+            inspect.getdoc(thing) or "",
+            "```",
+            "",
+        ]
+        for method, function in vars(thing).items() if isinstance(thing, type) else ():
+            if method.startswith("_") or not (callable(function) or isinstance(function, (classmethod, staticmethod))):
+                continue
+            bound = getattr(thing, method)
+            lines += ["```text", f"{name}.{method}{_parameters(bound)}", "", inspect.getdoc(bound) or "", "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _parameters(thing: Any) -> str:  # noqa: ANN401
+    """Return a signature without its types, which the docstring says in words."""
+    signature = inspect.signature(thing)
+    bare = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
 
 
 def _is_table(annotation: object) -> bool:
@@ -130,10 +195,13 @@ def _table(table: Any) -> list[str]:  # noqa: ANN401
     return ["| key | value | meaning |", "| --- | --- | --- |", *rows, ""]
 
 
+PAGES = {"json.md": json_page, "ops.md": ops_page, "cli.md": cli_page, "api.md": api_page}
+
+
 def main() -> None:
     """Write the pages."""
-    (HERE / "json.md").write_text(json_page(), encoding="utf-8")
-    (HERE / "ops.md").write_text(ops_page(), encoding="utf-8")
+    for name, page in PAGES.items():
+        (HERE / name).write_text(page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

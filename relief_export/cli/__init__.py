@@ -36,12 +36,12 @@ class _Sections(click.Group):
 
     def format_commands(self, _context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one block of names and short descriptions a section."""
-        for title, commands in _SECTIONS.items():
+        for title, commands in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(command.name or "", command.get_short_help_str(200)) for command in commands])
 
 
-_SECTIONS = {
+SECTIONS = {
     "From a recipe to files": pipeline.COMMANDS,
     "Models of any origin, without PyTorch": models.COMMANDS,
     "Files of PyTorch networks": networks.COMMANDS,
@@ -63,7 +63,7 @@ def cli() -> None:
     """
 
 
-for _command in (command for commands in _SECTIONS.values() for command in commands):
+for _command in (command for commands in SECTIONS.values() for command in commands):
     cli.add_command(_command)
 
 
