@@ -60,7 +60,7 @@ def summary(run: Run) -> dict[str, Any]:
         "layers": run.iterations[run.chosen]["layers"],
         "costs": {key: dict(zip(("dense", "structural", "nonzero"), run.costs[key], strict=True)) for key in run.costs},
         "paper_flops": {"dense": run.paper_flops[0], "structural": run.paper_flops[1]},
-        "arena": {key: run.arena[key]["bytes"] for key in run.arena},
+        "arena": {key: plan["arena_bytes"] for key, plan in run.arena.items() if plan},
         "sizes": run.sizes,
         "files": files,
         "latency": (run.validation or {}).get("latency", []),

@@ -97,7 +97,7 @@ def account(killed: dict[str, NDArray[np.int64]], result: ShrinkResult) -> Row:
     left: Counter[str] = Counter()
     removed = 0
     reasons: dict[str, Counter[str]] = {}
-    for kept in result.kept:
+    for kept in result.stayed:
         if kept.side == "output":
             kind = next((k for words, k in OBSTACLES.items() if kept.reason.startswith(words)), "left_other")
             reasons.setdefault(kept.layer, Counter())[kind] += kept.count

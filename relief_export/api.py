@@ -91,7 +91,7 @@ def relieve(
             them, goes on from there. A folder that is not of a relief is refused.
         force: Lose the iterations of other settings that the folder holds.
         progress: Called as ``progress(task, done, total, note)``; True draws bars.
-        **settings: Other fields of ``recipe.ReliefConfig``: alpha_conv, alpha_fc, samples, tolerance, rewind, skip, ...
+        **settings: Other fields of ``recipe.ReliefConfig``: alpha_conv, alpha_fc, samples, accuracy_drop, skip, ...
 
     Returns:
         ``.masks``, ``.chosen`` and the ``.history`` of iterations; ``model`` holds the chosen weights.

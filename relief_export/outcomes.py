@@ -50,8 +50,8 @@ class Round(TypedDict):
 class Rounds(TypedDict):
     """The relief loop: its rounds, the one that was chosen, and the loss of accuracy that was allowed."""
 
-    iteration: int
-    tolerance: float
+    chosen: int
+    accuracy_drop: float
     history: list[Round]
 
 
@@ -108,17 +108,29 @@ class Costs(TypedDict):
     shrunk: CostFigures
 
 
-class Size(TypedDict):
-    """A plan of the activations."""
+class TensorEntry(TypedDict):
+    """One activation."""
 
-    bytes: int
+    name: str
+    tensor_bytes: int
+
+
+class ArenaEntry(TypedDict):
+    """The plan of one network's activations and where it is largest."""
+
+    arena_bytes: int
+    lower_bound_bytes: int
+    peak: str
+    peak_op: str
+    peak_tensors: list[TensorEntry]
+    excluded: str
 
 
 class Arenas(TypedDict):
-    """The activations of the dense network and of what is left."""
+    """The activations of the dense network and of what is left; None where the size of one is not known."""
 
-    original: Size
-    shrunk: Size
+    original: ArenaEntry | None
+    shrunk: ArenaEntry | None
 
 
 class Removed(TypedDict):
@@ -146,7 +158,7 @@ class Removal(TypedDict):
     """What the removal of dead channels took and left."""
 
     removed: list[Removed]
-    kept: list[Stayed]
+    stayed: list[Stayed]
 
 
 class WeightSizes(TypedDict):
@@ -155,15 +167,15 @@ class WeightSizes(TypedDict):
     name: str
     shape: list[int]
     nonzeros: int
-    dense: int
-    packed: dict[str, float]
-    bound: dict[str, float]
+    dense_bytes: int
+    packed_bytes: dict[str, float]
+    bound_bytes: dict[str, float]
 
 
 class TotalSizes(TypedDict):
     """All weights together."""
 
-    bound: dict[str, float]
+    bound_bytes: dict[str, float]
 
 
 class Ledger(TypedDict):
@@ -191,7 +203,7 @@ class FileEntry(TypedDict):
     """One file on the disk."""
 
     path: str
-    bytes: int
+    file_bytes: int
     sha256: str
 
 
@@ -217,10 +229,11 @@ class Export(TypedDict):
 
     cost: Costs
     arena: Arenas
+    arena_unknown: str | None
     shrink: Removal
     ledger: Ledger
     baselines: Baselines
-    anatomy: dict[str, dict[str, int]]
+    size_breakdowns: dict[str, dict[str, int]]
     artifacts: list[ArtifactEntry]
     inputs: NotRequired[dict[str, list[int]]]
 
@@ -240,21 +253,22 @@ class AgreementEntry(TypedDict):
     """How far a file is from the reference; None where there is no such figure."""
 
     relative_error: float | None
-    agreement: float | None
+    same_predictions: float | None
     accuracy: float | None
 
 
 class MeasurementEntry(TypedDict):
     """One file in one session."""
 
-    artifact: str
+    file: str
     agreement: AgreementEntry
 
 
 class CheckEntry(TypedDict):
     """One tolerance that was checked."""
 
-    artifact: str
+    file: str
+    code: str
     ok: bool
 
 
@@ -286,24 +300,6 @@ class Validate(TypedDict):
     latency: NotRequired[list[LatencyEntry]]
 
 
-class TensorEntry(TypedDict):
-    """One activation."""
-
-    name: str
-    tensor_bytes: int
-
-
-class ArenaEntry(TypedDict):
-    """The plan of one network's activations and where it is largest."""
-
-    arena_bytes: int
-    lower_bound_bytes: int
-    peak: str
-    peak_op: str
-    peak_tensors: list[TensorEntry]
-    excluded: str
-
-
 class TargetEntry(TypedDict):
     """A board."""
 
@@ -311,12 +307,19 @@ class TargetEntry(TypedDict):
     title: str
 
 
-class BudgetEntry(TypedDict):
-    """What there was; None where it was not limited."""
+class MemoryBudget(TypedDict):
+    """What there is; None where it is not limited."""
 
     flash_bytes: int | None
     ram_bytes: int | None
     target: TargetEntry | None
+
+
+class BudgetEntry(MemoryBudget):
+    """What there is, the file that was asked for (None: the smallest that fits), and the accuracy it may lose."""
+
+    file: str | None
+    accuracy_drop: float
 
 
 class SizeEntry(TypedDict):

@@ -27,7 +27,7 @@ Seed = Annotated[int, Rule("0 or more and below 2^62", lambda value: 0 <= value 
 Share = Annotated[float, Rule("in (0, 1]", lambda value: 0 < value <= 1)]
 Positive = Annotated[float, Rule("above 0", lambda value: value > 0)]
 PositiveOrZero = Annotated[float, Rule("0 or more", lambda value: value >= 0)]
-Tolerance = Annotated[float, Rule("in [0, 1]", lambda value: 0 <= value <= 1)]
+Drop = Annotated[float, Rule("in [0, 1]", lambda value: 0 <= value <= 1)]
 BelowOne = Annotated[float, Rule("in [0, 1)", lambda value: 0 <= value < 1)]
 Shares = Annotated[
     tuple[Share, ...], Rule("falling shares", lambda value: all(b < a for a, b in itertools.pairwise(value)))
@@ -150,10 +150,10 @@ class ReliefConfig(Checked):
     """How a convolution's scores are summed over output positions."""
     rewind: bool = False
     """Retrain from the initial weights; false goes on from the present ones."""
-    tolerance: Tolerance = 0.01
+    accuracy_drop: Drop = 0.01
     """Validation accuracy (a fraction) that may be lost against the dense network."""
     patience: Count | None = None
-    """Stop after this many iterations in a row outside the tolerance; absent runs all."""
+    """Stop after this many iterations in a row that lose more; absent runs all."""
     alpha: dict[str, Share] = field(default_factory=dict)
     """Layer name (glob) -> α, over alpha_conv and alpha_fc."""
     skip: tuple[str, ...] = ()
@@ -205,7 +205,7 @@ class AuditConfig(Checked):
     """A board whose memories are the budget; docs/audit.md lists them."""
     file: str | None = None
     """Name of the file to check; absent chooses the smallest that fits among those that accuracy_drop allows."""
-    accuracy_drop: Tolerance = 0.0
+    accuracy_drop: Drop = 0.0
     """Accuracy (a fraction) that the tolerance of a chosen file may allow to be lost; 0 chooses among exact files."""
 
 

@@ -48,7 +48,7 @@ def _train(network, x, y, *, steps, masks=None):
 def test_readme_example_from_a_trained_network_to_a_validated_file(model, digits, tmp_path):
     x, y = digits
     data = {"train": (x[:1200], y[:1200]), "validation": (x[1200:1500], y[1200:1500])}
-    found = rx.relieve(model, data, iterations=1, train=rx.TrainConfig(epochs=1), tolerance=1.0)
+    found = rx.relieve(model, data, iterations=1, train=rx.TrainConfig(epochs=1), accuracy_drop=1.0)
     assert 0 < found.chosen.kept < found.chosen.dense
     manifest = rx.export(
         model,
@@ -79,7 +79,7 @@ def test_own_training_loop(model, digits):
             return float((network.eval()(x[1200:1500]).argmax(1) == y[1200:1500]).float().mean())
 
     batches = list(x[:300].split(100))
-    found = rx.relieve(model, batches, iterations=2, retrain=retrain, evaluate=evaluate, tolerance=1.0)
+    found = rx.relieve(model, batches, iterations=2, retrain=retrain, evaluate=evaluate, accuracy_drop=1.0)
     assert calls == [row.kept for row in found.history[1:]]
     for name, mask in found.masks.items():
         assert (model.state_dict()[name][~mask] == 0).all()
@@ -241,7 +241,9 @@ def test_what_people_have_is_taken_as_it_is(tmp_path):
     """NumPy's float64, tensors in validate, inputs without labels, paths as strings, a mapping that is no dict."""
     model = small()
     data = types.MappingProxyType({name: (X.double().numpy(), Y.numpy()) for name in ("train", "validation")})
-    found = rx.relieve(model, data, iterations=1, train={"epochs": 1}, tolerance=1.0, folder=str(tmp_path / "journal"))
+    found = rx.relieve(
+        model, data, iterations=1, train={"epochs": 1}, accuracy_drop=1.0, folder=str(tmp_path / "journal")
+    )
     out = str(tmp_path / "out")
     rx.export(model, X[:2], out, masks=found.masks, samples=X)
     logits = model.eval()(X)
@@ -271,7 +273,7 @@ def test_several_inputs_and_outputs_from_relief_to_validation(tmp_path):
     loader = torch.utils.data.DataLoader([{"u": u, "v": w, "labels": y} for u, w, y in zip(X, v, Y, strict=True)], 16)
     data = {"train": loader, "validation": [((X, v), Y)]}
     dense = model.state_dict()["a.weight"].clone()
-    found = rx.prune(model, data, iterations=1, output="logits", train={"epochs": 2, "lr": 0.01}, tolerance=1.0)
+    found = rx.prune(model, data, iterations=1, output="logits", train={"epochs": 2, "lr": 0.01}, accuracy_drop=1.0)
     assert found.chosen.kept < found.chosen.dense
     manifest = rx.export(
         model, (X[:4], v[:4]), tmp_path / "out", masks=found.masks, samples=((X, v), Y), formats=("packed", "int8")
@@ -283,12 +285,12 @@ def test_several_inputs_and_outputs_from_relief_to_validation(tmp_path):
     assert manifest.extra["cost"]["original"]["parameters"]["nonzero"] == found.chosen.dense
     outputs = model.eval()(X, v)
     found = rx.validate(tmp_path / "out", (X, v), Y, outputs)
-    exact = [check for check in found.checks if "int8" not in check.artifact]
+    exact = [check for check in found.checks if "int8" not in check.file]
     assert all(check.ok for check in exact)
-    assert {check.artifact for check in exact} >= {"model.packed.onnx", "model.packed.onnx, output 'hidden'"}
+    assert {check.file for check in exact} >= {"model.packed.onnx", "model.packed.onnx, output 'hidden'"}
     outputs["hidden"] = outputs["hidden"] * 1.01
     wrong = rx.validate(tmp_path / "out", {"u": X, "v": v}, Y, outputs)
-    assert {c.quantity for c in wrong.checks if not c.ok and "hidden" in c.artifact} == {"relative_error"}
+    assert {c.code for c in wrong.checks if not c.ok and "hidden" in c.file} == {"relative_error"}
     stored = np.load(tmp_path / "out/reference.npz")
     assert set(stored.files) == {"x.u", "x.v", "y", "logits.logits", "logits.hidden"}
     # A network that was trained since is its own original.
@@ -345,7 +347,7 @@ def test_other_tasks_are_retrained_and_measured(task, labels, metric):
         labels[:3] = 255  # not labelled
     data = {"train": (x, labels), "validation": (x, labels)}
     found = rx.relieve(
-        model, data, task=task, iterations=1, train={"epochs": 8, "lr": 0.02, "batch": 16}, tolerance=1.0
+        model, data, task=task, iterations=1, train={"epochs": 8, "lr": 0.02, "batch": 16}, accuracy_drop=1.0
     )
     assert found.history[1].accuracy > found.history[1].accuracy_before
     with torch.no_grad():
@@ -360,7 +362,7 @@ def test_a_loss_and_a_metric_of_ones_own():
         {"train": batches, "validation": batches},
         iterations=1,
         train=rx.TrainConfig(epochs=1),
-        tolerance=1.0,
+        accuracy_drop=1.0,
         forward=lambda network, batch: network(batch["row"]),
         loss=nn.functional.multi_margin_loss,
         metric=lambda outputs, labels: -nn.functional.cross_entropy(outputs, labels),
@@ -471,7 +473,7 @@ def test_a_network_that_gives_maps_is_exported_and_proven(tmp_path):
     )
     found = rx.validate(tmp_path / "artifacts")  # against PyTorch's own outputs, (16, 3, 16, 16)
     assert found.ok
-    assert {m.agreement.agreement for m in found.measurements} == {None}
+    assert {m.agreement.same_predictions for m in found.measurements} == {None}
     moved = np.asarray(network(x).detach()) * 1.001
     assert not rx.validate(tmp_path / "artifacts", x.numpy(), logits=moved).ok
     with pytest.raises(

@@ -15,7 +15,7 @@ from relief_export.training import checkpoints
 
 ROOT = Path(__file__).parent.parent
 TINY = ("train.epochs=2", "relief.iterations=2", "relief.retrain.epochs=1", "relief.retrain.milestones=[]")
-TINY += ("train.milestones=[]", "data.limit=60", "relief.tolerance=1", 'export.formats=["dense"]')
+TINY += ("train.milestones=[]", "data.limit=60", "relief.accuracy_drop=1", 'export.formats=["dense"]')
 
 
 @pytest.fixture

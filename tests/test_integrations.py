@@ -51,7 +51,7 @@ def test_lightning_retrains_and_measures(tmp_path):
         evaluate=evaluate_with(make_trainer, "accuracy", loader),
         iterations=1,
         alpha_fc=0.7,
-        tolerance=1.0,
+        accuracy_drop=1.0,
     )
     assert found.chosen.kept < found.chosen.dense
     assert found.masks.apply_(module) == {}
@@ -99,7 +99,7 @@ def test_transformers_retrain_and_measure(tmp_path):
         output="logits",
         iterations=1,
         alpha_fc=0.7,
-        tolerance=1.0,
+        accuracy_drop=1.0,
     )
     # GPT-2's linear layers keep their weights as (in, out), and are relieved like all others.
     layer = found.chosen.layers["transformer.h.0.mlp.c_fc"]

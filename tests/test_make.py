@@ -12,7 +12,7 @@ import pytest
 from relief_export.records import read_json
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = "--set train.epochs=1 --set relief.iterations=1 --set relief.tolerance=1"
+SETTINGS = "--set train.epochs=1 --set relief.iterations=1 --set relief.accuracy_drop=1"
 FILES = ("dense/record.json", "relieved/record.json", "artifacts/record.json", "artifacts/model.onnx")
 
 

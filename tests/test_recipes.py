@@ -26,7 +26,7 @@ TINY = {
     "train.milestones": "[]",
     "relief.iterations": "1",
     "relief.samples": "12",
-    "relief.tolerance": "1",
+    "relief.accuracy_drop": "1",
     # A strict selection leaves a small network, so that writing and running it takes little time.
     "relief.alpha_conv": "0.3",
     "relief.alpha_fc": "0.3",

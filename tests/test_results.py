@@ -71,7 +71,7 @@ def test_a_run_is_shown_with_the_figures_of_its_records(module, kept, demo):
         dense,
     )
     for entry in json.loads((demo.folder / "artifacts" / "manifest.json").read_text())["artifacts"]:
-        size = sum(file["bytes"] for file in entry["files"])
+        size = sum(file["file_bytes"] for file in entry["files"])
         assert f"| {entry['name']} | {size:,} | " in page
     settings = " ".join(f"--set {setting}" for setting in sorted(DEMO[2::2]))
     assert found["command"] == f"make digits-lenet5 SETTINGS='{settings}'"

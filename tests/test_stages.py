@@ -21,7 +21,8 @@ from relief_export.cli import run
 from relief_export.errors import InputError, IntegrityError
 from relief_export.formats import read_manifest
 from relief_export.recipe import load_recipe
-from relief_export.records import read_json, sha256, write_json
+from relief_export.records import locked, read_json, sha256, write_json
+from tests.answers import check_answer
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"train.epochs": "2", "relief.iterations": "1"}
@@ -97,6 +98,13 @@ def test_demo_leaves_exactly_these_files(demo):
     assert listed <= on_disk
 
 
+@pytest.mark.parametrize("command", ["train digits-lenet5 --out", "relieve", "prune", "quantise", "export", "report"])
+def test_stages_answer_as_the_reference_says(built, command, capsys):
+    flags = _flags() if command.startswith("train") else []
+    assert run([*command.split(), str(built), *flags, "--json"]) == 0
+    check_answer(json.loads(capsys.readouterr().out))
+
+
 def test_closing_figures_are_those_of_the_files(demo):
     printed, artifacts = demo.printed, demo.folder / "artifacts"
     masks = load_file(demo.folder / "relieved/masks.safetensors")
@@ -145,7 +153,9 @@ def test_changed_export_trains_nothing_again(built, capsys):
     changed = {path.split("/")[0] for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     assert changed == {"recipe.toml", "artifacts", "validation.json", "audit.json", "report.html", "report.md"}
     assert "artifacts/model.packed.onnx" not in after
-    assert [file["file"] for file in json.loads(capsys.readouterr().out)["result"]["files"]] == ["model.onnx", "csr"]
+    answer = json.loads(capsys.readouterr().out)
+    check_answer(answer)
+    assert [file["file"] for file in answer["result"]["files"]] == ["model.onnx", "csr"]
 
 
 def test_quantised_network_is_what_every_file_holds(built, capsys):
@@ -178,7 +188,7 @@ def test_quantised_network_is_what_every_file_holds(built, capsys):
 
 
 def test_changed_relief_keeps_the_dense_network(built):
-    recipe = load_recipe("digits-lenet5", SETTINGS | {"relief.tolerance": "0.5"})
+    recipe = load_recipe("digits-lenet5", SETTINGS | {"relief.accuracy_drop": "0.5"})
     stages.write_recipe(recipe, built)
     dense = contents(built / "dense")
     assert stages.run_stage("train", built).skipped
@@ -194,7 +204,7 @@ def test_one_changed_weight_fails_validation_by_name(built, honest, capsys):
         manifest = read_json(artifacts / "manifest.json")
         (entry,) = (entry for entry in manifest["artifacts"] if entry["name"] == "model.onnx")
         size = (artifacts / "model.onnx").stat().st_size
-        entry["files"] = [{"path": "model.onnx", "bytes": size, "sha256": sha256(artifacts / "model.onnx")}]
+        entry["files"] = [{"path": "model.onnx", "file_bytes": size, "sha256": sha256(artifacts / "model.onnx")}]
         write_json(artifacts / "manifest.json", manifest)
     assert run(["validate", str(built)]) == 1
     printed = capsys.readouterr().out
@@ -212,11 +222,20 @@ def _flags() -> list[str]:
     return [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
 
 
+def test_an_audit_runs_beside_what_only_reads_the_folder(built, capsys):
+    with locked(built, shared=True):
+        assert run(["audit", str(built)]) == 0
+        assert run(["export", str(built)]) == 2
+    assert f"a validation or an audit works in {built}" in capsys.readouterr().err
+
+
 def test_validation_on_given_samples_is_provisional(built, tmp_path, capsys):
     stored = np.load(built / "artifacts/reference.npz")
     np.savez(tmp_path / "mine.npz", x=stored["x"][:50], y=stored["y"][:50])
     assert run(["validate", str(built), "--data", str(tmp_path / "mine.npz"), "--json"]) == 0
-    outcome = json.loads(capsys.readouterr().out)["result"]["outcome"]
+    answer = json.loads(capsys.readouterr().out)
+    check_answer(answer)
+    outcome = answer["result"]["outcome"]
     assert (outcome["samples"], outcome["reference"], outcome["provisional"]) == (50, "given", True)
     assert not stages.run_stage("validate", built).skipped  # the full test set is asked again
     assert read_json(built / "validation.json")["outcome"]["samples"] == 360

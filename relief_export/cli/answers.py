@@ -6,6 +6,7 @@ Sizes are bytes and end in ``_bytes``, times are seconds, accuracies and shares 
 from typing import Any, Literal, NotRequired, TypedDict
 
 from relief_export import outcomes
+from relief_export.device.verdicts import DeviceRun
 from relief_export.evaluation.budget import FileSize, Growth
 from relief_export.evaluation.compare import Agreement, Check
 from relief_export.formats import Tolerance
@@ -36,10 +37,16 @@ class RunFile(TypedDict):
     format: str
     file_bytes: int
     accuracy: float | None
+    seconds_per_sample: float | None
 
 
 class RunAnswer(TypedDict):
-    """The closing figures of a run."""
+    """The closing figures of a run.
+
+    Attributes:
+        original_bytes: The dense network as an ONNX file. original_seconds_per_sample: Its time on one core.
+        seconds: What each stage took.
+    """
 
     name: str
     accuracy: Accuracies
@@ -47,19 +54,47 @@ class RunAnswer(TypedDict):
     parameters: Columns
     macs: Columns
     original_bytes: int
+    original_seconds_per_sample: float | None
     files: list[RunFile]
     seconds: dict[str, float]
     report: str
     model: str
 
 
-class StageAnswer(TypedDict):
-    """One stage: train, relieve (prune), quantise, export or validate; ``outcome`` is the table of that stage."""
-
+class _Stage(TypedDict):
     stage: str
     skipped: bool
     seconds: float
-    outcome: dict[str, Any]
+
+
+class TrainAnswer(_Stage):
+    """The dense network was trained, or was there (``skipped``)."""
+
+    outcome: outcomes.Train
+
+
+class RelieveAnswer(_Stage):
+    """The network was pruned."""
+
+    outcome: outcomes.Relieve
+
+
+class QuantiseAnswer(_Stage):
+    """The pruned network was rounded to few values."""
+
+    outcome: outcomes.Quantise
+
+
+class ExportAnswer(_Stage):
+    """The files were written."""
+
+    outcome: outcomes.Export
+
+
+class ValidateAnswer(_Stage):
+    """The files were checked."""
+
+    outcome: outcomes.Validate
 
 
 class ReportAnswer(TypedDict):
@@ -103,7 +138,7 @@ class Removal(TypedDict):
 
     modified: bool
     removed: list[outcomes.Removed]
-    kept: list[outcomes.Stayed]
+    stayed: list[outcomes.Stayed]
     unknown: dict[str, int]
     opaque: dict[str, int]
 
@@ -170,6 +205,65 @@ class AuditAnswer(TypedDict):
     notes: list[str]
 
 
+class MeasuredSizes(TypedDict):
+    """What a C program takes of a device, as its compiler measures it.
+
+    Attributes:
+        flash_bytes: Code, tables, and the initial values of variables.
+        ram_bytes: Variables, arena, input and output, and the stack as far as it is known.
+        processor: What it was built for. command: The compiler, its flags and the optimisation.
+        text_bytes, data_bytes, bss_bytes: Sections of the linked network.
+        objects_bytes: text and data of its object files alone; the rest of the flash are library routines.
+        arena_bytes, input_bytes, output_bytes: What the caller lends.
+        stack_bytes: The deepest stack of a call; None where it is not known.
+        stack_path: The functions that reach it. stack_doubts: Why it may be deeper, or is not known.
+        estimated: Why the sizes are those of another processor; None where they are measured.
+    """
+
+    flash_bytes: int
+    ram_bytes: int
+    processor: str
+    command: str
+    text_bytes: int
+    data_bytes: int
+    bss_bytes: int
+    objects_bytes: int
+    arena_bytes: int
+    input_bytes: int
+    output_bytes: int
+    stack_bytes: int | None
+    stack_path: list[str]
+    stack_doubts: list[str]
+    estimated: str | None
+
+
+class MeasureAnswer(TypedDict):
+    """What C programs take; ``measured`` by the names of their folders."""
+
+    budget: outcomes.MemoryBudget
+    measured: dict[str, MeasuredSizes]
+
+
+class MaskedTensor(TypedDict):
+    """One tensor; ``not_zero`` counts masked entries of the file's weights that are not zero."""
+
+    tensor: str
+    shape: list[int]
+    entries: int
+    kept: int
+    not_zero: int
+
+
+class MasksAnswer(TypedDict):
+    """The masks in a file of the form ``form``; ``kept`` of all ``entries`` are kept."""
+
+    file: str
+    form: str
+    entries: int
+    kept: int
+    tensors: list[MaskedTensor]
+
+
 class OperatorEntry(TypedDict):
     """One operator, and how many nodes of the model have it (0 where no model was given)."""
 
@@ -187,7 +281,11 @@ class OpsAnswer(TypedDict):
 
 ANSWERS: dict[str, Any] = {
     "run": RunAnswer,
-    "train, relieve, prune, quantise, export, validate": StageAnswer,
+    "train": TrainAnswer,
+    "relieve, prune": RelieveAnswer,
+    "quantise": QuantiseAnswer,
+    "export": ExportAnswer,
+    "validate": ValidateAnswer,
     "report": ReportAnswer,
     "recipes": RecipesAnswer,
     "shrink": ShrinkAnswer,
@@ -195,6 +293,9 @@ ANSWERS: dict[str, Any] = {
     "compare": CompareAnswer,
     "cost": CostAnswer,
     "audit": AuditAnswer,
+    "audit --measure": MeasureAnswer,
     "ops": OpsAnswer,
+    "masks": MasksAnswer,
+    "run-on": DeviceRun,
 }
 """Command, or commands, -> what ``result`` is."""

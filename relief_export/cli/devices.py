@@ -41,7 +41,9 @@ def fit_lines(done: Fit) -> Iterator[str]:
 @click.option("--data", type=PATH, required=True, help="An .npz with x and, for the comparison, logits or labels y.")
 @click.option("--reference", type=PATH, help="ONNX model whose outputs are the reference, in place of the logits.")
 @click.option("--samples", type=click.IntRange(1), help="Only that many, from the first.")
-@click.option("--tolerance", type=float, default=1e-4, show_default=True, help="Largest relative error of an output.")
+@click.option(
+    "--relative-error", type=float, default=1e-4, show_default=True, help="Largest relative error of an output."
+)
 @click.option("-O", "optimise", type=OPTIMISE, default="s", show_default=True, help="Level of optimisation.")
 @click.option("--quantized-io", is_flag=True, help="Compile with NET_QUANTIZED_IO: inputs and outputs are integers.")
 @json_option
@@ -51,7 +53,7 @@ def run_on(
     data: Path,
     reference: Path | None,
     samples: int | None,
-    tolerance: float,
+    relative_error: float,
     optimise: str,
     quantized_io: bool,
     as_json: bool,
@@ -78,7 +80,7 @@ def run_on(
         target,
         folder,
         evaluation.Arrays(x, y, logits),
-        tolerance=Tolerance(tolerance, 1.0),  # accuracies are reported, and decide nothing
+        tolerance=Tolerance(relative_error, 1.0),  # accuracies are reported, and decide nothing
         optimise=optimise,
         defines=("NET_QUANTIZED_IO",) if quantized_io else (),
     )
@@ -93,14 +95,14 @@ def _run_lines(done: DeviceRun) -> Iterator[str]:
         (f"{done.unit} a sample, most", f"{done.largest_count:,}"),
         ("stack, bytes", f"{done.stack_bytes:,}"),
     ]
-    if done.milliseconds is not None:
-        rows.insert(3, ("ms at one a cycle, not measured time", f"{done.milliseconds:,.3f}"))
+    if done.nominal_seconds is not None:
+        rows.insert(3, ("ms at one a cycle, not measured time", f"{1000 * done.nominal_seconds:,.3f}"))
     if done.agreement is not None and done.equal is not None:
         error = done.agreement.relative_error
         rows.append(("relative error", "not finite" if error is None else f"{error:.3g}"))
         rows.append(("outputs equal in every bit", f"{100 * done.equal:.2f} %"))
-        if done.agreement.agreement is not None:
-            rows.append(("same prediction", f"{100 * done.agreement.agreement:.2f} %"))
+        if done.agreement.same_predictions is not None:
+            rows.append(("same prediction", f"{100 * done.agreement.same_predictions:.2f} %"))
     if done.accuracy is not None:
         rows.append(("accuracy", f"{100 * done.accuracy:.2f} %"))
     yield from table((f"on {done.target}", ""), rows)

@@ -65,7 +65,7 @@ def _shrunk_lines(done: Shrunk) -> list[str]:
     rows.append(("MACs", old(was.structural), new(now.structural), new(now.nonzero)))
     rows.append(("bytes", f"{done.bytes_before:,}", f"{done.artifact.bytes:,}", ""))
     lines = table(("", "before", "after", "non-zero"), rows)
-    lines += [f"{row.layer}: {row.count} dead {row.side} channels stay: {row.reason}" for row in done.result.kept]
+    lines += [f"{row.layer}: {row.count} dead {row.side} channels stay: {row.reason}" for row in done.result.stayed]
     unknown = done.result.unknown.items()
     lines += [f"no rule for {op} ({count}): what it touches stays" for op, count in unknown]
     return [*lines, *done.artifact.notes]
@@ -126,7 +126,7 @@ def convert(
     entry: dict[str, Any] = done.to_dict()
     found = {"file": str(target), "file_bytes": done.bytes} | {key: entry[key] for key in ("format", "tolerance")}
     found["files"] = [
-        {"path": file["path"], "file_bytes": file["bytes"], "sha256": file["sha256"]} for file in entry["files"]
+        {"path": file["path"], "file_bytes": file["file_bytes"], "sha256": file["sha256"]} for file in entry["files"]
     ]
     found["notes"] = entry["notes"]
     echo(found, as_json=as_json, lines=(f"{target}: {done.format}, {done.bytes:,} bytes", *done.notes))
@@ -138,7 +138,7 @@ def convert(
 @click.argument("second", metavar="B", type=PATH)
 @click.option("--data", type=PATH, required=True, help="An .npz with array x and, for accuracies, y.")
 @click.option(
-    "--tolerance",
+    "--relative-error",
     type=float,
     help="Largest relative error of an output.  [default: 0.0001, or none with --accuracy-drop]",
 )
@@ -149,7 +149,7 @@ def convert(
 )
 @json_option
 def compare(
-    first: Path, second: Path, data: Path, tolerance: float | None, accuracy_drop: float | None, as_json: bool
+    first: Path, second: Path, data: Path, relative_error: float | None, accuracy_drop: float | None, as_json: bool
 ) -> int:
     """Compare model B with model A on the same inputs in ONNX Runtime; exit 1 when B is worse.
 
@@ -163,12 +163,12 @@ def compare(
     from relief_export.formats import Tolerance
     from relief_export.subjects import model_path
 
-    for name, value in (("--tolerance", tolerance), ("--accuracy-drop", accuracy_drop)):
+    for name, value in (("--relative-error", relative_error), ("--accuracy-drop", accuracy_drop)):
         if value is not None and not 0 <= value < float("inf"):
             raise click.BadParameter(f"{name} must be a finite number, 0 or more, not {value}")
     # Whoever allows accuracy to fall expects other outputs: no bound on them is meant then.
     default = 1e-4 if accuracy_drop is None else None
-    limits = Tolerance(default if tolerance is None else tolerance, accuracy_drop or 0.0)
+    limits = Tolerance(default if relative_error is None else relative_error, accuracy_drop or 0.0)
     samples = evaluation.load_arrays(data)
     done = evaluation.compare(model_path(first), model_path(second), samples.x, y=samples.y, tolerance=limits)
     echo(done.to_dict(), as_json=as_json, lines=_comparison_lines(done))
@@ -181,7 +181,7 @@ def _comparison_lines(done: Comparison) -> list[str]:
         (
             name,
             "not finite" if found.relative_error is None else f"{found.relative_error:.3g}",
-            percent(found.agreement),
+            percent(found.same_predictions),
             percent(found.accuracy),
             "-" if found.accuracy_change is None else f"{100 * found.accuracy_change:+.2f}",
         )
@@ -204,7 +204,7 @@ def cost(model: Path, dimensions: dict[str, int], as_json: bool) -> int:
     relief-export cost model.onnx
     relief-export cost segmentation.onnx --dim H=224 --dim W=224
     """
-    from relief_export import evaluation, formats
+    from relief_export import formats
     from relief_export.errors import UnsupportedModelError
     from relief_export.graph.arena import plan_arena
     from relief_export.graph.cost import cost as count
@@ -216,7 +216,7 @@ def cost(model: Path, dimensions: dict[str, int], as_json: bool) -> int:
         loaded = with_dimensions(loaded, dimensions)
     found = count(loaded)
     try:
-        arena, unplanned = evaluation.arena_figures(plan_arena(loaded)), None
+        arena, unplanned = plan_arena(loaded).to_dict(), None
     except UnsupportedModelError as error:
         arena, unplanned = None, str(error)
     answer = {"file": str(model), "cost": found.to_dict(), "arena": arena, "arena_unknown": unplanned}

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING
 
 import click
 
 from relief_export.cli.common import PATH, echo, json_option, percent, table
 
-
-class _Row(TypedDict):
-    tensor: str
-    shape: list[int]
-    entries: int
-    kept: int
-    not_zero: int
+if TYPE_CHECKING:
+    from relief_export.cli.answers import MaskedTensor
 
 
 @click.command(short_help="Show the masks in a file, layer by layer.")
@@ -41,7 +36,7 @@ def masks(path: Path, form: str | None, as_json: bool) -> int:
     from relief_export.relief.masks import masks_in
 
     found = masks_in(path, form)
-    rows: list[_Row] = [
+    rows: list[MaskedTensor] = [
         {
             "tensor": name,
             "shape": list(mask.shape),
@@ -52,7 +47,7 @@ def masks(path: Path, form: str | None, as_json: bool) -> int:
         for name, mask in found.masks.items()
     ]
     entries, kept = sum(row["entries"] for row in rows), sum(row["kept"] for row in rows)
-    result = {"path": str(path), "form": found.form, "entries": entries, "kept": kept, "tensors": rows}
+    result = {"file": str(path), "form": found.form, "entries": entries, "kept": kept, "tensors": rows}
     cells = (
         (
             row["tensor"],

@@ -230,7 +230,7 @@ def _summary(folder: Path) -> dict[str, Any]:
         {
             "file": entry["name"],
             "format": entry["format"],
-            "file_bytes": sum(file["bytes"] for file in entry["files"]),
+            "file_bytes": sum(file["file_bytes"] for file in entry["files"]),
             "accuracy": _accuracy(validate, entry["name"]),
             "seconds_per_sample": seconds.get(entry["name"]),
         }
@@ -258,9 +258,9 @@ def _summary(folder: Path) -> dict[str, Any]:
     }
 
 
-def _accuracy(validate: dict[str, Any], artifact: str) -> float | None:
-    """Return the lowest accuracy that was measured of an artifact, optimisations off and on."""
-    found = [m["agreement"]["accuracy"] for m in validate["measurements"] if m["artifact"] == artifact]
+def _accuracy(validate: dict[str, Any], file: str) -> float | None:
+    """Return the lowest accuracy that was measured of a file, optimisations off and on."""
+    found = [m["agreement"]["accuracy"] for m in validate["measurements"] if m["file"] == file]
     # The lowest, so that no figure is better than what a user may meet.
     return min((value for value in found if value is not None), default=None)
 
@@ -306,7 +306,7 @@ def _stage_lines(done: Done) -> list[str]:
             check["message"]
             for check in done.outcome.get("checks", ())
             # A program that could not be compiled is no failure, but must not pass in silence.
-            if check["quantity"] == "compiled" and check["ok"]
+            if check["code"] == "compiled" and check["ok"]
         ),
         *(f"FAILED: {failure['message']}" for failure in done.outcome.get("failures", ())),
     ]
@@ -325,7 +325,7 @@ def _quantised(outcome: dict[str, Any]) -> str:
 
 
 def _validated(outcome: dict[str, Any]) -> str:
-    files = {entry["artifact"] for entry in outcome["checks"]}
+    files = {entry["file"] for entry in outcome["checks"]}
     verdict = "passed" if outcome["ok"] else "FAILED"
     return f"{verdict}: {len(files)} files, {outcome['samples']:,} samples of {outcome['source']}"
 

@@ -62,7 +62,9 @@ class Measurement:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, the two sums first."""
-        return {"flash": self.flash, "ram": self.ram} | asdict(self)
+        sizes = {"text", "data", "bss", "objects", "arena", "input", "output", "stack"}
+        stated = {f"{key}_bytes" if key in sizes else key: value for key, value in asdict(self).items()}
+        return {"flash_bytes": self.flash, "ram_bytes": self.ram} | stated
 
 
 def measure(

@@ -128,10 +128,12 @@ class DeviceRun:
     """A network in an emulator against a reference.
 
     Attributes:
-        counts: Mean and largest count of ``unit`` for a sample.
-        milliseconds: Mean count at one a cycle of the board's clock: not measured time. None for a core alone.
+        target: The board or core. samples: How many it ran.
+        unit: What was counted: instructions, or clock cycles. mean_count: Of a sample. largest_count: Of any sample.
+        nominal_seconds: Mean count at one a cycle of the board's clock: not measured time. None for a core alone.
+        stack_bytes: The deepest stack that was seen.
         agreement: How far the outputs are from the reference's; None without one.
-        equal: Share of the outputs whose every bit is the reference's.
+        equal: Share of the outputs whose every bit is the reference's. accuracy: None without labels.
         checks: The agreement against a tolerance.
     """
 
@@ -140,7 +142,7 @@ class DeviceRun:
     unit: str
     mean_count: float
     largest_count: int
-    milliseconds: float | None
+    nominal_seconds: float | None
     stack_bytes: int
     agreement: Agreement | None
     equal: float | None
@@ -199,7 +201,7 @@ def run_on(
         unit=core_of(target).unit,
         mean_count=mean,
         largest_count=int(found.counts.max()),
-        milliseconds=None if clock is None else 1000 * mean / clock,
+        nominal_seconds=None if clock is None else mean / clock,
         stack_bytes=found.stack_bytes,
         agreement=agreement,
         equal=equal,

@@ -1,7 +1,7 @@
 """ONNX Runtime as the judge: validation, comparison, latency and the audit. Results have ``to_dict()``; no torch."""
 
 from relief_export.device.targets import TARGETS, Target
-from relief_export.evaluation.budget import Audit, Budget, FileSize, Growth, arena_figures, audit
+from relief_export.evaluation.budget import Audit, Budget, FileSize, Growth, audit
 from relief_export.evaluation.compare import Comparison, compare
 from relief_export.evaluation.latency import Latency, measure_latency
 from relief_export.evaluation.samples import Arrays, ByName, load_arrays, named, part
@@ -21,7 +21,6 @@ __all__ = [
     "Session",
     "Target",
     "Validation",
-    "arena_figures",
     "audit",
     "compare",
     "load_arrays",

@@ -149,7 +149,7 @@ class Audit:
         subject: What was audited. budget: Against what.
         files: Every file. checked: The name of the one that the budget is about.
         gzip_bytes: The weights, zeros in place, compressed. bound_bytes: Entropy bound of their positions and float32
-            values. Both of weights alone, without a onnx_file.
+            values. Both of weights alone, without what a file adds.
         arena: Plan for the activations of the checked file; None where the size of one is unknown.
         growth: Beside an older model, where one was given.
         notes: What a reader has to know, such as that the target runs no ONNX.
@@ -195,22 +195,10 @@ class Audit:
             "files": [asdict(row) for row in self.files],
             "gzip_bytes": self.gzip_bytes,
             "bound_bytes": self.bound_bytes,
-            "arena": None if plan is None else arena_figures(plan),
+            "arena": None if plan is None else plan.to_dict(),
             "growth": self.growth and asdict(self.growth),
             "notes": list(self.notes),
         }
-
-
-def arena_figures(plan: ArenaPlan) -> dict[str, Any]:
-    """Return a plan of activations as plain data, with the tensors at its peak alone."""
-    return {
-        "arena_bytes": plan.bytes,
-        "lower_bound_bytes": plan.lower_bound,
-        "peak": plan.peak,
-        "peak_op": plan.peak_op,
-        "peak_tensors": [{"name": each.name, "tensor_bytes": each.bytes} for each in plan.peak_tensors],
-        "excluded": plan.excluded,
-    }
 
 
 def audit(

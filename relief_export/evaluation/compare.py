@@ -47,7 +47,7 @@ class Agreement:
     Attributes:
         max_error: Largest absolute error. mean_error: Mean absolute error. relative_error: Largest, in units of the
             reference's scale. The three are None where an output is not a finite number.
-        agreement: Share of equal predictions; None where there are none. disagreeing: Number of unequal ones.
+        same_predictions: Share of equal predictions; None where there are none. disagreeing: Number of unequal ones.
         accuracy: Share of right predictions; None without labels. accuracy_change: That minus the reference's.
         worst_sample: Index of the sample with the largest error, or of the first that is not finite.
         first_disagreement: Index of the first sample whose prediction differs; None where all agree.
@@ -56,7 +56,7 @@ class Agreement:
     max_error: float | None
     mean_error: float | None
     relative_error: float | None
-    agreement: float | None
+    same_predictions: float | None
     disagreeing: int
     accuracy: float | None
     accuracy_change: float | None
@@ -73,43 +73,43 @@ class Check:
     """One tolerance checked against one number.
 
     Attributes:
-        artifact: Whose tolerance. optimised: In which session; None where it is about the file.
-        quantity: What was measured: "sha256", "loads", "finite", "relative_error", "predictions" or "accuracy".
-        value: The number; of the accuracy its change, negative where it is lost. tolerance: What was allowed.
+        file: Whose tolerance. optimised: In which session; None where it is about the file.
+        code: What was checked: "sha256", "loads", "compiled", "finite", "relative_error", "predictions" or "accuracy".
+        actual: The number; of the accuracy its change, negative where it is lost. limit: What was allowed.
         worst_sample: The sample to look at first. message: One sentence.
     """
 
-    artifact: str
+    file: str
     optimised: bool | None
-    quantity: str
+    code: str
     ok: bool
-    value: float | None
-    tolerance: float | None
+    actual: float | None
+    limit: float | None
     worst_sample: int | None
     message: str
 
     @property
     def failure(self) -> Failure:
         """The check as a gate reports it."""
-        unit = {"relative_error": "ratio", "predictions": "fraction", "accuracy": "fraction"}.get(self.quantity, "")
-        return Failure(self.quantity, self.artifact, self.value, self.tolerance, unit, self.message)
+        unit = {"relative_error": "ratio", "predictions": "fraction", "accuracy": "fraction"}.get(self.code, "")
+        return Failure(self.code, self.file, self.actual, self.limit, unit, self.message)
 
 
 def failures(checks: Iterable[Check]) -> tuple[Failure, ...]:
     """Return one failure for each file and quantity: the worst, where both optimisation levels fail alike."""
     found: dict[tuple[str, str], Check] = {}
     for check in checks:
-        key = (check.artifact, check.quantity)
+        key = (check.file, check.code)
         if not check.ok and (key not in found or _badness(check) > _badness(found[key])):
             found[key] = check
     return tuple(check.failure for check in found.values())
 
 
 def _badness(check: Check) -> float:
-    if check.value is None:
+    if check.actual is None:
         # No number at all, as for an output that is not finite, is worse than any number.
         return math.inf
-    return -check.value if check.quantity == "accuracy" else check.value  # the one that is worse the lower it is
+    return -check.actual if check.code == "accuracy" else check.actual  # the one that is worse the lower it is
 
 
 def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreement:
@@ -141,7 +141,7 @@ def measure(outputs: Array, reference: Array, y: Array | None = None) -> Agreeme
         mean_error=float(error.mean()) if finite else None,
         # A reference of nothing but zeros has no scale: the absolute error has to do.
         relative_error=(largest / scale if scale else largest) if finite else None,
-        agreement=1 - differ.size / len(flat) if scores else None,
+        same_predictions=1 - differ.size / len(flat) if scores else None,
         disagreeing=differ.size,
         accuracy=accuracy,
         accuracy_change=None if y is None or accuracy is None else accuracy - float((wanted == y).mean()),
@@ -160,13 +160,13 @@ def _predictions(outputs: Array, *, none: int) -> Array:
     return np.where(np.isnan(outputs).any(axis=1), none, outputs.argmax(axis=1))
 
 
-def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: bool) -> list[Check]:
+def judge(found: Agreement, tolerance: Tolerance, file: str, *, optimised: bool) -> list[Check]:
     """Check what was measured against what is allowed; each tolerance gives one check, passed or not."""
-    where = f"{artifact} (optimisations {'on' if optimised else 'off'})"
+    where = f"{file} (optimisations {'on' if optimised else 'off'})"
     worst = found.worst_sample
 
-    def check(quantity: str, value: float | None, limit: float, message: str, *, ok: bool, sample: int | None) -> Check:
-        return Check(artifact, optimised, quantity, ok, value, limit, sample, f"{where}: {message}")
+    def check(code: str, actual: float | None, limit: float, message: str, *, ok: bool, sample: int | None) -> Check:
+        return Check(file, optimised, code, ok, actual, limit, sample, f"{where}: {message}")
 
     if found.max_error is None:
         message = f"an output of sample {worst} is not a finite number"
@@ -179,13 +179,13 @@ def judge(found: Agreement, tolerance: Tolerance, artifact: str, *, optimised: b
         checks.append(check("relative_error", error, limit, message, ok=error <= limit, sample=worst))
     # A bound on the relative error and no loss of accuracy promise the same predictions, not only as many right ones.
     exact, first = tolerance.accuracy_drop == 0 and tolerance.relative_error is not None, found.first_disagreement
-    if found.agreement is None:
+    if found.same_predictions is None:
         if not checks:
             message = "the outputs are no scores of classes, so no accuracy can be checked: bound the relative error"
             checks.append(check("predictions", None, tolerance.accuracy_drop, message, ok=False, sample=None))
     elif exact or found.accuracy is None:
         # Without labels: no more accuracy can be lost than predictions differ.
-        share, limit = 1 - found.agreement, tolerance.accuracy_drop
+        share, limit = 1 - found.same_predictions, tolerance.accuracy_drop
         message = f"{found.disagreeing} predictions ({share:.4%}) differ, {limit:.4%} allowed"
         message += "" if first is None else f", the first at sample {first}"
         checks.append(check("predictions", share, limit, message, ok=share <= limit, sample=first))

@@ -32,9 +32,9 @@ _LISTED = "is what the manifest says"
 
 @dataclass(frozen=True)
 class Measurement:
-    """One artifact in one session."""
+    """One file in one session."""
 
-    artifact: str
+    file: str
     format: str
     file_bytes: int
     optimised: bool
@@ -179,8 +179,8 @@ def _reference_checks(manifest: formats.Manifest) -> list[Check]:
     return [_about_file(MASKED, "sha256", _LISTED, ok=True)]
 
 
-def _about_file(name: str, quantity: str, message: str, *, ok: bool) -> Check:
-    return Check(name, None, quantity, ok, None, None, None, f"{name}: {message}")
+def _about_file(name: str, code: str, message: str, *, ok: bool) -> Check:
+    return Check(name, None, code, ok, None, None, None, f"{name}: {message}")
 
 
 def _run(
@@ -211,7 +211,7 @@ def _run(
         # Labels are those of the first output.
         one = measure(outputs[name], wanted, None if found else y)
         # Features and boxes have a largest entry too, and it is no class.
-        found[name] = replace(one, agreement=None, disagreeing=0, first_disagreement=None) if found else one
+        found[name] = replace(one, same_predictions=None, disagreeing=0, first_disagreement=None) if found else one
     seconds = time.perf_counter() - started
     first = next(iter(found))
     return Measurement(artifact.name, artifact.format, artifact.bytes, optimised, seconds, found.pop(first), found)

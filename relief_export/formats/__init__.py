@@ -25,7 +25,7 @@ from relief_export.formats.artifact import (
     write_manifest,
 )
 from relief_export.formats.onnx_file import from_proto, load_proto, to_ir, to_proto
-from relief_export.formats.sizes import Anatomy, Ledger, anatomy, gzip_bytes, ledger
+from relief_export.formats.sizes import Ledger, SizeBreakdown, gzip_bytes, ledger, size_breakdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +40,6 @@ __all__ = [
     "FORMATS",
     "FORMAT_NAMES",
     "VALUES",
-    "Anatomy",
     "Artifact",
     "File",
     "Format",
@@ -48,14 +47,15 @@ __all__ = [
     "Ledger",
     "Manifest",
     "Options",
+    "SizeBreakdown",
     "Tolerance",
     "Values",
-    "anatomy",
     "from_proto",
     "gzip_bytes",
     "ledger",
     "read",
     "read_manifest",
+    "size_breakdown",
     "to_proto",
     "write_manifest",
 ]

@@ -22,7 +22,7 @@ VALUES: tuple[Values, ...] = get_args(Values)
 """How a format may store the values of the weights."""
 
 NAME = "manifest.json"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class File:
     """One file of an artifact; ``path`` is relative to the artifacts' folder, with forward slashes."""
 
     path: str
-    bytes: int
+    file_bytes: int
     sha256: str
 
     @classmethod
@@ -120,7 +120,7 @@ class Artifact:
     @property
     def bytes(self) -> int:
         """Bytes on disk, all files."""
-        return sum(file.bytes for file in self.files)
+        return sum(file.file_bytes for file in self.files)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data that ``from_dict`` reads back."""
@@ -154,12 +154,12 @@ def _read_files(entries: object, where: str) -> tuple[File, ...]:
     Raises:
         IntegrityError: It is no list, or a key is missing, unknown or of a wrong type.
     """
-    kinds = {"path": str, "bytes": int, "sha256": str}
+    kinds = {"path": str, "file_bytes": int, "sha256": str}
     for entry in entries if isinstance(entries, list) else [entries]:
         # The exact types, since True would pass for an integer.
         if not isinstance(entry, dict) or {key: type(value) for key, value in entry.items()} != kinds:
             raise IntegrityError(
-                f"{where}: a file's entry is malformed, it must have path, bytes, sha256: export again"
+                f"{where}: a file's entry is malformed, it must have path, file_bytes, sha256: export again"
             )
     return tuple(File(**entry) for entry in entries) if isinstance(entries, list) else ()
 
@@ -261,7 +261,7 @@ class Manifest:
     def _check(self, files: Iterable[File]) -> None:
         where = str(self.folder / NAME)
         for file in files:
-            check_file(inside(self.folder, file.path, where), file.bytes, file.sha256, where)
+            check_file(inside(self.folder, file.path, where), file.file_bytes, file.sha256, where)
 
 
 def write_manifest(

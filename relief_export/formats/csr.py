@@ -86,7 +86,8 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
                 # A weight without a value is a sound model only as an input.
                 prepared.graph.inputs.append(value)
         save_proto(to_proto(prepared), folder / GRAPH)
-        graph = asdict(File.of(folder, folder / GRAPH))
+        made = File.of(folder, folder / GRAPH)
+        graph = {"path": made.path, "bytes": made.file_bytes, "sha256": made.sha256}
         write_json(
             folder / INDEX, {"version": VERSION, "graph": graph, "tensors": [asdict(entry) for entry in entries]}
         )
@@ -130,7 +131,7 @@ def _write_tensor(value: ir.Value, position: int, folder: Path) -> Entry:
         stored = content.indices.size
     file = File.of(folder, folder / name)
     dtype, shape, overridable = array.dtype.name, array.shape, value.is_graph_input()
-    return Entry(value.name, position, overridable, layout, dtype, shape, stored, name, file.bytes, file.sha256)
+    return Entry(value.name, position, overridable, layout, dtype, shape, stored, name, file.file_bytes, file.sha256)
 
 
 def _sizes(array: Array) -> dict[str, int]:
@@ -193,7 +194,7 @@ def read(path: Path) -> ir.Model:
     graph, entries = _read_index(path)
     where = str(path / INDEX)
     for file in (graph, *(File(entry.file, entry.bytes, entry.sha256) for entry in entries)):
-        check_file(inside(path, file.path, where), file.bytes, file.sha256, where)
+        check_file(inside(path, file.path, where), file.file_bytes, file.sha256, where)
     model = to_ir(load_proto(path / graph.path), path / graph.path)
     values = list(model.graph.initializers.values())
     inputs = {value.name: value for value in model.graph.inputs}
@@ -220,7 +221,8 @@ def _read_index(path: Path) -> tuple[File, list[Entry]]:
     if content.get("version") != VERSION:
         raise IntegrityError(f"{path / INDEX} has version {content.get('version')!r}, this program reads {VERSION}")
     try:
-        graph = File(**content["graph"])
+        stated = content["graph"]
+        graph = File(stated["path"], stated["bytes"], stated["sha256"])
         entries = [Entry(**{**entry, "shape": tuple(entry["shape"])}) for entry in content["tensors"]]
     except (KeyError, TypeError) as error:
         raise IntegrityError(f"{path / INDEX} is malformed ({error}): export again") from None
@@ -228,7 +230,7 @@ def _read_index(path: Path) -> tuple[File, list[Entry]]:
     # JSON may hold any type in any place, and everything below relies on the types.
     if not all(map(_sound, entries)) or len(set(names)) != len(names):
         raise IntegrityError(f"{path / INDEX} has a malformed entry: export again")
-    if not isinstance(graph.path, str) or type(graph.bytes) is not int:
+    if not isinstance(graph.path, str) or type(graph.file_bytes) is not int:
         raise IntegrityError(f"{path / INDEX} has a malformed entry for its graph: export again")
     return graph, entries
 

@@ -76,6 +76,9 @@ class Row:
     bound: dict[str, float]
 
 
+_NO_SIZES = {"name", "shape", "nonzeros", "position_code"}
+
+
 @dataclass(frozen=True)
 class Ledger:
     """The bytes of every weight by format."""
@@ -96,7 +99,12 @@ class Ledger:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data."""
-        return {"tensors": [asdict(row) for row in self.rows], "total": asdict(self.total)}
+        return {"tensors": [_plain(row) for row in self.rows], "total": _plain(self.total)}
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    """Return a row with the unit in the key of each size."""
+    return {key if key in _NO_SIZES else f"{key}_bytes": value for key, value in asdict(row).items()}
 
 
 def ledger(model: ir.Model) -> Ledger:
@@ -218,8 +226,8 @@ def _bits(symbols: Array, mask: Array, unit: int, counted: bool) -> float:
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """Bytes of each part.
+class SizeBreakdown:
+    """The bytes of one file by what takes them.
 
     Attributes:
         weights: The data of the constants: values, and the positions of those that are not zero where they are stored.
@@ -242,10 +250,10 @@ class Anatomy:
 
     def to_dict(self) -> dict[str, int]:
         """Return plain data."""
-        return asdict(self)
+        return {f"{part}_bytes": size for part, size in asdict(self).items()}
 
 
-def anatomy(path: Path) -> Anatomy | None:
+def size_breakdown(path: Path) -> SizeBreakdown | None:
     """Take apart an ONNX file with its external data, or a csr folder; None for what is neither.
 
     Raises:
@@ -255,7 +263,7 @@ def anatomy(path: Path) -> Anatomy | None:
         sizes = {file: file.stat().st_size for file in path.iterdir()}
         weights = sum(size for file, size in sizes.items() if file.suffix in {".npy", ".npz"})
         network = sum(size for file, size in sizes.items() if file.suffix == ".onnx")
-        return Anatomy(weights, 0, 0, network, sum(sizes.values()) - weights - network)
+        return SizeBreakdown(weights, 0, 0, network, sum(sizes.values()) - weights - network)
     if path.suffix != ".onnx":
         return None
     proto = onnx.load(path, load_external_data=False)
@@ -275,7 +283,7 @@ def anatomy(path: Path) -> Anatomy | None:
     headers = sum(field_bytes(tensor) for tensor in (*graph.initializer, *graph.sparse_initializer)) - data
     rest = path.stat().st_size - data - headers - decoding - network
     beside = sum(file.stat().st_size for file in external_files(proto, path))
-    return Anatomy(data + beside, headers, decoding, network, rest)
+    return SizeBreakdown(data + beside, headers, decoding, network, rest)
 
 
 def _sparse_data(tensor: SparseTensorProto) -> int:

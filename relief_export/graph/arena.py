@@ -13,7 +13,7 @@ inference", 2020) in several orders; the smallest plan wins. Reshape, Flatten an
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -79,8 +79,15 @@ class ArenaPlan:
     excluded: str = EXCLUDED
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return asdict(self)
+        """Return plain data for JSON: of the tensors those at the peak alone, which say what to make smaller."""
+        return {
+            "arena_bytes": self.bytes,
+            "lower_bound_bytes": self.lower_bound,
+            "peak": self.peak,
+            "peak_op": self.peak_op,
+            "peak_tensors": [{"name": each.name, "tensor_bytes": each.bytes} for each in self.peak_tensors],
+            "excluded": self.excluded,
+        }
 
 
 def plan_arena(model: ir.Model, batch: int = 1) -> ArenaPlan:

@@ -38,7 +38,7 @@ class ShrinkResult:
         model: The smaller model, or an unchanged copy where ``modified`` is False.
         modified: Whether anything was removed.
         removed: One row a linear layer that lost channels.
-        kept: Zero rows and columns that stay, by layer and reason.
+        stayed: Zero rows and columns that had to stay, by layer and reason.
         unknown: Operators without a rule, and how often they occur; what they touch stays.
         opaque: Operators declared to read or mix all channels, and how often they occur.
     """
@@ -46,7 +46,7 @@ class ShrinkResult:
     model: ir.Model = field(repr=False)
     modified: bool
     removed: tuple[LayerCut, ...]
-    kept: tuple[KeptChannels, ...]
+    stayed: tuple[StayingChannels, ...]
     unknown: dict[str, int]
     opaque: dict[str, int]
 
@@ -55,7 +55,7 @@ class ShrinkResult:
         return {
             "modified": self.modified,
             "removed": [asdict(row) for row in self.removed],
-            "kept": [asdict(row) for row in self.kept],
+            "stayed": [asdict(row) for row in self.stayed],
             "unknown": self.unknown,
             "opaque": self.opaque,
         }
@@ -87,18 +87,19 @@ def shrink(model: ir.Model, *, strict: bool = False) -> ShrinkResult:
         if not (_carry_out(work, liveness, plan) or replaced):
             break
         modified = True
-    kept = explain(liveness, plan)
+    stayed = explain(liveness, plan)
     narrowed = narrow_layers(work.graph, liveness)
     modified = modified or narrowed > 0
     after = measure(analyse(work) if narrowed else liveness) if modified else {}
     restore_interface(work, model)
     # A converted model cannot be held against the original: an older opset says some things in fewer bytes.
     source = model if model.opset_imports.get("") == work.opset_imports.get("") else base
+    # Bytes never grow, and in a tiny model the index lists of gathers can outweigh what the layers lose.
     if not modified or file_size(work) > min(file_size(source), file_size(base)):
-        return ShrinkResult(model.clone(), False, (), kept, dict(liveness.unknown), dict(liveness.opaque))
+        return ShrinkResult(model.clone(), False, (), stayed, dict(liveness.unknown), dict(liveness.opaque))
     removed = tuple(LayerCut.between(name, size, after.get(name)) for name, size in before.items())
     removed = tuple(row for row in removed if row.changed)
-    return ShrinkResult(work, True, removed, kept, dict(liveness.unknown), dict(liveness.opaque))
+    return ShrinkResult(work, True, removed, stayed, dict(liveness.unknown), dict(liveness.opaque))
 
 
 def _refuse(liveness: Liveness, *, strict: bool) -> None:
@@ -183,7 +184,7 @@ class LayerCut:
 
 
 @dataclass(frozen=True)
-class KeptChannels:
+class StayingChannels:
     """Zero rows (``side`` "output") or columns ("input") of one layer that stay, for one reason."""
 
     layer: str
@@ -225,10 +226,10 @@ def measure(liveness: Liveness) -> dict[str, LayerSize]:
     return sizes
 
 
-def explain(liveness: Liveness, plan: RemovalPlan) -> tuple[KeptChannels, ...]:
+def explain(liveness: Liveness, plan: RemovalPlan) -> tuple[StayingChannels, ...]:
     """Return the zero rows and columns of a graph from which nothing more can be removed, with the reason of each."""
     reasons = _Reasons(liveness, plan)
-    rows: list[KeptChannels] = []
+    rows: list[StayingChannels] = []
     for ctx, _ in liveness.contexts:
         layer = ctx.find(LayerFacts)
         if layer is None:
@@ -239,11 +240,11 @@ def explain(liveness: Liveness, plan: RemovalPlan) -> tuple[KeptChannels, ...]:
         unread = ~layer.nonzero.any(axis=1).reshape(-1)
         for side, value, zero in (("output", ctx.result, dead_out), ("input", ctx.source, unread)):
             found = reasons.of(ctx, value, zero)
-            rows += [KeptChannels(layer_name(ctx), side, n, why) for why, n in sorted(found.items())]
+            rows += [StayingChannels(layer_name(ctx), side, n, why) for why, n in sorted(found.items())]
     return tuple(rows)
 
 
-def _refused(ctx: NodeContext) -> list[KeptChannels]:
+def _refused(ctx: NodeContext) -> list[StayingChannels]:
     """Return the zero rows of a linear layer whose rule gave up."""
     matrix = ctx.refused.see(_Opened(ctx.node, ctx.walk)) if isinstance(ctx.refused, Linear) else None
     if matrix is None:
@@ -254,7 +255,7 @@ def _refused(ctx: NodeContext) -> list[KeptChannels]:
         f"{weight.name} is an input of the graph, which a caller may replace" if replaceable and weight else ctx.reason
     )
     count = int((~matrix.nonzero().any(axis=2)).sum())
-    return [KeptChannels(layer_name(ctx), "output", count, why)] if count else []
+    return [StayingChannels(layer_name(ctx), "output", count, why)] if count else []
 
 
 def _why_constant(ctx: NodeContext) -> str:

@@ -6,7 +6,7 @@
     history.jsonl                              one line per finished iteration
     iterations/NN/masks.safetensors            before retraining, kept for every iteration
     iterations/NN/retraining.pt                the retraining's own checkpoint, until it is finished
-    iterations/NN/weights.safetensors          after retraining, kept too: another tolerance only chooses again
+    iterations/NN/weights.safetensors          after retraining, kept too: another accuracy_drop only chooses again
 
 A folder is this loop's own where its relief.json says so. One that has such files without it is somebody else's, and
 is refused; one of other settings is refused too, unless the caller says that what is there may go.
@@ -53,7 +53,7 @@ class Iteration:
         test_accuracy: After retraining, on the test set: reported, never used for a choice.
         peak_test_accuracy: The highest of any epoch of the retraining, where it was watched: likewise.
         dense, kept: Connections, by the paper's count.
-        within_tolerance: Whether it may be the result.
+        within_tolerance: Whether it loses no more accuracy than is allowed, so that it may be the result.
         layers: Layer name -> dense and kept connections, and neurons that have any left, of how many.
         unknown: Operators that the search for disconnected neurons does not know -> how often; it kept all they touch.
         seconds: Wall time of scoring (with selection), disconnection, retraining, and all.

@@ -2,7 +2,7 @@
 
 Iteration k scores the network as it is, selects, removes what is disconnected, keeps masked what earlier iterations
 masked, goes back to the initial weights where it should rewind, and retrains. Among the iterations whose validation
-accuracy is within the tolerance of the dense network's, the one with the fewest connections is the result.
+accuracy is at most ``accuracy_drop`` below the dense network's, the one with the fewest connections is the result.
 (arXiv 2109.10795)
 """
 
@@ -55,10 +55,10 @@ if TYPE_CHECKING:
 CALIBRATION_BATCH = 100
 
 _ROUNDING = 1e-12
-"""A loss of exactly the tolerance is allowed, whatever the last bit of the difference says."""
+"""A loss of exactly what is allowed passes, whatever the last bit of the difference says."""
 _BISECTIONS = 12
 """Steps towards a given share of connections: to within a 4,000th of all of them."""
-_ONLY_CHOOSES = frozenset({"iterations", "patience", "tolerance"})
+_ONLY_CHOOSES = frozenset({"iterations", "patience", "accuracy_drop"})
 """Settings on which no iteration depends: they say how many there are, and which of them is the result."""
 
 
@@ -70,14 +70,14 @@ class Relieved(Prints):
         iteration: The chosen iteration; 0 is the dense network.
         masks: Its masks.
         history: Every iteration, the dense network first.
-        tolerance: Validation accuracy that was allowed to be lost.
+        accuracy_drop: Validation accuracy that was allowed to be lost.
         left_whole: Module name -> why relief did not touch its weights.
     """
 
     iteration: int
     masks: Masks
     history: tuple[Iteration, ...]
-    tolerance: float
+    accuracy_drop: float
     left_whole: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -118,7 +118,7 @@ class Relieved(Prints):
         axes.plot(density, [row.accuracy for row in self.history], marker="o", label="validation")
         if self.history[0].test_accuracy is not None:
             axes.plot(density, [row.test_accuracy for row in self.history], marker="s", label="test")
-        axes.axhline(self.history[0].accuracy - self.tolerance, linestyle=":", color="grey", label="tolerance")
+        axes.axhline(self.history[0].accuracy - self.accuracy_drop, linestyle=":", color="grey", label="lowest allowed")
         axes.plot(
             density[self.iteration], self.chosen.accuracy, marker="o", markersize=14, fillstyle="none", color="black"
         )
@@ -132,8 +132,8 @@ class Relieved(Prints):
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for a record; masks are a file of their own."""
         return {
-            "iteration": self.iteration,
-            "tolerance": self.tolerance,
+            "chosen": self.iteration,
+            "accuracy_drop": self.accuracy_drop,
             "history": [asdict(row) for row in self.history],
             "left_whole": self.left_whole,
         }
@@ -271,7 +271,7 @@ class _Run:
     def run(self, start: Masks, *, force: bool) -> Relieved:
         found = self.past.open(self._key(start), force=force)
         rows = [replace(row, within_tolerance=self._within(found, row.accuracy)) for row in found]
-        # Another tolerance gives other verdicts on the same iterations, which need no new training.
+        # Another accuracy_drop gives other verdicts on the same iterations, which need no new training.
         if rows != found:
             self.past.record(rows)
         # Later iterations that a longer loop left behind stay in the folder and are not looked at.
@@ -291,7 +291,7 @@ class _Run:
         best = best_of(rows)
         state, masks = self.states[best]
         restore(self.model, state)
-        return Relieved(best, masks, tuple(rows), self.config.tolerance, self.left_whole)
+        return Relieved(best, masks, tuple(rows), self.config.accuracy_drop, self.left_whole)
 
     def _wanted(self, rows: list[Iteration]) -> list[Iteration]:
         """Return the finished iterations that a loop with these settings would have made."""
@@ -455,7 +455,7 @@ class _Run:
             raise InputError(
                 f"evaluate returned a {type(value).__name__}: it must return the accuracy, a number"
             ) from None
-        # NaN compares with nothing: it would be outside of every tolerance without a word.
+        # NaN compares with nothing: it would be beyond every drop without a word.
         if math.isnan(accuracy):
             raise InputError("evaluate returned NaN: nothing can be chosen by it")
         if accuracy > 1:
@@ -499,7 +499,7 @@ class _Run:
         return row
 
     def _within(self, rows: Sequence[Iteration], accuracy: float) -> bool:
-        return not rows or accuracy >= rows[0].accuracy - self.config.tolerance - _ROUNDING
+        return not rows or accuracy >= rows[0].accuracy - self.config.accuracy_drop - _ROUNDING
 
     def _given_up(self, rows: Sequence[Iteration]) -> bool:
         patience = self.config.patience
@@ -523,8 +523,8 @@ class _Run:
 
 
 def best_of(rows: Sequence[Iteration]) -> int:
-    """Return the iteration with the fewest connections within the tolerance; among equals the most accurate."""
-    # Never empty, since the dense network is within its own tolerance.
+    """Return the iteration with the fewest connections that loses no more than allowed; of equals the most accurate."""
+    # Never empty, since the dense network loses nothing against itself.
     return min((r.kept, -r.accuracy, r.iteration) for r in rows if r.within_tolerance)[2]
 
 

@@ -4,7 +4,7 @@
 Here is the plain loop for the rest: batches as a DataLoader yields them, a task with its loss and its metric, the same
 optimizers and schedules. An interrupted relief goes on at the iteration.
 
-A metric is at most 1, and higher is better: the relief's tolerance is a difference of it::
+A metric is at most 1, and higher is better: the relief's accuracy_drop is a difference of it::
 
     classification   share of right classes             outputs (n, classes), labels (n,)
     regression       R² = 1 - Σ(ŷ - y)² / Σ(y - ȳ)²      outputs and labels of one shape

@@ -86,9 +86,9 @@ class Run:
         chosen: Index in it of the round that was exported.
         floor: Lowest validation accuracy that the recipe accepts.
         sizes: original and masked, both also after gzip, and the entropy bounds of float32 and int8 values.
-        anatomy: File -> its size breakdown, parts that add up to it. bounds: Value code -> the entropy bound in bytes.
+        breakdowns: File -> its bytes by part, which add up to it. bounds: Value code -> the entropy bound in bytes.
         tensors: Bytes of each weight by format.
-        kept: Reasons for which dead channels stayed; ``removed`` what went, layer by layer.
+        stayed: Reasons for which dead channels stayed; ``removed`` what went, layer by layer.
         validation: Outcome of the validation; None where there was none.
     """
 
@@ -100,12 +100,12 @@ class Run:
     layers: tuple[Layer, ...]
     files: tuple[File, ...]
     sizes: dict[str, int]
-    anatomy: dict[str, dict[str, int]]
+    breakdowns: dict[str, dict[str, int]]
     bounds: dict[str, float]
     tensors: tuple[Table, ...]
     removed: tuple[Table, ...]
-    kept: tuple[Table, ...]
-    arena: dict[str, Table]
+    stayed: tuple[Table, ...]
+    arena: dict[str, Table | None]
     feeds: dict[str, tuple[int, ...]] = field(default_factory=dict)
     input_shape: tuple[int, ...] = ()
     samples: dict[str, int] = field(default_factory=dict)
@@ -220,8 +220,8 @@ def _relieve(outcome: Table, facts: Table) -> Table:
         "accuracy": facts["accuracy"] | {"relieved": (outcome["validation"], outcome["test"])},
         "connections": (outcome["connections"]["dense"], outcome["connections"]["kept"]),
         "iterations": (first, *relief["history"][1:]),
-        "chosen": relief["iteration"],
-        "floor": relief["history"][0]["accuracy"] - relief["tolerance"],
+        "chosen": relief["chosen"],
+        "floor": relief["history"][0]["accuracy"] - relief["accuracy_drop"],
     }
 
 
@@ -234,7 +234,7 @@ def _quantise(outcome: Table, facts: Table) -> Table:
 def _export(outcome: Table, _: Table) -> Table:
     original, shrunk = outcome["cost"]["original"], outcome["cost"]["shrunk"]
     figures = {name: (original[name], shrunk[name]) for name in ("parameters", "macs", "flops")}
-    baselines, bounds = outcome["baselines"], outcome["ledger"]["total"]["bound"]
+    baselines, bounds = outcome["baselines"], outcome["ledger"]["total"]["bound_bytes"]
     return {
         "costs": {name: (b["structural"], a["structural"], a["nonzero"]) for name, (b, a) in figures.items()},
         "paper_flops": (original["paper_flops"], shrunk["paper_flops"]),
@@ -247,11 +247,11 @@ def _export(outcome: Table, _: Table) -> Table:
             "masked gzip": baselines["masked"]["gzip_bytes"],
             **{f"bound {code}": round(bounds[code]) for code in ("f32", "int8")},
         },
-        "anatomy": outcome["anatomy"],
+        "breakdowns": outcome["size_breakdowns"],
         "bounds": bounds,
         "tensors": tuple(outcome["ledger"]["tensors"]),
         "removed": tuple(outcome["shrink"]["removed"]),
-        "kept": tuple(outcome["shrink"]["kept"]),
+        "stayed": tuple(outcome["shrink"]["stayed"]),
         "arena": outcome["arena"],
         "feeds": {name: tuple(shape) for name, shape in outcome.get("inputs", {}).items()},
     }
@@ -259,7 +259,7 @@ def _export(outcome: Table, _: Table) -> Table:
 
 def _file(entry: Table) -> File:
     exact = entry["tolerance"]["accuracy_drop"] == 0
-    size = sum(file["bytes"] for file in entry["files"])
+    size = sum(file["file_bytes"] for file in entry["files"])
     form = entry["format"]
     code = FORMATS[form].values if form in FORMATS else "f32"  # of an older version
     return File(entry["name"], form, size, exact, form not in NOT_LOADED, code)
@@ -293,11 +293,11 @@ def _validate(outcome: Table, facts: Table) -> Table:
 
 
 def _judged(file: File, outcome: Table) -> File:
-    sessions = [found["agreement"] for found in outcome["measurements"] if found["artifact"] == file.name]
-    checks = [check for check in outcome["checks"] if check["artifact"] == file.name]
+    sessions = [found["agreement"] for found in outcome["measurements"] if found["file"] == file.name]
+    checks = [check for check in outcome["checks"] if check["file"] == file.name]
     verdicts = [check["ok"] for check in checks]
     # Generated C, where validation had no compiler.
-    unproven = NOT_PROVEN if any(check["quantity"] == "compiled" and check["ok"] for check in checks) else ""
+    unproven = NOT_PROVEN if any(check["code"] == "compiled" and check["ok"] for check in checks) else ""
 
     def worst(key: str, pick: Callable[..., float]) -> float | None:
         return pick((session[key] for session in sessions if session[key] is not None), default=None)
@@ -306,7 +306,7 @@ def _judged(file: File, outcome: Table) -> File:
         file,
         accuracy=worst("accuracy", min),
         error=worst("relative_error", max),
-        agreement=worst("agreement", min),
+        agreement=worst("same_predictions", min),
         ok=None if unproven and all(verdicts) else all(verdicts) if verdicts else None,
         not_proven=unproven,
     )

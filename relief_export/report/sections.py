@@ -145,8 +145,10 @@ def costs(run: Run) -> Section:
         rows.append((title, f"{whole:,}", f"{structural:,}", f"{live:,}", format_ratio(whole, structural)))
     before, after = run.paper_flops
     rows.append(("FLOPs, formula of the paper", f"{before:,}", f"{after:,}", NONE, format_ratio(before, after)))
-    whole, structural = (run.arena[name]["bytes"] for name in ("original", "shrunk"))
-    rows.append(("RAM arena, bytes", f"{whole:,}", f"{structural:,}", NONE, format_ratio(whole, structural)))
+    first, last = run.arena["original"], run.arena["shrunk"]
+    if first is not None and last is not None:
+        whole, structural = first["arena_bytes"], last["arena_bytes"]
+        rows.append(("RAM arena, bytes", f"{whole:,}", f"{structural:,}", NONE, format_ratio(whole, structural)))
     heads = ("at batch 1", "dense", "structural", "non-zero", "fewer")
     return Section("Weights, parameters and operations", tables=(TableView(heads, tuple(rows)),), note=_CONVENTIONS)
 
@@ -204,7 +206,7 @@ def breakdown(run: Run) -> Section:
     codes = {f"{name}.onnx": "f32" for name in ("original", "masked")} | {file.name: file.values for file in run.files}
     rows = tuple(
         (name, *(f"{size:,}" for size in parts.values()), f"{sum(parts.values()):,}", _bound(run, name, codes[name]))
-        for name, parts in sorted(run.anatomy.items(), key=lambda item: -sum(item[1].values()))
+        for name, parts in sorted(run.breakdowns.items(), key=lambda item: -sum(item[1].values()))
     )
     best = run.smallest(exact=False)
     # A dictionary for its order: the two codes may be one and the same.
@@ -214,10 +216,10 @@ def breakdown(run: Run) -> Section:
             row["name"],
             " x ".join(map(str, row["shape"])),
             f"{row['nonzeros']:,}",
-            f"{row['dense']:,}",
-            *(f"{figure:,.0f}" for code in used for figure in (row["packed"][code], row["bound"][code])),
+            f"{row['dense_bytes']:,}",
+            *(f"{figure:,.0f}" for code in used for figure in (row["packed_bytes"][code], row["bound_bytes"][code])),
         )
-        for row in sorted(run.tensors, key=lambda row: -row["dense"])
+        for row in sorted(run.tensors, key=lambda row: -row["dense_bytes"])
     )
     heads = ("bytes of", "weights", "their headers", "decoding", "network", "container", "all", "bound")
     by_weight: tuple[str, ...] = ("weight", "shape", "non-zero", "plain")
@@ -252,7 +254,7 @@ def rounds(run: Run) -> Section | None:
     )
     rows = tuple(
         (
-            f"{row['iteration']}{' (exported)' if index == run.chosen else ''}",
+            f"{row['iteration']}{' (chosen)' if index == run.chosen else ''}",
             f"{row['kept']:,}",
             format_percent(density),
             percent(row["accuracy_before"]),
@@ -321,7 +323,7 @@ def removal(run: Run) -> Section | None:
     )
     stayed = tuple(
         (row["layer"], f"{row['count']:,} dead {row['side']}s", str(row["reason"]))
-        for row in sorted(run.kept, key=lambda row: -row["count"])
+        for row in sorted(run.stayed, key=lambda row: -row["count"])
     )
     tables = (
         TableView(("layer", *_SIDES), removed, title="Removed", folded=len(removed) > _FOLD),

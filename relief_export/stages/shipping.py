@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from relief_export import evaluation
 from relief_export.errors import InputError
-from relief_export.formats import FORMATS, Options, anatomy, gzip_bytes, ledger, onnx_file, write_manifest
+from relief_export.formats import FORMATS, Options, gzip_bytes, ledger, onnx_file, size_breakdown, write_manifest
 from relief_export.graph.arena import UnknownSizeError, plan_arena
 from relief_export.graph.cost import cost
 from relief_export.graph.shrink import ShrinkResult, shrink
@@ -21,6 +21,8 @@ from relief_export.records import RECORDS, Record, atomic_folder, atomic_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from torch import nn
 
     from relief_export.progress import Progress
     from relief_export.recipe import AuditConfig
@@ -92,7 +94,8 @@ def ship(
             np.savez(path, **arrays)  # type: ignore[arg-type]  # its one keyword of its own is no array's name
         outcome = _figures(graphs, result) | {"baselines": baselines, "artifacts": [a.to_dict() for a in artifacts]}
         names = (*(f"{name}.onnx" for name in BASELINES), *(artifact.name for artifact in artifacts))
-        outcome["anatomy"] = {name: found.to_dict() for name in names if (found := anatomy(folder / name)) is not None}
+        found = {name: size_breakdown(folder / name) for name in names}
+        outcome["size_breakdowns"] = {name: parts.to_dict() for name, parts in found.items() if parts is not None}
         references = [
             folder / "reference.npz",
             *(file for name in BASELINES for file in onnx_file.files(folder / f"{name}.onnx")),
@@ -121,15 +124,19 @@ def _capture(job: Job) -> tuple[dict[str, ir.Model], Samples, np.ndarray[Any, An
     x, y = sample.tensors()
     load_weights(model, job.folder / "dense" / "weights.safetensors")
     # Two samples, because torch.export takes an axis of length 1 for a constant.
-    captured = capture(model, x[:2])
-    graphs = {"original": fold(captured)}
+    captured = job.captured.get("graph") or capture(model, x[:2])
+    graphs = {"original": fold(with_values(captured, _state(model)))}
     load_network(model, job.folder, job.network)
-    state = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
-    graphs["masked"] = fold(with_values(captured, state))
+    graphs["masked"] = fold(with_values(captured, _state(model)))
     logits = evaluate(model, sample, logits=True).logits
     assert logits is not None  # noqa: S101  asked for
     calibration = data.train.take(recipe.export.calibration_samples, seed=recipe.seed).tensors()[0].numpy()
     return graphs, Samples(x.numpy(), y.numpy(), logits.numpy(), "reference"), calibration
+
+
+def _state(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
+    """Return copies of the network's tensors, which do not follow when other weights are loaded into it."""
+    return {name: tensor.cpu().numpy().copy() for name, tensor in model.state_dict().items()}
 
 
 def with_values(captured: ir.Model, state: dict[str, np.ndarray[Any, Any]]) -> ir.Model:
@@ -145,24 +152,23 @@ def with_values(captured: ir.Model, state: dict[str, np.ndarray[Any, Any]]) -> i
 def _figures(graphs: dict[str, ir.Model], result: ShrinkResult) -> Outcome:
     original = cost(graphs["original"])
     others = {"masked": graphs["masked"], "shrunk": result.model}
+    arenas = {"original": _arena(graphs["original"]), "shrunk": _arena(result.model)}
     return {
         "cost": {"original": original.to_dict()}
         | {name: cost(model, baseline=original).to_dict() for name, model in others.items()},
-        "arena": {
-            "original": _arena(graphs["original"]),
-            "shrunk": _arena(result.model),
-        },
+        "arena": {name: plan for name, (plan, _) in arenas.items()},
+        "arena_unknown": next((reason for _, reason in arenas.values() if reason), None),
         "shrink": result.to_dict(),
         "ledger": ledger(result.model).to_dict(),
     }
 
 
-def _arena(model: ir.Model) -> Outcome:
-    """Return the plan of the activations, or why there is none: the file is as good without."""
+def _arena(model: ir.Model) -> tuple[Outcome | None, str | None]:
+    """Return the plan of the activations, or None and why there is none: the file is as good without."""
     try:
-        return plan_arena(model).to_dict()
+        return plan_arena(model).to_dict(), None
     except UnknownSizeError as error:
-        return {"unknown": str(error)}
+        return None, str(error)
 
 
 def _baseline(model: ir.Model, path: Path) -> Outcome:
@@ -187,7 +193,7 @@ def validate(job: Job) -> Outcome:
     folder = job.folder / "artifacts"
     found = evaluation.validate(folder, samples.x, samples.y, samples.logits, strict=job.strict, progress=job.progress)
     models = {name: folder / f"{name}.onnx" for name in BASELINES}
-    models |= {each.artifact: folder / each.artifact for each in found.measurements if each.optimised}
+    models |= {each.file: folder / each.file for each in found.measurements if each.optimised}
     # The time of a file that computes something else is of no interest.
     latency = evaluation.measure_latency(models, samples.x) if found.ok else []
     return found.to_dict() | {

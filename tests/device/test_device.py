@@ -14,6 +14,7 @@ from relief_export.device.measure import measure
 from relief_export.device.targets import CORES, core_of
 from relief_export.device.toolchain import Program
 from relief_export.errors import InputError, MissingToolError, UnsupportedModelError
+from tests.answers import check_answer
 from tests.device.conftest import needs
 
 EMULATED = [name for name, core in CORES.items() if core.emulator]
@@ -183,18 +184,21 @@ def test_the_commands_leave_with_the_answer(toy, tmp_path, capsys):
     needs("arduino-uno")
     folder, x, expected = toy
     assert run(["audit", str(folder), "--measure", "--target", "arduino-uno", "--json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["result"]["measured"].values()
-    over = ["audit", str(folder), "--measure", "--target", "arduino-uno", "--ram", f"{found['ram'] - 1}B"]
+    answer = json.loads(capsys.readouterr().out)
+    check_answer(answer, "audit --measure")
+    (found,) = answer["result"]["measured"].values()
+    over = ["audit", str(folder), "--measure", "--target", "arduino-uno", "--ram", f"{found['ram_bytes'] - 1}B"]
     assert run(over) == 1
-    assert f"FAILED: RAM: toy takes {found['ram']} bytes (arena 16, input 24" in capsys.readouterr().out
+    assert f"FAILED: RAM: toy takes {found['ram_bytes']} bytes (arena 16, input 24" in capsys.readouterr().out
     np.savez(tmp_path / "right.npz", x=x, logits=expected.astype(np.float32), y=expected.argmax(1))
     np.savez(tmp_path / "wrong.npz", x=x, logits=expected.astype(np.float32) + 1)
     command = ["run-on", "arduino-uno", str(folder), "--samples", "3", "--json", "--data"]
     assert run([*command, str(tmp_path / "right.npz")]) == 0
     answer = json.loads(capsys.readouterr().out)
+    check_answer(answer)
     done = answer["result"]
     assert (answer["ok"], done["samples"], done["unit"], done["accuracy"]) == (True, 3, "clock cycles", 1.0)
-    assert done["milliseconds"] == pytest.approx(done["mean_count"] / 16e3)
+    assert done["nominal_seconds"] == pytest.approx(done["mean_count"] / 16e6)
     assert run([*command, str(tmp_path / "wrong.npz")]) == 1
     assert json.loads(capsys.readouterr().out)["failures"][0]["code"] == "relative_error"
     assert run(["audit", str(folder), "--cc", "gcc"]) == 2

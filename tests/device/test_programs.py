@@ -74,7 +74,7 @@ def test_layouts_build_for_their_boards(layout, lenet, tmp_path, capsys):  # noq
     audit = ["audit", str(tmp_path / "Digits"), "--measure", "--target", "arduino-uno", "--json"]
     assert run(audit) == 0
     (found,) = json.loads(capsys.readouterr().out)["result"]["measured"].values()
-    assert (found["input"], found["output"], found["data"]) == (400, 4, 0)
+    assert (found["input_bytes"], found["output_bytes"], found["data_bytes"]) == (400, 4, 0)
     assert run(command) == 2  # the folder is not empty
 
 

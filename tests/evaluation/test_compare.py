@@ -38,7 +38,7 @@ def test_every_output_is_compared(pair):
     assert same.outputs["y"].accuracy == 0.5
     found = compare(*pair, x, tolerance=LIMIT)
     assert not found.ok
-    assert {check.artifact for check in found.checks if not check.ok} == {"b.onnx, output 'z'"}
+    assert {check.file for check in found.checks if not check.ok} == {"b.onnx, output 'z'"}
     assert found.outputs["z"].max_error == pytest.approx(0.1, abs=1e-6)
     assert found.outputs["z"].relative_error == pytest.approx(0.01, abs=1e-6)
     assert found.outputs["z"].mean_error == pytest.approx(0.02 * 16 / 6, abs=1e-6)
@@ -55,7 +55,7 @@ def test_a_flipped_prediction_fails_whatever_the_relative_error(tmp_path):
         ir.save(ir.from_onnx_text(HEADER + text), tmp_path / f"{name}.onnx")
     x = np.array([[100, 0], [1, 1.0005]], np.float32)
     found = compare(tmp_path / "a.onnx", tmp_path / "b.onnx", x, tolerance=1e-4)
-    assert {check.quantity for check in found.checks if not check.ok} == {"predictions"}
+    assert {check.code for check in found.checks if not check.ok} == {"predictions"}
     assert found.outputs["y"].first_disagreement == 1
 
 
@@ -119,6 +119,6 @@ def test_a_nan_is_no_prediction():
     reference = np.array([[1, 0], [1, 0], [np.nan, 0], [0, 1]])
     outputs = np.array([[2, 0], [np.nan, 0], [np.nan, 0], [0, 3]])
     found = measure(outputs, reference, np.array([0, 0, 0, 1]))
-    assert (found.agreement, found.disagreeing, found.first_disagreement) == (0.5, 2, 1)
+    assert (found.same_predictions, found.disagreeing, found.first_disagreement) == (0.5, 2, 1)
     assert (found.accuracy, found.accuracy_change) == (0.5, -0.25)
     assert (found.max_error, found.relative_error, found.worst_sample) == (None, None, 1)

@@ -31,7 +31,7 @@ def test_every_format_passes_on_the_network_it_holds(export, samples):
     for each in found.measurements:
         if each.format == "dense":
             assert each.agreement.relative_error < FLOAT64_LIMIT
-            assert (each.agreement.agreement, each.agreement.accuracy) == (1.0, 1 - 6 / 64)
+            assert (each.agreement.same_predictions, each.agreement.accuracy) == (1.0, 1 - 6 / 64)
     json.dumps(found.to_dict(), allow_nan=False)
 
 
@@ -39,7 +39,7 @@ def test_every_format_passes_on_the_network_it_holds(export, samples):
 def test_a_flipped_byte_fails_by_its_hash(kind, export, samples):
     folder = export(*dict.fromkeys(("dense", kind)))
     artifact = formats.read_manifest(folder).artifacts[-1]
-    path = folder / max(artifact.files, key=lambda file: file.bytes).path
+    path = folder / max(artifact.files, key=lambda file: file.file_bytes).path
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -61,7 +61,7 @@ def test_a_changed_weight_fails_by_its_numbers(kind, export, samples, weights, t
     assert {failure.file for failure in found.failures} == {name}
     assert "accuracy" in {failure.code for failure in found.failures}
     for check in (check for check in found.checks if not check.ok):
-        assert check.value < check.tolerance if check.quantity == "accuracy" else check.value > check.tolerance
+        assert check.actual < check.limit if check.code == "accuracy" else check.actual > check.limit
         assert f"sample {check.worst_sample}" in check.message
 
 
@@ -98,14 +98,14 @@ def test_equal_predictions_with_moved_logits_fail(kind, export, samples, weights
     for each in found.measurements:
         assert each.agreement.max_error == pytest.approx(shift, abs=1e-4)
     if kind == "dense":
-        assert all(m.agreement.agreement == 1 for m in found.measurements)
+        assert all(m.agreement.same_predictions == 1 for m in found.measurements)
 
 
 def test_the_worst_sample_is_the_one_that_is_wrong(export, samples):
     x, y, logits = samples
     logits[37, 2] += 0.5
     found = validate(export("dense"), x, y, logits)
-    assert {check.worst_sample for check in found.checks if check.quantity == "relative_error"} == {37}
+    assert {check.worst_sample for check in found.checks if check.code == "relative_error"} == {37}
     assert "worst at sample 37" in found.failures[0].message
 
 
@@ -268,7 +268,7 @@ def test_a_changed_reference_is_not_trusted(export, network, samples):
     assert "manifest.json does not list masked.onnx" in found.failures[0].message
     formats.write_manifest(folder, artifacts, {}, references=[path])
     found = validate(folder, samples[0], None, None)
-    assert (found.ok, found.checks[0].artifact, found.checks[0].quantity) == (True, "masked.onnx", "sha256")
+    assert (found.ok, found.checks[0].file, found.checks[0].code) == (True, "masked.onnx", "sha256")
     network.graph.initializers["fc_b"].const_value = ir.tensor(np.zeros(4, dtype=np.float32), name="fc_b")
     ir.save(network, path)
     found = validate(folder, samples[0], None, None)
@@ -323,8 +323,8 @@ def test_outputs_that_are_no_scores_are_held_to_their_errors(text, samples, weig
     reference = open_session(folder / "model.onnx", optimised=False).run(x)[0]
     found = validate(folder, x, None, reference)
     assert found.ok
-    assert {check.quantity for check in found.checks} == {"sha256", "relative_error"}
-    assert all(m.agreement.agreement is None for m in found.measurements)
+    assert {check.code for check in found.checks} == {"sha256", "relative_error"}
+    assert all(m.agreement.same_predictions is None for m in found.measurements)
     with pytest.raises(InputError, match="labels y need outputs"):
         validate(folder, x, y, reference)
     write(exact, conv_w=weights["conv_w"] * np.float32(1.001))
@@ -350,7 +350,7 @@ def test_without_a_compiler_c_is_not_proven(export, samples, monkeypatch):
     found = validate(folder, *samples)
     assert found.ok
     assert [m.format for m in found.measurements] == ["dense", "dense"]
-    assert [check.message for check in found.checks if check.quantity == "compiled"] == ["c: not proven: no C compiler"]
+    assert [check.message for check in found.checks if check.code == "compiled"] == ["c: not proven: no C compiler"]
     strict = validate(folder, *samples, strict=True)
     assert [(failure.file, failure.code) for failure in strict.failures] == [("c", "compiled")]
 

@@ -65,8 +65,8 @@ def test_a_link_out_of_the_folder_is_refused(folder, tmp_path_factory):
 
 
 def test_another_version_is_refused(folder):
-    edit(folder, lambda content: content.update(version=2))
-    with pytest.raises(IntegrityError, match="has version 2, this program reads 1"):
+    edit(folder, lambda content: content.update(version=1))
+    with pytest.raises(IntegrityError, match="has version 1, this program reads 2"):
         read_manifest(folder)
 
 

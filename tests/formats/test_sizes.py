@@ -35,9 +35,9 @@ def test_codebooks_are_counted_by_the_entropy_of_their_symbols():
 def test_the_total_is_the_sum_and_is_plain_data(make_lenet):
     found = ledger(make_lenet())
     content = json.loads(json.dumps(found.to_dict()))
-    for key in ("dense", "gzip", "sparse", "csr", "nonzeros"):
+    for key in ("dense_bytes", "gzip_bytes", "sparse_bytes", "csr_bytes", "nonzeros"):
         assert content["total"][key] == sum(row[key] for row in content["tensors"])
-    assert content["total"]["dense"] == sum(4 * math.prod(row["shape"]) for row in content["tensors"])
+    assert content["total"]["dense_bytes"] == sum(4 * math.prod(row["shape"]) for row in content["tensors"])
 
 
 @pytest.mark.parametrize("zeros", [0.0, 0.8, 0.95, 1.0])

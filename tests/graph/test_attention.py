@@ -85,7 +85,7 @@ def test_features_of_queries_and_keys_go_together():
     uneven = attention(wq=[1, 6, 11, 12], bq=[1, 6, 11, 12])  # not the same: no regular shape would be left
     result = shrink(uneven, strict=True)
     assert not result.modified
-    assert any(row.reason.startswith("no regular shape") and row.count == 4 for row in result.kept)
+    assert any(row.reason.startswith("no regular shape") and row.count == 4 for row in result.stayed)
 
 
 def test_uneven_features_of_values_go_as_far_as_a_shape_allows():

@@ -126,7 +126,7 @@ def test_copied_length_of_a_cut_axis():
     model = build(text, arrays)
     result = shrink(model, strict=True)
     assert_sound(model, result.model, random_feeds(model), relative=RELATIVE)
-    assert {row.reason for row in result.kept} <= {"its length is read by Shape s"}
+    assert {row.reason for row in result.stayed} <= {"its length is read by Shape s"}
 
 
 # Weights of other forms ------------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_initializers_listed_as_inputs_are_constants_before_version_4():
     model = build(text, {"w": dead(normal(16, 8), 0, 2, 4, axis=1), "v": normal(8, 3)})
     kept = shrink(model)
     assert not kept.modified
-    assert any("w is an input of the graph" in row.reason and row.count == 3 for row in kept.kept)
+    assert any("w is an input of the graph" in row.reason and row.count == 3 for row in kept.stayed)
     model.ir_version = 3
     found = shrink(model)
     assert [v.name for v in found.model.graph.inputs] == ["x"]

@@ -40,7 +40,7 @@ def test_shrunk_is_original(case):
 def test_channels_go_where_they_can_and_reasons_are_given(case):
     result = shrink(model_of(case))
     assert arrays_of(result.model)["w1"].shape[0] == case.left
-    reasons = {row.reason for row in result.kept}
+    reasons = {row.reason for row in result.stayed}
     assert any(case.reason in reason for reason in reasons) if case.reason else True
     if RULES[case.op] is OPAQUE:
         assert result.opaque[case.op] >= 1
@@ -71,7 +71,7 @@ def test_unknown_operator_pins_is_counted_and_is_refused_when_strict():
         result = shrink(model)
         assert result.unknown == {name: 1}
         assert arrays_of(result.model)["w1"].shape[0] == CHANNELS
-        assert any("pinned by unknown operator" in row.reason for row in result.kept)
+        assert any("pinned by unknown operator" in row.reason for row in result.stayed)
         with pytest.raises(UnsupportedModelError, match=rf"no rule for {name} \(1\)"):
             shrink(model, strict=True)
     assert isinstance(ir.to_proto(custom).graph.node[1].domain, str)

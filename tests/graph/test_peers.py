@@ -103,7 +103,7 @@ def test_constant_under_zero_padding_differs_at_the_border(stride):
     assert parameters(result) < parameters(model)
     assert stored_bytes(result) < stored_bytes(model)
     assert max(np.ndim(a) for a in arrays_of(result).values()) == 4
-    assert any(row.reason.startswith("non-zero constant under zero padding at Conv") for row in shrink(model).kept)
+    assert any(row.reason.startswith("non-zero constant under zero padding at Conv") for row in shrink(model).stayed)
 
 
 def test_zero_constant_under_padding_goes_whole():
@@ -152,7 +152,7 @@ def test_zero_row_in_the_output_layer_stays():
     result = shrink(model)
     assert shapes(shrunk(model))["w2"] == (3, 4)
     assert any(
-        (row.layer, row.side, row.count, row.reason) == ("w2", "output", 2, "graph output") for row in result.kept
+        (row.layer, row.side, row.count, row.reason) == ("w2", "output", 2, "graph output") for row in result.stayed
     )
 
 
@@ -199,7 +199,7 @@ def test_residual_join_keeps_the_union_and_says_so():
     found = shapes(shrunk(model))
     assert found["w4"] == (2, 7, 1, 1)  # 0 is gone; 7 is read by the branch
     assert found["w2"][1] == 5  # the branch itself reads only what is not zero
-    reasons = [row.reason for row in result.kept if row.layer == "w1" and row.side == "output"]
+    reasons = [row.reason for row in result.stayed if row.layer == "w1" and row.side == "output"]
     assert any(reason.startswith("tied at Add") and reason.endswith("with 1 live channel") for reason in reasons)
 
 

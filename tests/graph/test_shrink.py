@@ -453,13 +453,13 @@ def test_rows_say_what_was_removed_and_to_dict_is_plain():
     assert (row.weights_before, row.weights_after) == (42, 21)
     plain = result.to_dict()
     assert plain["removed"][0]["layer"] == "w1"
-    assert set(plain) == {"modified", "removed", "kept", "unknown", "opaque"}
+    assert set(plain) == {"modified", "removed", "stayed", "unknown", "opaque"}
 
 
 def test_reason_names_the_operator_that_pins():
     text = "g (float[n, 7] x) => (float[n, 3] y) { h = Gemm<transB=1>(x, w1) [norm] m = LayerNormalization(h, g) y = Gemm<transB=1>(m, w2) }"
     model = build(text, {"w1": normal(6, 7, dead=(1, 2)), "g": np.ones(6, np.float32), "w2": normal(3, 6, unread=(4,))})
-    kept = {(row.layer, row.side): (row.count, row.reason) for row in shrink(model).kept}
+    kept = {(row.layer, row.side): (row.count, row.reason) for row in shrink(model).stayed}
     assert kept["w1", "output"] == (2, "pinned by LayerNormalization norm")
     assert kept["w2", "input"][0] == 1
     assert shrink(model).opaque == {}

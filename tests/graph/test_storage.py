@@ -157,7 +157,7 @@ def test_filters_whose_constant_no_quantised_bias_holds_stay_and_it_is_said():
     result = shrink(model)
     assert_same(model, result.model, random_feeds(model), relative=RELATIVE)
     assert arrays_of(result.model)["w1"].shape == (8, 3, 3, 3)
-    (row,) = [row for row in result.kept if row.side == "output" and row.layer == "w1"]
+    (row,) = [row for row in result.stayed if row.side == "output" and row.layer == "w1"]
     assert (row.count, row.reason) == (3, "a constant that the quantised bias of Conv y cannot hold")
 
 

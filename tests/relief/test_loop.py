@@ -41,7 +41,7 @@ def scripted(accuracies):
 
 
 def config(**changes):
-    return ReliefConfig(**({"iterations": 3, "alpha_fc": 0.8, "tolerance": 0.02} | changes))
+    return ReliefConfig(**({"iterations": 3, "alpha_fc": 0.8, "accuracy_drop": 0.02} | changes))
 
 
 def test_the_smallest_network_within_the_tolerance_is_the_result():
@@ -189,8 +189,8 @@ def test_the_folder_holds_what_resuming_needs_and_no_more(tmp_path):
     assert more.history[4].kept < found.history[3].kept
 
 
-@pytest.mark.parametrize(("tolerance", "iteration"), [(0.0, 0), (0.01, 1), (0.02, 2), (0.5, 3)])
-def test_another_tolerance_only_chooses_again(tmp_path, tolerance, iteration):
+@pytest.mark.parametrize(("drop", "iteration"), [(0.0, 0), (0.01, 1), (0.02, 2), (0.5, 3)])
+def test_another_accuracy_drop_only_chooses_again(tmp_path, drop, iteration):
     def drift(network, masks, number, _checkpoint):
         with torch.no_grad():
             network[0].bias.add_(number)  # every iteration has its own weights
@@ -199,7 +199,7 @@ def test_another_tolerance_only_chooses_again(tmp_path, tolerance, iteration):
     loop = Loop([X], drift, scripted([0.90, *(0, 0.89), *(0, 0.88), *(0, 0.5)]))
     first = loop.run(net(), config(), folder=tmp_path)
     model = net()
-    again = Loop([X], None, scripted([])).run(model, config(tolerance=tolerance), folder=tmp_path)
+    again = Loop([X], None, scripted([])).run(model, config(accuracy_drop=drop), folder=tmp_path)
     assert again.iteration == iteration
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [line["within_tolerance"] for line in lines] == [True] * (iteration + 1) + [False] * (3 - iteration)
@@ -471,7 +471,7 @@ SCRIPT = textwrap.dedent(
     folder = Path(sys.argv[1])
     with distributed.setup():
         tell = lambda *what: print(*what[:3], flush=True)
-        config = ReliefConfig(iterations=4, alpha_conv=0.8, alpha_fc=0.8, tolerance=1.0, samples=64)
+        config = ReliefConfig(iterations=4, alpha_conv=0.8, alpha_fc=0.8, accuracy_drop=1.0, samples=64)
         data = DataSet(split, split, split, 3, (1, 8, 8))
         loop = recipe_loop(model, data, config, TrainConfig(epochs=6, batch=32), seed=0, progress=tell)
         found = loop.run(model, config, folder=folder, progress=tell)

@@ -12,6 +12,7 @@ from relief_export.recipe import ModelConfig
 from relief_export.relief.masks import FORMS, Masks, read_masks, zeros
 from relief_export.training.checkpoints import save_weights
 from relief_export.training.models import build_model
+from tests.answers import check_answer
 
 
 def net():
@@ -224,7 +225,9 @@ def written(tmp_path, form):
 def test_masks_in_a_file_are_shown_without_the_network(tmp_path, form, capsys):
     path = written(tmp_path, form)
     assert run(["masks", str(path), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)["result"]
+    answer = json.loads(capsys.readouterr().out)
+    check_answer(answer)
+    result = answer["result"]
     assert result["form"] == form
     (row,) = (row for row in result["tensors"] if row["shape"] == [3, 8])
     assert (row["entries"], row["kept"], row["not_zero"]) == (24, 14, 3 if form == "prune" else 0)

@@ -141,7 +141,7 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
             "samples": {"train": 500, "validation": 100, "test": 64},
         },
         ("relieve", "relieved/record.json"): {
-            "relief": {"iteration": 2, "tolerance": 0.01, "history": history},
+            "relief": {"chosen": 2, "accuracy_drop": 0.01, "history": history},
             "validation": 0.945,
             "test": 0.9375,
             "connections": {"dense": dense, "kept": kept},
@@ -151,14 +151,15 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
             "cost": {"original": original.to_dict()}
             | {key: cost(graphs[key], baseline=original).to_dict() for key in ("masked", "shrunk")},
             "arena": {key: plan_arena(graphs[key]).to_dict() for key in ("original", "shrunk")},
+            "arena_unknown": None,
             "shrink": {
                 "removed": [removed("fc1", (HIDDEN, ALIVE), (36, 36)), removed("fc2", (10, 10), (HIDDEN, ALIVE))],
-                "kept": [{"layer": "fc1", "side": "input", "count": SIDE, "reason": "graph input"}],
+                "stayed": [{"layer": "fc1", "side": "input", "count": SIDE, "reason": "graph input"}],
             },
             "ledger": formats.ledger(graphs["shrunk"]).to_dict(),
             "baselines": baselines,
-            "anatomy": {
-                path: formats.anatomy(artifacts / path).to_dict()
+            "size_breakdowns": {
+                path: formats.size_breakdown(artifacts / path).to_dict()
                 for path in ("original.onnx", "masked.onnx", *(artifact.name for artifact in written))
             },
             "artifacts": [artifact.to_dict() for artifact in written],

@@ -335,4 +335,4 @@ def test_the_demonstration_is_reported_in_full_without_torch(demo, tmp_path, wit
     manifest = json.loads((demo.folder / "artifacts" / "manifest.json").read_text())
     for artifact in manifest["artifacts"]:
         assert artifact["name"] in cells
-        assert f"{sum(file['bytes'] for file in artifact['files']):,}" in cells
+        assert f"{sum(file['file_bytes'] for file in artifact['files']):,}" in cells

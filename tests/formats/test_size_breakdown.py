@@ -2,7 +2,7 @@ import numpy as np
 import onnx
 import pytest
 
-from relief_export.formats import FORMATS, Options, anatomy
+from relief_export.formats import FORMATS, Options, size_breakdown
 
 CALIBRATION = np.random.default_rng(0).normal(size=(8, 1, 14, 14)).astype(np.float32)
 
@@ -27,7 +27,7 @@ def parts_of(path):
 @pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if form.read is not None and name != "csr"])
 def test_the_parts_of_an_onnx_file_add_up_to_it(tmp_path, make_lenet, name):
     written = FORMATS[name].write(make_lenet(), tmp_path / "m.onnx", Options(calibration=CALIBRATION))
-    found = anatomy(tmp_path / "m.onnx")
+    found = size_breakdown(tmp_path / "m.onnx")
     assert found.total == written.bytes
     assert min(found.to_dict().values()) >= 0
     expected = parts_of(tmp_path / "m.onnx")
@@ -41,7 +41,7 @@ def test_weights_are_the_data_and_decoding_is_what_no_input_reaches(tmp_path, ma
     sizes = {}
     for name in ("dense", "sparse", "packed"):
         FORMATS[name].write(make_lenet(), tmp_path / f"{name}.onnx", Options())
-        sizes[name] = anatomy(tmp_path / f"{name}.onnx")
+        sizes[name] = size_breakdown(tmp_path / f"{name}.onnx")
     weights = [value.const_value.numpy() for value in make_lenet().graph.initializers.values()]
     assert sizes["dense"].weights == sum(array.nbytes for array in weights)
     assert sizes["sparse"].weights == sum(min(array.nbytes, 12 * np.count_nonzero(array)) for array in weights)
@@ -53,18 +53,18 @@ def test_weights_are_the_data_and_decoding_is_what_no_input_reaches(tmp_path, ma
 def test_external_data_are_weights(tmp_path, make_lenet):
     written = FORMATS["dense"].write(make_lenet(), tmp_path / "m.onnx", Options(external_bytes=0))
     assert len(written.files) == 2
-    assert anatomy(tmp_path / "m.onnx").total == written.bytes
-    assert anatomy(tmp_path / "m.onnx").weights >= written.files[1].bytes
+    assert size_breakdown(tmp_path / "m.onnx").total == written.bytes
+    assert size_breakdown(tmp_path / "m.onnx").weights >= written.files[1].file_bytes
 
 
 def test_a_csr_folder_is_taken_apart_by_its_files(tmp_path, make_lenet):
     written = FORMATS["csr"].write(make_lenet(), tmp_path / "csr", Options())
-    found = anatomy(tmp_path / "csr")
+    found = size_breakdown(tmp_path / "csr")
     assert found.total == written.bytes
     assert found.network == (tmp_path / "csr" / "graph.onnx").stat().st_size
-    assert found.weights == sum(file.bytes for file in written.files if file.path.endswith((".npy", ".npz")))
+    assert found.weights == sum(file.file_bytes for file in written.files if file.path.endswith((".npy", ".npz")))
 
 
 def test_what_is_no_onnx_is_not_taken_apart(tmp_path, make_lenet):
     FORMATS["ort"].write(make_lenet(), tmp_path / "m.ort", Options())
-    assert anatomy(tmp_path / "m.ort") is None
+    assert size_breakdown(tmp_path / "m.ort") is None
