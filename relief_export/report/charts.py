@@ -137,7 +137,7 @@ def rounds_chart(
 ) -> Markup:
     """Accuracy against density, both fractions, one point a pruning round.
 
-    ``floor`` is the lowest accuracy that the recipe accepts, ``chosen`` the index of the round that was exported.
+    ``floor`` is the lowest accuracy that the recipe accepts, ``chosen`` the index of the round that was chosen.
     """
 
     def plot(axes: Axes) -> None:
@@ -148,7 +148,7 @@ def rounds_chart(
         axes.plot(density, accuracy, color=ACCENT, marker="o", markersize=4, linewidth=1.5, label="after retraining")
         if chosen is not None:
             at = density[chosen], accuracy[chosen]
-            axes.plot(*at, "o", markersize=10, mfc="none", mec=GOOD, mew=2, label="exported")
+            axes.plot(*at, "o", markersize=10, mfc="none", mec=GOOD, mew=2, label="chosen")
         _log_axis(axes, [*density, 1.0], lambda value: f"{100 * value:g} %")
         axes.invert_xaxis()
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))

@@ -113,7 +113,8 @@ def verdict(run: Run) -> tuple[str, str]:
     answer = f"{smaller}, same outputs as the pruned network"
     dense, pruned = (run.accuracy.get(name, (None, None))[1] for name in ("dense", "relieved"))
     if dense is not None and pruned is not None:
-        answer += f"; {format_points(pruned, dense)} points against the original"
+        points = format_points(pruned, dense)
+        answer += "; the original's test accuracy" if points == "+0.00" else f"; {points} points against the original"
     reason = f"Every file ({len(run.files)}) is within its tolerance ({on})."
     if dense is not None and pruned is not None:
         reason += f" Test accuracy {percent(pruned)}, of the original {percent(dense)}."

@@ -83,7 +83,7 @@ class Run:
         accuracy: Network -> (validation, test).
         connections: Weights and biases, dense and pruned; None where no pruning was recorded.
         iterations: The pruning rounds, as recorded.
-        chosen: Index in it of the round that was exported.
+        chosen: Index in it of the round that was chosen.
         floor: Lowest validation accuracy that the recipe accepts.
         sizes: original and masked, both also after gzip, and the entropy bounds of float32 and int8 values.
         breakdowns: File -> its bytes by part, which add up to it. bounds: Value code -> the entropy bound in bytes.

@@ -39,8 +39,16 @@ class TableView:
 
     @property
     def wide(self) -> bool:
-        """Whether it has more columns than a phone shows at once."""
-        return len(self.heads) > _PHONE
+        """Whether a phone shows only a part of it at once: many columns, or many letters that cannot wrap."""
+        if len(self.heads) > _PHONE:
+            return True
+        letters = 0
+        for place, column in enumerate(zip(self.heads, *self.rows, strict=True)):
+            # Names and words wrap, and so do heads; figures do not.
+            wraps = place == 0 or place in self.words
+            pieces = [word for cell in (column if wraps else column[:1]) for word in cell.split()]
+            letters += max(map(len, (*pieces, *(() if wraps else column[1:]))), default=0)
+        return letters > _PHONE_LETTERS
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,8 @@ class Section:
 
 _PHONE = 5
 """Columns that a phone shows side by side."""
+_PHONE_LETTERS = 40
+"""Letters of a row, the gaps between columns left out, that fit a phone of 390 px."""
 _FOLD = 12
 """Rows beyond which a table starts folded on the page."""
 _SIDES = ("outputs", "inputs", "weights")
@@ -85,7 +95,7 @@ _BREAKDOWN = (
 _ROUNDS = (
     "Each pruning round scores the weights by neural activity, drops the weakest of each neuron, and retrains. Of the "
     "rounds whose validation accuracy is close enough to the dense network's, the one with the fewest weights is "
-    "exported."
+    "chosen."
 )
 _SNIPPET = """\
 import numpy as np, onnxruntime as ort

@@ -27,7 +27,9 @@ MEASURE = """
   const root = document.querySelector("iframe").contentDocument.documentElement;
   const wide = [...root.querySelectorAll("body *")].filter(
     (e) => e.getBoundingClientRect().right > WIDTH + 1 && !e.closest(".scroll, pre"));
-  document.body.dataset.measured = [root.scrollWidth, wide.map((e) => e.outerHTML.slice(0, 60)).join()].join(";");
+  const silent = [...root.querySelectorAll(".scroll:not(.wide)")].filter((e) => e.scrollWidth > e.clientWidth + 1);
+  const named = (found) => found.map((e) => e.outerHTML.slice(0, 60)).join();
+  document.body.dataset.measured = [root.scrollWidth, named(wide), named(silent)].join(";");
 });</script>
 """
 
@@ -60,14 +62,15 @@ def test_the_page_is_drawn_in_the_colours_of_the_reader(page, tmp_path, scheme, 
     assert (pixels == accent).all(axis=-1).sum() > 500  # the charts follow the scheme
 
 
-def test_nothing_but_scrolling_boxes_is_wider_than_a_phone(page, tmp_path):
-    frame = f'<iframe srcdoc="{html.escape(page.read_text())}" style="width:360px;height:800px;border:0"></iframe>'
+@pytest.mark.parametrize("width", [360, 390])
+def test_only_boxes_that_say_so_are_wider_than_a_phone(page, tmp_path, width):
+    frame = f'<iframe srcdoc="{html.escape(page.read_text())}" style="width:{width}px;height:800px;border:0"></iframe>'
     wrapper = tmp_path / "frame.html"
     wrapper.write_text(
-        f"<!DOCTYPE html><body style='margin:0'>{frame}{MEASURE.replace('WIDTH', '360')}", encoding="utf-8"
+        f"<!DOCTYPE html><body style='margin:0'>{frame}{MEASURE.replace('WIDTH', str(width))}", encoding="utf-8"
     )
-    found = re.search(r'data-measured="(\d+);([^"]*)"', chromium(tmp_path, wrapper, "--dump-dom"))
-    assert (found[1], found[2]) == ("360", "")
+    found = re.search(r'data-measured="(\d+);([^;"]*);([^"]*)"', chromium(tmp_path, wrapper, "--dump-dom"))
+    assert (found[1], found[2], html.unescape(found[3])) == (str(width), "", "")
 
 
 def test_the_page_prints(page, tmp_path):
