@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 from sklearn.datasets import load_digits
 
-from relief_export import stages
+from relief_export import capture, stages
 from relief_export.cli import run
 from relief_export.errors import InputError, IntegrityError
 from relief_export.formats import read_manifest
@@ -220,6 +220,32 @@ def test_one_changed_weight_fails_validation_by_name(built, honest, capsys):
 
 def _flags() -> list[str]:
     return [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
+
+
+def test_a_run_traces_the_network_once_before_it_trains(tmp_path, monkeypatch):
+    traced, plain = [], capture.capture
+
+    def count(*given, **how):
+        # Relief's own capture, for the search of disconnected neurons, is the one that says how to call the network.
+        traced.extend([given] * (not how))
+        return plain(*given, **how)
+
+    monkeypatch.setattr(capture, "capture", count)
+    settings = (
+        "train.epochs=1",
+        "relief.iterations=1",
+        "data.limit=60",
+        'model.name="resnet20"',
+        'export.formats=["dense"]',
+    )
+    flags = [part for setting in settings for part in ("--set", setting)]
+    assert run(["run", "digits-lenet5", "--out", str(tmp_path), *flags]) == 0
+    assert len(traced) == 1  # before the training
+    names = ("original.onnx", "masked.onnx", "model.onnx")
+    first = [(tmp_path / "artifacts" / name).read_bytes() for name in names]
+    assert run(["export", str(tmp_path), "--force"]) == 0
+    assert len(traced) == 2
+    assert [(tmp_path / "artifacts" / name).read_bytes() for name in names] == first
 
 
 def test_an_audit_runs_beside_what_only_reads_the_folder(built, capsys):
