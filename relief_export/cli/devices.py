@@ -89,23 +89,8 @@ def run_on(
 
 
 def _run_lines(done: DeviceRun) -> Iterator[str]:
-    rows = [
-        ("samples", f"{done.samples:,}"),
-        (f"{done.unit} a sample, mean", f"{done.mean_count:,.0f}"),
-        (f"{done.unit} a sample, most", f"{done.largest_count:,}"),
-        ("stack, bytes", f"{done.stack_bytes:,}"),
-    ]
-    if done.nominal_seconds is not None:
-        rows.insert(3, ("ms at one a cycle, not measured time", f"{1000 * done.nominal_seconds:,.3f}"))
-    if done.agreement is not None and done.equal is not None:
-        error = done.agreement.relative_error
-        rows.append(("relative error", "not finite" if error is None else f"{error:.3g}"))
-        rows.append(("outputs equal in every bit", f"{100 * done.equal:.2f} %"))
-        if done.agreement.same_predictions is not None:
-            rows.append(("same prediction", f"{100 * done.agreement.same_predictions:.2f} %"))
-    if done.accuracy is not None:
-        rows.append(("accuracy", f"{100 * done.accuracy:.2f} %"))
-    yield from table((f"on {done.target}", ""), rows)
+    found = done.table()
+    yield from table((found.title, ""), found.rows)
     yield from (f"FAILED: {check.message}" for check in done.checks if not check.ok)
     if done.agreement is None:
         yield "no reference was given (--reference, or logits in the data): nothing was compared"

@@ -177,18 +177,8 @@ def compare(
 
 def _comparison_lines(done: Comparison) -> list[str]:
     """Lay out how far two models are from each other, output by output."""
-    rows = [
-        (
-            name,
-            "not finite" if found.relative_error is None else f"{found.relative_error:.3g}",
-            percent(found.same_predictions),
-            percent(found.accuracy),
-            "-" if found.accuracy_change is None else f"{100 * found.accuracy_change:+.2f}",
-        )
-        for name, found in done.outputs.items()
-    ]
-    heads = ("output", "relative error", "same prediction", "accuracy of B", "points against A")
-    return [*table(heads, rows), *(f"FAILED: {failure.message}" for failure in done.failures)]
+    found = done.table()
+    return [*table(found.columns, found.rows), *(f"FAILED: {failure.message}" for failure in done.failures)]
 
 
 @click.command(short_help="Count parameters, MACs, FLOPs and RAM.")

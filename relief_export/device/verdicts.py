@@ -17,9 +17,9 @@ from relief_export.device.targets import CORES, TARGETS, core_of
 from relief_export.device.toolchain import Program
 from relief_export.errors import Failure, InputError
 from relief_export.evaluation.budget import Budget
-from relief_export.evaluation.compare import Agreement, Check, judge
-from relief_export.evaluation.compare import failures as failures_of
+from relief_export.evaluation.compare import Agreement, Check, Judged, judge
 from relief_export.evaluation.compare import measure as distance
+from relief_export.printing import TextTable, percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -124,7 +124,7 @@ def c_artifacts(subject: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class DeviceRun:
+class DeviceRun(Judged):
     """A network in an emulator against a reference.
 
     Attributes:
@@ -149,14 +149,25 @@ class DeviceRun:
     accuracy: float | None
     checks: tuple[Check, ...]
 
-    @property
-    def ok(self) -> bool:
-        """Whether every check holds."""
-        return all(check.ok for check in self.checks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON, ``ok`` first."""
-        return {"ok": self.ok, "failures": [asdict(each) for each in failures_of(self.checks)], **asdict(self)}
+    def table(self) -> TextTable:
+        """Return what was counted and how far the outputs are from the reference's."""
+        rows = [
+            ("samples", f"{self.samples:,}"),
+            (f"{self.unit} a sample, mean", f"{self.mean_count:,.0f}"),
+            (f"{self.unit} a sample, most", f"{self.largest_count:,}"),
+            ("stack, bytes", f"{self.stack_bytes:,}"),
+        ]
+        if self.nominal_seconds is not None:
+            rows.insert(3, ("ms at one a cycle, not measured time", f"{1000 * self.nominal_seconds:,.3f}"))
+        if self.agreement is not None and self.equal is not None:
+            error = self.agreement.relative_error
+            rows.append(("relative error", "not finite" if error is None else f"{error:.3g}"))
+            rows.append(("outputs equal in every bit", percent(self.equal)))
+            if self.agreement.same_predictions is not None:
+                rows.append(("same prediction", percent(self.agreement.same_predictions)))
+        if self.accuracy is not None:
+            rows.append(("accuracy", percent(self.accuracy)))
+        return TextTable(f"on {self.target}", ("", ""), rows)
 
 
 def run_on(

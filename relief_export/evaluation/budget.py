@@ -31,6 +31,7 @@ from relief_export.formats import onnx_file
 from relief_export.formats.sizes import entropy_bound
 from relief_export.graph.arena import plan_arena
 from relief_export.graph.prepare import with_dimensions
+from relief_export.printing import Prints, TextTable
 from relief_export.schema import did_you_mean, parse_size
 from relief_export.subjects import artifacts_folder, dense_of, is_single
 
@@ -142,7 +143,7 @@ class Growth:
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Prints):
     """What the files take, and whether the checked one fits.
 
     Attributes:
@@ -176,6 +177,21 @@ class Audit:
     def size(self) -> FileSize:
         """The row of the checked file."""
         return next(row for row in self.files if row.file == self.checked)
+
+    def table(self) -> TextTable:
+        """Return what every file takes; the one that the budget is about is marked."""
+        rows = [
+            (
+                f"{row.file}{' <- checked' if row.file == self.checked and len(self.files) > 1 else ''}",
+                row.format,
+                f"{row.flash_bytes:,}",
+                "unknown" if row.ram_bytes is None else f"{row.ram_bytes:,}",
+            )
+            for row in self.files
+        ]
+        limited = not (self.budget.flash is self.budget.ram is None) or (self.growth and self.growth.limit is not None)
+        answer = "no budget was given" if not limited else "within budget" if self.ok else "over budget"
+        return TextTable(f"{self.checked}: {answer}", ("file", "format", "flash, bytes", "RAM, bytes"), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, ``ok`` first; of the arena, the tensors at its peak."""

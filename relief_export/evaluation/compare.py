@@ -26,6 +26,7 @@ from relief_export.errors import Failure, InputError
 from relief_export.evaluation.samples import check_labels, size
 from relief_export.evaluation.sessions import open_session
 from relief_export.formats import Tolerance
+from relief_export.printing import Prints, TextTable, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -199,8 +200,29 @@ def judge(found: Agreement, tolerance: Tolerance, file: str, *, optimised: bool)
     return checks
 
 
+class Judged(Prints):
+    """What every result that rests on checks has: the answer, its reasons, and both as plain data."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """The checks that did not pass, one for each file and what was checked of it."""
+        return failures(self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON, ``ok`` first."""
+        found = asdict(self)  # type: ignore[call-overload]  # whoever inherits is a dataclass
+        return {"ok": self.ok, "failures": [asdict(each) for each in self.failures], **found}
+
+
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Judged):
     """How far the second model is from the first.
 
     Attributes:
@@ -215,19 +237,21 @@ class Comparison:
     outputs: dict[str, Agreement]
     checks: tuple[Check, ...]
 
-    @property
-    def ok(self) -> bool:
-        """Whether every output is within the tolerance."""
-        return all(check.ok for check in self.checks)
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        """What is beyond the tolerance, one line an output and quantity."""
-        return failures(self.checks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON, ``ok`` first."""
-        return {"ok": self.ok, "failures": [asdict(each) for each in self.failures], **asdict(self)}
+    def table(self) -> TextTable:
+        """Return how far each output is from that of the first model."""
+        rows = [
+            (
+                name,
+                "not finite" if found.relative_error is None else f"{found.relative_error:.3g}",
+                percent(found.same_predictions),
+                percent(found.accuracy),
+                "-" if found.accuracy_change is None else f"{100 * found.accuracy_change:+.2f}",
+            )
+            for name, found in self.outputs.items()
+        ]
+        heads = ("output", "relative error", "same prediction", "accuracy of the second", "points against the first")
+        answer = "within the tolerance" if self.ok else f"FAILED: {self.failures[0].message}"
+        return TextTable(f"{self.second} against {self.first}, {self.samples:,} samples: {answer}", heads, rows)
 
 
 def compare(

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from relief_export import formats
-from relief_export.errors import Failure, InputError, IntegrityError, MissingCompilerError
-from relief_export.evaluation.compare import Agreement, Array, Check, classes, failures, judge, measure
+from relief_export.errors import InputError, IntegrityError, MissingCompilerError
+from relief_export.evaluation.compare import Agreement, Array, Check, Judged, classes, judge, measure
 from relief_export.evaluation.samples import check_labels, named, size
 from relief_export.evaluation.sessions import open_session
+from relief_export.printing import TextTable, percent
 from relief_export.subjects import artifacts_folder
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Validation:
+class Validation(Judged):
     """What the gate found.
 
     Attributes:
@@ -61,19 +62,31 @@ class Validation:
     measurements: tuple[Measurement, ...]
     checks: tuple[Check, ...]
 
-    @property
-    def ok(self) -> bool:
-        """Whether every tolerance is kept."""
-        return all(check.ok for check in self.checks)
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        """The tolerances that are not kept, one line a file and quantity."""
-        return failures(self.checks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON, ``ok`` first."""
-        return {"ok": self.ok, "failures": [asdict(each) for each in self.failures], **asdict(self)}
+    def table(self) -> TextTable:
+        """Return what was measured of each file, the worse of its two sessions, and whether it passed."""
+        answers: dict[str, bool] = {}
+        for check in self.checks:
+            # A check of a further output names it behind the file.
+            file = check.file.partition(", output ")[0]
+            answers[file] = answers.get(file, True) and check.ok
+        rows = []
+        for file, ok in answers.items():
+            found = [each for each in self.measurements if each.file == file]
+            errors = [each.agreement.relative_error for each in found]
+            same, accuracy = (
+                min((value for each in found if (value := getattr(each.agreement, key)) is not None), default=None)
+                for key in ("same_predictions", "accuracy")
+            )
+            error = (
+                "-" if not errors else "not finite" if None in errors else f"{max(filter(None, errors), default=0):.2g}"
+            )
+            size = f"{found[0].file_bytes:,}" if found else "-"
+            rows.append((file, size, error, percent(same), percent(accuracy), "passed" if ok else "FAILED"))
+        heads = ("file", "bytes", "relative error", "same predictions", "accuracy", "answer")
+        title = f"{'passed' if self.ok else 'FAILED'}: {len(answers)} files, {self.samples:,} samples"
+        if self.reference_accuracy is not None:
+            title += f", accuracy of the pruned network {percent(self.reference_accuracy)}"
+        return TextTable(title, heads, rows)
 
 
 def validate(

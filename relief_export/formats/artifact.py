@@ -12,6 +12,7 @@ import numpy as np
 
 from relief_export.errors import IntegrityError
 from relief_export.format_names import FORMAT_NAMES
+from relief_export.printing import Prints, TextTable
 from relief_export.records import read_json, sha256, write_json
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def check_file(path: Path, size: int, digest: str, where: str) -> None:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Prints):
     """The artifacts of one folder.
 
     Attributes:
@@ -222,6 +223,19 @@ class Manifest:
     artifacts: tuple[Artifact, ...]
     extra: dict[str, Any] = field(default_factory=dict)
     references: tuple[File, ...] = ()
+
+    def table(self) -> TextTable:
+        """Return every artifact with its size and what it may differ by."""
+        rows = [
+            (
+                each.name,
+                each.format,
+                f"{each.bytes:,}",
+                "exact" if each.tolerance.accuracy_drop == 0 else f"-{100 * each.tolerance.accuracy_drop:g} points",
+            )
+            for each in self.artifacts
+        ]
+        return TextTable(f"{self.folder}", ("file", "format", "bytes", "accuracy"), rows)
 
     def __getitem__(self, name: str) -> Artifact:
         """Return the artifact called ``name``.

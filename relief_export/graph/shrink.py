@@ -21,6 +21,7 @@ from relief_export.graph.rewrite import mark_shuffles, narrow_layers, replace_sh
 from relief_export.graph.rules.base import PINNED, LayerFacts, NodeContext
 from relief_export.graph.rules.linear import Linear, LinearFacts
 from relief_export.graph.rules.recurrent import Cell
+from relief_export.printing import Prints, TextTable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ShrinkResult:
+class ShrinkResult(Prints):
     """What was removed and why the rest had to stay.
 
     Attributes:
@@ -49,6 +50,18 @@ class ShrinkResult:
     stayed: tuple[StayingChannels, ...]
     unknown: dict[str, int]
     opaque: dict[str, int]
+
+    def table(self) -> TextTable:
+        """Return what each layer lost; the title counts what had to stay, and ``stayed`` says why."""
+        sides = ("outputs", "inputs", "weights")
+        rows = [
+            (row.layer, *(f"{getattr(row, f'{side}_before'):,} -> {getattr(row, f'{side}_after'):,}" for side in sides))
+            for row in self.removed
+        ]
+        lost = sum(row.weights_before - row.weights_after for row in self.removed)
+        stay = sum(row.count for row in self.stayed)
+        title = f"{lost:,} weights removed from {len(rows)} layers, {stay:,} dead inputs and outputs stay"
+        return TextTable(title, ("layer", *sides), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the model as plain data."""

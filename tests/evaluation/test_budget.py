@@ -78,8 +78,15 @@ def test_real_bytes_and_the_arena_decide(export):
     assert (exact.ok, exact.checked) == (True, "model.onnx")
     assert [(row.file, row.loads) for row in exact.files] == [("model.onnx", True), ("csr", False)]
     assert exact.files[1].flash_bytes == sum(f.stat().st_size for f in (folder / "csr").iterdir())
+    title, _, *rows = str(exact).splitlines()
+    assert title == "model.onnx: within budget"
+    assert [row.split() for row in rows] == [
+        ["model.onnx", "<-", "checked", "dense", f"{size:,}", f"{ARENA}"],
+        ["csr", "csr", f"{exact.files[1].flash_bytes:,}", f"{exact.files[1].ram_bytes:,}"],
+    ]
     over = audit(folder, Budget(size - 1, ARENA - 1))
     assert not over.ok
+    assert str(over).startswith("model.onnx: over budget")
     flash, ram = over.failures
     assert (flash.code, flash.file, flash.actual, flash.limit) == ("flash", "model.onnx", size, size - 1)
     assert flash.message == f"flash: model.onnx has {size:,} bytes; the budget is {size - 1:,}"

@@ -43,6 +43,12 @@ def test_every_output_is_compared(pair):
     assert found.outputs["z"].relative_error == pytest.approx(0.01, abs=1e-6)
     assert found.outputs["z"].mean_error == pytest.approx(0.02 * 16 / 6, abs=1e-6)
     assert found.outputs["z"].worst_sample == 1
+    title, _, *rows = str(found).splitlines()
+    assert f"{pair[1]} against {pair[0]}, 2 samples: FAILED: b.onnx, output 'z'" in title
+    assert [row.split() for row in rows] == [
+        ["y", "0", "100.00", "%", "-", "-"],
+        ["z", "0.01", "100.00", "%", "-", "-"],
+    ]
     assert compare(*pair, x, tolerance=Tolerance(0.02, 0.0)).ok
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["ok"] is False
 

@@ -60,6 +60,9 @@ def test_a_changed_weight_fails_by_its_numbers(kind, export, samples, weights, t
     assert not found.ok
     assert {failure.file for failure in found.failures} == {name}
     assert "accuracy" in {failure.code for failure in found.failures}
+    title, _, row = str(found).splitlines()
+    assert title.startswith("FAILED: 1 files, 64 samples, accuracy of the pruned network 90.62 %")
+    assert (row.split()[0], row.split()[-1]) == (name, "FAILED")
     for check in (check for check in found.checks if not check.ok):
         assert check.actual < check.limit if check.code == "accuracy" else check.actual > check.limit
         assert f"sample {check.worst_sample}" in check.message

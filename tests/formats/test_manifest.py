@@ -29,6 +29,8 @@ def test_it_is_read_as_written(folder):
     assert artifact.bytes == (folder / "model.onnx").stat().st_size
     assert manifest.path(artifact) == folder / "model.onnx"
     manifest.check(artifact)
+    title, _, row = str(manifest).splitlines()
+    assert (title, row.split()) == (str(folder), ["model.onnx", "dense", f"{artifact.bytes:,}", "exact"])
 
 
 def test_one_changed_byte_is_found(folder):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -451,6 +452,8 @@ def test_rows_say_what_was_removed_and_to_dict_is_plain():
     row = next(r for r in result.removed if r.layer == "w1")
     assert (row.op, row.outputs_before, row.outputs_after, row.inputs_before, row.inputs_after) == ("Gemm", 6, 3, 7, 7)
     assert (row.weights_before, row.weights_after) == (42, 21)
+    assert re.search(r"^w1 +6 -> 3 +7 -> 7 +42 -> 21$", str(result), re.MULTILINE)
+    assert f"{sum(row.count for row in result.stayed)} dead inputs and outputs stay" in str(result)
     plain = result.to_dict()
     assert plain["removed"][0]["layer"] == "w1"
     assert set(plain) == {"modified", "removed", "stayed", "unknown", "opaque"}
