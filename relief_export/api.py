@@ -114,6 +114,7 @@ def relieve(
         raise InputError("retrain and evaluate belong together: give both, or neither and data with labels")
     # Before the loop, because only a plain parameter can be masked.
     make_plain(bare(model))
+    # Three ways to be called, which differ in their loop alone: apart, each would hand on all of these arguments.
     with _shown(progress) as told:
         if retrain is None or evaluate is None:
             if not any(parameter.requires_grad for parameter in model.parameters()):

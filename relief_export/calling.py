@@ -79,6 +79,7 @@ def _keywords(model: nn.Module, batch: Mapping[str, Any]) -> Mapping[str, Any] |
     parameters = inspect.signature(bare(model).forward).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     known = {name: value for name, value in batch.items() if takes_any or name in parameters}
+    # After the names are matched: a forward with **kwargs would take the labels too.
     taken = {name: value for name, value in known.items() if name not in _LABELS}
     if taken:
         return taken
@@ -262,6 +263,7 @@ class Flat(nn.Module):
 
     def outputs(self, *tensors: Tensor) -> dict[str, Tensor]:
         """Return the outputs by name."""
+        # In the order of input_leaves, from which the example was made.
         given = iter(tensors)
         inputs = map_tensors(self._nesting, lambda _: next(given))
         if self._call is not None:

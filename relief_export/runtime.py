@@ -70,6 +70,7 @@ def build(folder: Path, cache: Path) -> Path:
     library = cache / f"{name}-{_key(folder, name, compiler)}.so"
     if not library.is_file():
         cache.mkdir(parents=True, exist_ok=True)
+        # In the cache itself, because a rename does not cross file systems.
         with tempfile.TemporaryDirectory(dir=cache) as scratch:
             made = Path(scratch) / library.name
             compiler.build(files, made, FAST)

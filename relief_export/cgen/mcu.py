@@ -816,6 +816,8 @@ class _Generator:
         self._convolve(step, self._source_layout(step))
 
     def _convolve(self, step: Convolution, source: _Layout, *, part: _Part | None = None, indent: str = "    ") -> None:
+        # In one piece, because the order in which ``function`` takes parameters is the order of the C function's
+        # arguments, which the template repeats.
         weight, bias = self._weights(step)
         planes = self.plan.planes(step.source)
         assert planes is not None  # noqa: S101  # _regularise has seen to it

@@ -214,6 +214,7 @@ def _without_qdq(model: ir.Model) -> tuple[ir.Model, dict[str, tuple[float, int]
     for number, node in enumerate(graph):
         node.name = f"{node.op_type}_{number}" if not node.name else node.name
     # A copy of the list, for the loop removes nodes.
+    # One loop for weights and activations: both take nodes out of the list that it goes through, in its order.
     for node in list(graph):
         if node.op_type != "DequantizeLinear":
             continue

@@ -89,6 +89,7 @@ def write_mcu(
     from relief_export.cgen.lower import lower  # noqa: PLC0415
 
     check_name(options.program)
+    # A program of ours may be replaced; a project's folder, in which a user works, never is.
     if options.layout is None:
         _check_free(path)
     elif path.exists() and any(path.iterdir()):

@@ -53,6 +53,8 @@ def write(model: ir.Model, path: Path, options: Options) -> Artifact:
             if temporary.stat().st_size > _GROWN * source.stat().st_size:
                 without = (*_PROCESSOR_SPECIFIC, "ConstantFolding")
                 convert(without=without)
+            # Once more as ONNX, with the same optimisers: no library takes the runtime's own format apart, and the
+            # operators that a reduced build needs are those that are left after optimising.
             load(source, name=str(path), save=plain, without=without)
             operators.write_text(required_operators(onnx.load(plain)), encoding="utf-8")
             if options.verify:

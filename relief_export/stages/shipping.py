@@ -79,6 +79,7 @@ def ship(
     result = shrink(graphs["masked"])
     # Dense first and once: the other files are compared with it.
     chosen = tuple(dict.fromkeys(("dense", *names)))
+    # All that the folder holds is written in here, record included: an interrupted export leaves the old one.
     with atomic_folder(target) as folder:
         baselines = {name: _baseline(graphs[name], folder / f"{name}.onnx") for name in BASELINES}
         artifacts = []

@@ -130,6 +130,8 @@ def fit(
     resumed_at = state.epoch
     shard = rank, world = distributed.rank(), distributed.world()
     samples, steps = len(data.train), data.train.steps(config.batch, world=world)
+    # In one piece down to the checkpoint: what an epoch draws, computes, measures and keeps depends on what came before
+    # it, and is read in that order. What stands by itself is in the functions below.
     with _reproducible(device), skipping(model, masks):
         # Without this there would be no best state to restore below.
         if config.epochs == 0:
