@@ -91,7 +91,7 @@ def cli_page() -> str:
 
 def _help(command: click.Command, name: str) -> str:
     # A width of its own, so that the page does not depend on the terminal it is made in.
-    context = click.Context(command, info_name=name, terminal_width=110)
+    context = click.Context(command, info_name=name, terminal_width=110, help_option_names=["-h", "--help"])
     return "\n".join(line.rstrip() for line in command.get_help(context).splitlines())
 
 

@@ -42,7 +42,7 @@ class TableView:
         """Whether a phone shows only a part of it at once: many columns, or many letters that cannot wrap."""
         if len(self.heads) > _PHONE:
             return True
-        letters = 0
+        letters = 2 * (len(self.heads) - 1)  # the gaps
         for place, column in enumerate(zip(self.heads, *self.rows, strict=True)):
             # Names and words wrap, and so do heads; figures do not.
             wraps = place == 0 or place in self.words
@@ -66,8 +66,8 @@ class Section:
 
 _PHONE = 5
 """Columns that a phone shows side by side."""
-_PHONE_LETTERS = 40
-"""Letters of a row, the gaps between columns left out, that fit a phone of 390 px."""
+_PHONE_LETTERS = 44
+"""Letters of a row, two for each gap between columns, that fit the narrower phones, of 360 px."""
 _FOLD = 12
 """Rows beyond which a table starts folded on the page."""
 _SIDES = ("outputs", "inputs", "weights")
