@@ -286,11 +286,9 @@ class LatencyEntry(TypedDict):
     machine: dict[str, str | int]
 
 
-class Validate(TypedDict):
+class Measured(TypedDict):
     """What was measured in ONNX Runtime."""
 
-    ok: bool
-    failures: list[FailureEntry]
     samples: int
     reference_accuracy: float | None
     source: NotRequired[str]
@@ -298,6 +296,13 @@ class Validate(TypedDict):
     measurements: list[MeasurementEntry]
     checks: list[CheckEntry]
     latency: NotRequired[list[LatencyEntry]]
+
+
+class Validate(Measured):
+    """The same with the answer."""
+
+    ok: bool
+    failures: list[FailureEntry]
 
 
 class TargetEntry(TypedDict):

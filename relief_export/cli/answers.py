@@ -94,7 +94,7 @@ class ExportAnswer(_Stage):
 class ValidateAnswer(_Stage):
     """The files were checked."""
 
-    outcome: outcomes.Validate
+    outcome: outcomes.Measured
 
 
 class ReportAnswer(TypedDict):
