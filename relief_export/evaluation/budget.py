@@ -306,7 +306,29 @@ def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measure
         need = None if planned is None else planned + unpacked
         row = FileSize(name, form, drop, size, need, planned, unpacked, unknown, form not in _NOT_LOADED)
         found[name] = _Measured(row, arena, network)
-    return found
+    return _with_names(found)
+
+
+def _with_names(found: dict[str, _Measured]) -> dict[str, _Measured]:
+    """Give the plans of packed files the names of the file that they were packed from.
+
+    Packing shortens names, and a message about ``B`` helps nobody to make an activation smaller.
+    """
+    by_format = {each.size.format: each.arena for each in found.values()}
+    named = {}
+    for name, each in found.items():
+        packed = each.size.format.startswith("packed")
+        plain = by_format.get("int8" if each.size.format == "packed-int8" else "dense") if packed else None
+        own = each.arena
+        # The same network has the same plan; of another one the names would be wrong.
+        same = plain is not None and own is not None and _figures(plain) == _figures(own)
+        named[name] = replace(each, arena=plain) if same else each
+    return named
+
+
+def _figures(plan: ArenaPlan) -> tuple[object, ...]:
+    places = [(each.bytes, each.first, each.last, each.offset) for each in plan.tensors]
+    return plan.bytes, plan.lower_bound, plan.peak_op, sorted(places)
 
 
 def _unpacked_bytes(path: Path, form: str, network: ir.Model) -> int:

@@ -95,6 +95,15 @@ def test_real_bytes_and_the_arena_decide(export):
     assert "with c 320, r 320 bytes" in ram.message
 
 
+def test_a_packed_file_beside_its_dense_one_is_spoken_of_by_the_names_of_the_network(export):
+    folder = export("dense", "packed")
+    found = audit(folder, Budget(ram=1, file="model.packed.onnx"))
+    assert "with c 320, r 320 bytes" in found.failures[0].message
+    alone = audit(folder / "model.packed.onnx", Budget(ram=1))
+    assert alone.arena.bytes == found.arena.bytes
+    assert "with c 320" not in alone.failures[0].message
+
+
 def runtime_constants(path):
     """Bytes of the constants that ONNX Runtime holds after loading a file and that are not in the file itself."""
     options = ort.SessionOptions()
