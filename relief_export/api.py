@@ -104,10 +104,15 @@ def relieve(
     from relief_export.recipe import ReliefConfig, TrainConfig
     from relief_export.relief.loop import recipe_loop
     from relief_export.relief.retraining import Retraining, batches_loop
-    from relief_export.schema import build, convert
+    from relief_export.schema import build, convert, fields_of
     from relief_export.state import bare, digest_of, snapshot, tensors_of
 
     check_ready(model)
+    known, of_training = fields_of(ReliefConfig), fields_of(TrainConfig)
+    if misplaced := next((key for key in settings if key not in known and key in of_training), None):
+        raise InputError(
+            f"{misplaced} is a key of the retraining: give train={{'{misplaced}': {settings[misplaced]!r}}}"
+        )
     config = build(ReliefConfig, {"iterations": iterations, **settings}, "")
     where = None if folder is None else Path(folder)
     if (retrain is None) != (evaluate is None):
