@@ -392,7 +392,7 @@ class UnknownCost:
 
 @dataclass(frozen=True)
 class Cost(Prints):
-    """The bill of a model.
+    """What a model costs.
 
     Attributes:
         batch: First axis of the first input that the figures hold for.
