@@ -480,3 +480,8 @@ def test_a_network_that_gives_maps_is_exported_and_proven(tmp_path):
         InputError, match=r"Sequential fails on inputs \(\(16, 1, 8, 8\) float32, .*positional arguments"
     ):
         rx.export(network, (x, x), tmp_path / "other")
+
+
+def test_a_key_of_the_retraining_is_sent_where_it_belongs():
+    with pytest.raises(InputError, match=r"epochs is a key of the retraining: give train=\{'epochs': 3\}"):
+        rx.relieve(small(), {"train": (X, Y), "validation": (X, Y)}, epochs=3)
