@@ -259,6 +259,9 @@ def size_breakdown(path: Path) -> SizeBreakdown | None:
     Raises:
         OSError: There is no such file.
     """
+    # A folder of C is not: its weights are text among text.
+    if path.is_dir() and not (path / csr.INDEX).is_file():
+        return None
     if path.is_dir():
         sizes = {file: file.stat().st_size for file in path.iterdir()}
         weights = sum(size for file, size in sizes.items() if file.suffix in {".npy", ".npz"})

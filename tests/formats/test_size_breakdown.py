@@ -68,3 +68,5 @@ def test_a_csr_folder_is_taken_apart_by_its_files(tmp_path, make_lenet):
 def test_what_is_no_onnx_is_not_taken_apart(tmp_path, make_lenet):
     FORMATS["ort"].write(make_lenet(), tmp_path / "m.ort", Options())
     assert size_breakdown(tmp_path / "m.ort") is None
+    FORMATS["c"].write(make_lenet(), tmp_path / "c", Options())
+    assert size_breakdown(tmp_path / "c") is None
