@@ -14,5 +14,10 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 
+# They would make one dash of the two in front of an option.
+smartquotes = False
+
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_title = f"relief-export {release}"
