@@ -331,7 +331,7 @@ class SizeEntry(TypedDict):
     """What one file takes."""
 
     file: str
-    flash_bytes: int
+    flash_bytes: int | None
     ram_bytes: int | None
     arena_bytes: int | None
     unpacked_bytes: int

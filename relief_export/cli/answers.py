@@ -198,8 +198,8 @@ class AuditAnswer(TypedDict):
     budget: outcomes.BudgetEntry
     checked: str
     files: list[FileSize]
-    gzip_bytes: int
-    bound_bytes: int
+    weights_gzip_bytes: int
+    weights_bound_bytes: int
     arena: outcomes.ArenaEntry | None
     growth: Growth | None
     notes: list[str]

@@ -326,10 +326,10 @@ def _audit_lines(found: dict[str, Any]) -> list[str]:
         lossy = "-" if row["accuracy_drop"] is None else "exact"
         if row["accuracy_drop"]:
             lossy = f"-{100 * row['accuracy_drop']:g} points"
-        ram = "unknown" if row["ram_bytes"] is None else f"{row['ram_bytes']:,}"
+        sizes = ("unknown" if row[key] is None else f"{row[key]:,}" for key in ("flash_bytes", "ram_bytes"))
         mark = " <- checked" if row["file"] == checked and len(found["files"]) > 1 else ""
         shares = (percent(None if (need := row[f"{name}_bytes"]) is None else need / limits[name]) for name in limited)
-        rows.append((row["file"] + mark, row["format"], lossy, f"{row['flash_bytes']:,}", ram, *shares))
+        rows.append((row["file"] + mark, row["format"], lossy, *sizes, *shares))
     lines = [*table(heads, rows), ""]
     size = next(row for row in found["files"] if row["file"] == checked)
     lines.append(_ram_line(size, found["arena"]))

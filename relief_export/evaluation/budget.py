@@ -100,7 +100,7 @@ class FileSize:
     Attributes:
         file: Its name. format: Its key in ``formats.FORMATS``; the file's suffix where no manifest says it.
         accuracy_drop: Accuracy that its tolerance allows to be lost; 0 for an exact file, None where it is not known.
-        flash_bytes: Real bytes, all its files.
+        flash_bytes: Real bytes, all its files; None of generated C, whose source is no measure of what it compiles to.
         ram_bytes: Arena and unpacked weights; None where an activation has no known size.
         arena_bytes: The activations at batch 1. unpacked_bytes: Weights that a runtime makes of it at load.
         ram_unknown: Why ``ram_bytes`` is None.
@@ -110,7 +110,7 @@ class FileSize:
     file: str
     format: str
     accuracy_drop: float | None
-    flash_bytes: int
+    flash_bytes: int | None
     ram_bytes: int | None
     arena_bytes: int | None
     unpacked_bytes: int
@@ -119,7 +119,7 @@ class FileSize:
 
     def fits(self, budget: Budget) -> bool:
         """Return True if it is within both budgets, as far as they are given."""
-        flash = budget.flash is None or self.flash_bytes <= budget.flash
+        flash = budget.flash is None or (self.flash_bytes is not None and self.flash_bytes <= budget.flash)
         return flash and (budget.ram is None or (self.ram_bytes is not None and self.ram_bytes <= budget.ram))
 
 
@@ -135,7 +135,7 @@ class Growth:
 
     baseline: str
     file: str
-    flash_bytes: int
+    flash_bytes: int | None
     ram_bytes: int | None
     flash_change: float | None
     ram_change: float | None
@@ -149,8 +149,8 @@ class Audit(Prints):
     Attributes:
         subject: What was audited. budget: Against what.
         files: Every file. checked: The name of the one that the budget is about.
-        gzip_bytes: The weights, zeros in place, compressed. bound_bytes: Entropy bound of their positions and float32
-            values. Both of weights alone, without what a file adds.
+        weights_gzip_bytes: The weights, zeros in place, compressed. weights_bound_bytes: Entropy bound of their
+            positions and float32 values. Both of weights alone, without what a file adds.
         arena: Plan for the activations of the checked file; None where the size of one is unknown.
         growth: Beside an older model, where one was given.
         notes: What a reader has to know, such as that the target runs no ONNX.
@@ -161,8 +161,8 @@ class Audit(Prints):
     budget: Budget
     files: tuple[FileSize, ...]
     checked: str
-    gzip_bytes: int
-    bound_bytes: int
+    weights_gzip_bytes: int
+    weights_bound_bytes: int
     arena: ArenaPlan | None
     growth: Growth | None = None
     notes: tuple[str, ...] = ()
@@ -184,8 +184,7 @@ class Audit(Prints):
             (
                 f"{row.file}{' <- checked' if row.file == self.checked and len(self.files) > 1 else ''}",
                 row.format,
-                f"{row.flash_bytes:,}",
-                "unknown" if row.ram_bytes is None else f"{row.ram_bytes:,}",
+                *("unknown" if size is None else f"{size:,}" for size in (row.flash_bytes, row.ram_bytes)),
             )
             for row in self.files
         ]
@@ -209,8 +208,8 @@ class Audit(Prints):
             },
             "checked": self.checked,
             "files": [asdict(row) for row in self.files],
-            "gzip_bytes": self.gzip_bytes,
-            "bound_bytes": self.bound_bytes,
+            "weights_gzip_bytes": self.weights_gzip_bytes,
+            "weights_bound_bytes": self.weights_bound_bytes,
             "arena": None if plan is None else plan.to_dict(),
             "growth": self.growth and asdict(self.growth),
             "notes": list(self.notes),
@@ -304,7 +303,8 @@ def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measure
         if formats.c.is_program(path):
             planned = formats.c.about(path).arena_bytes  # the program has a plan of its own
         need = None if planned is None else planned + unpacked
-        row = FileSize(name, form, drop, size, need, planned, unpacked, unknown, form not in _NOT_LOADED)
+        flash = None if formats.c.is_program(path) else size
+        row = FileSize(name, form, drop, flash, need, planned, unpacked, unknown, form not in _NOT_LOADED)
         found[name] = _Measured(row, arena, network)
     return _with_names(found)
 
@@ -360,7 +360,7 @@ def _choose(subject: Path, found: Mapping[str, _Measured], budget: Budget) -> st
     if budget.file is not None:
         if budget.file not in found:
             raise InputError(f"{subject} has no file {budget.file!r}{did_you_mean(budget.file, found)}")
-        if found[budget.file].size.format == "c":
+        if found[budget.file].size.flash_bytes is None:
             raise InputError(f"{budget.file} of {subject} {_UNCOMPILED}")
         return budget.file
     if is_single(subject):
@@ -371,12 +371,12 @@ def _choose(subject: Path, found: Mapping[str, _Measured], budget: Budget) -> st
         what = "no file that a runtime loads" if not loaded else "no exact file"
         raise InputError(f"{subject} has {what}: export a dense one, allow an accuracy_drop, or name a file")
     # Where none fits, the smallest is checked: its failures say by how much.
-    return min(allowed, key=lambda row: (not row.fits(budget), row.flash_bytes)).file
+    return min(allowed, key=lambda row: (not row.fits(budget), row.flash_bytes or 0)).file
 
 
 def _over_budget(row: FileSize, arena: ArenaPlan | None, budget: Budget) -> list[Failure]:
     found = []
-    if budget.flash is not None and row.flash_bytes > budget.flash:
+    if budget.flash is not None and row.flash_bytes is not None and row.flash_bytes > budget.flash:
         message = f"flash: {row.file} has {row.flash_bytes:,} bytes; the budget is {budget.flash:,}"
         found.append(Failure("flash", row.file, row.flash_bytes, budget.flash, "bytes", message))
     if budget.ram is not None and row.ram_bytes is not None and arena is not None and row.ram_bytes > budget.ram:

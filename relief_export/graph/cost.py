@@ -468,6 +468,20 @@ def op_name(node: ir.Node) -> str:
     return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
 
 
+_SCALES = {
+    "QuantizeLinear": {1, 2},
+    "DequantizeLinear": {1, 2},
+    "QLinearConv": {1, 2, 4, 5, 6, 7},
+    "QLinearMatMul": {1, 2, 4, 5, 6, 7},
+}
+"""Operator -> its inputs that say how numbers are stored, and are no numbers of the network's: scales, zero points."""
+
+
+def _is_scale(value: ir.Value) -> bool:
+    uses = value.uses()
+    return bool(uses) and all(use.idx in _SCALES.get(use.node.op_type, ()) for use in uses)
+
+
 @dataclass(frozen=True)
 class _Parameter:
     size: int
@@ -483,7 +497,7 @@ def _total(model: ir.Model, original: Cost | None, found: list[Contraction], unk
     parameters = {
         value: _parameter(value, weights.get(value))
         for value in _constants(model)
-        if value in slots or _is_float_tensor(value)
+        if value in slots or (_is_float_tensor(value) and not _is_scale(value))
     }
     layers = tuple(_layer(item) for item in found)
 

@@ -104,6 +104,17 @@ def test_a_packed_file_beside_its_dense_one_is_spoken_of_by_the_names_of_the_net
     assert "with c 320" not in alone.failures[0].message
 
 
+@pytest.mark.parametrize("form", ["c", "c-mcu"])
+def test_the_source_of_generated_c_is_no_flash(export, form):
+    folder = export("dense", form)
+    found = audit(folder, Budget(flash=10**9, ram=10**9))
+    row = next(row for row in found.files if row.file == form)
+    assert (row.flash_bytes, row.fits(found.budget), found.checked) == (None, False, "model.onnx")
+    assert re.search(rf"^{form} +{form} +unknown +[\d,]+$", str(found), re.MULTILINE)
+    with pytest.raises(InputError, match="generated C, whose flash is known once it is compiled"):
+        audit(folder, Budget(flash=10**9, file=form))
+
+
 def runtime_constants(path):
     """Bytes of the constants that ONNX Runtime holds after loading a file and that are not in the file itself."""
     options = ort.SessionOptions()
@@ -223,7 +234,7 @@ def test_the_json_has_what_a_gate_needs(export, tmp_path):
     assert found["failures"] == []
     assert found["budget"]["target"]["name"] == "rp2040"
     assert found["arena"]["peak_op"] == "Relu"
-    assert 0 < found["gzip_bytes"] < len(gzip.compress((folder / "model.onnx").read_bytes()))
+    assert 0 < found["weights_gzip_bytes"] < len(gzip.compress((folder / "model.onnx").read_bytes()))
     assert "tensors" not in found["arena"]
 
 
@@ -231,7 +242,7 @@ def test_the_bound_counts_the_ways_to_place_the_weights_that_are_left(export, we
     folder = export("dense")
     kept = {name: int(np.count_nonzero(array)) for name, array in weights.items()}
     placed = sum(math.log2(math.comb(array.size, kept[name])) for name, array in weights.items())
-    assert audit(folder, Budget()).bound_bytes == math.ceil((placed + 32 * sum(kept.values())) / 8)
+    assert audit(folder, Budget()).weights_bound_bytes == math.ceil((placed + 32 * sum(kept.values())) / 8)
 
 
 def test_a_single_file_and_its_external_data_are_weighed(network, tmp_path):

@@ -211,6 +211,7 @@ def test_a_quantised_weight_is_zero_at_its_zero_point(name):
     bill = cost(model(text, **weights))
     repeats = macs // weights["w"].size
     assert (bill.prunable.structural, bill.prunable.nonzero) == (weights["w"].size, nonzero // repeats)
+    assert bill.parameters.structural == weights["w"].size  # and neither scales nor zero points
 
 
 def test_every_rule_is_an_operator_that_exists():

@@ -58,7 +58,7 @@ def test_the_smallest_network_within_the_tolerance_is_the_result():
     assert found.chosen is found.history[2]
     assert found.masks.count(model).kept == kept[2]
     assert found.masks.apply_(model) == {}  # the network holds the chosen weights
-    assert json.loads(json.dumps(found.to_dict()))["iteration"] == 2
+    assert json.loads(json.dumps(found.to_dict()))["chosen"] == 2
 
 
 def test_the_dense_network_is_the_result_where_nothing_else_is_good_enough():
