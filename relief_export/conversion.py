@@ -58,9 +58,10 @@ def shrink_file(
     model = _read(source, target)
     if dimensions:
         model = with_dimensions(model, dimensions)
-    result = shrink(fold(model), strict=strict)
     # Of the model as it was read, not as it was folded: the savings of both are shown.
     before = cost(model)
+    result = shrink(fold(model), strict=strict)
+    del model  # a file is written from copies of the weights: those that were cut need not be there too
     after = cost(result.model, baseline=before)
     artifact = _write(result.model, source, target, "dense", formats.Options(verify=verify))
     return Shrunk(result, before, after, _bytes(source), artifact)
@@ -146,14 +147,14 @@ def _write(model: ir.Model, source: Path, target: Path, kind: str, options: form
 
 
 def _read(source: Path, target: Path) -> ir.Model:
-    model = formats.read(source)
-    # Weights are mapped from the source while the target, and where it is dense NAME.data, is written or removed.
-    for own in _files(source):
+    # Weights are mapped from the source while the target, and where it is dense NAME.data, is written or removed. Its
+    # files are looked for before it is read, which for a moment takes as much memory again.
+    for own in _files(source) if source.exists() else ():
         for written in (target, onnx_file.data_path(target)):
-            if written.exists() and written.samefile(own):
+            if written.exists() and own.exists() and written.samefile(own):
                 what = "the input itself" if own == source else "the external data of the input"
                 raise InputError(f"{written} is {what}: write to another file")
-    return model
+    return formats.read(source)
 
 
 def _files(path: Path) -> list[Path]:

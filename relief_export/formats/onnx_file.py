@@ -20,6 +20,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
+from onnx_ir.serde import TensorProtoTensor
 
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
 from relief_export.formats.artifact import inside
@@ -35,6 +36,8 @@ _OLDEST_IR = 4
 MAX_ELEMENTS = 2**31
 """No tensor may have more."""
 _FREE_BYTES, _BYTES_PER_BYTE = 1 << 28, 1024
+_SMALL = 1024
+"""Bytes of a tensor that is checked whole where the model has to be changed for the checker."""
 _TYPE = "relief_export.type"
 """Key in ``ir.Value.meta`` of a type that onnx_ir has no word for, as a serialised ``TypeProto``."""
 _SIGN_BITS = {np.dtype(np.float16): np.uint16, np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
@@ -86,32 +89,36 @@ def load_proto(path: Path) -> onnx.ModelProto:
         # First what the later checks rely on: names that are text, then files that are where they should be.
         _check_text(proto, path)
         _check_external(proto, path)
-        _check_model(proto, path)
+        complete = all(_has_shape(value.type) for value in (*proto.graph.input, *proto.graph.output))
+        if not complete:
+            _check_completed(proto)
+        # The checker holds the file twice. A model is read again rather than held beside it.
+        del proto
+        if complete:
+            # By its path, so that the checker finds external data and a file above 2 GiB is no obstacle.
+            onnx.checker.check_model(str(path))
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
     except (DecodeError, onnx.checker.ValidationError, ValueError, RuntimeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise IntegrityError(f"{path} is not a sound ONNX model ({reason}): write it again") from None
     return proto
 
 
-def _check_model(proto: onnx.ModelProto, path: Path) -> None:
+def _check_completed(proto: onnx.ModelProto) -> None:
     """Run onnx's checker, which wants a shape for inputs and outputs though the standard lets it be absent.
+
+    The model is spoilt: it gets shapes, and loses its weights, of which the checker would make two more copies.
 
     Raises:
         onnx.checker.ValidationError: The model is not sound.
     """
-    if all(_has_shape(value.type) for value in (*proto.graph.input, *proto.graph.output)):
-        # By its path, so that the checker finds external data and a file above 2 GiB is no obstacle.
-        onnx.checker.check_model(str(path))
-        return
-    stated = onnx.ModelProto()
-    stated.CopyFrom(proto)
-    for tensor in _tensors(stated):
-        if uses_external_data(tensor):  # checked already, and the checker does not know where it lies
+    for tensor in _tensors(proto):
+        if uses_external_data(tensor) or tensor.ByteSize() > _SMALL:
             tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b""))
-    for value in (*stated.graph.input, *stated.graph.output):
+    for value in (*proto.graph.input, *proto.graph.output):
         if not _has_shape(value.type):
             value.type.tensor_type.shape.SetInParent()
-    onnx.checker.check_model(stated)
+    onnx.checker.check_model(proto)
 
 
 def _has_shape(kind: onnx.TypeProto) -> bool:
@@ -174,6 +181,9 @@ def external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
 def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
     """Turn a checked proto into onnx_ir; external initializers stay on disk and are mapped when used.
 
+    The others become arrays, since a tensor inside a proto is copied whenever it is looked at, and one that is kept
+    keeps the whole proto in memory.
+
     Raises:
         IntegrityError: A tensor's data does not fit its shape, or the graph refers to what is not there.
     """
@@ -186,10 +196,7 @@ def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
     try:
         model = from_proto(proto)
         ir.external_data.set_base_dir(model.graph, folder)
-        for value in _initializers(model):
-            if value.const_value is not None and value.const_value.dtype != ir.DataType.STRING:
-                # Looked at once, so that damaged data is reported here and not in the middle of a writer.
-                value.const_value.numpy()
+        _hold_tensors(model)
         for imports in (model.opset_imports, *(function.opset_imports for function in model.functions.values())):
             if "ai.onnx" in imports:  # the long name of the domain ""
                 imports.setdefault("", imports.pop("ai.onnx"))
@@ -197,6 +204,25 @@ def to_ir(proto: onnx.ModelProto, path: Path) -> ir.Model:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise IntegrityError(f"{path} has a damaged graph or tensor ({reason}): write it again") from None
     return model
+
+
+def _hold_tensors(model: ir.Model) -> None:
+    """Hold the tensors of a model as arrays, in place; damaged data is noticed here, not in the middle of a writer."""
+    for value in _initializers(model):
+        if value.const_value is not None:
+            value.const_value = _held(value.const_value)
+    for graph in model.graphs():
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref():
+                    node.attributes[name] = ir.AttrTensor(name, _held(attribute.as_tensor()))
+
+
+def _held(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if tensor.dtype == ir.DataType.STRING:
+        return tensor
+    array = tensor.numpy()
+    return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name) if isinstance(tensor, TensorProtoTensor) else tensor
 
 
 def from_proto(proto: onnx.ModelProto) -> ir.Model:
@@ -386,11 +412,16 @@ def save_model(model: ir.Model, path: Path, *, verify: bool, external_bytes: int
     """
     weights = sum(v.const_value.nbytes for v in _initializers(model) if v.const_value is not None)
     if weights <= external_bytes:
-        save_proto(to_proto(model), path, verify=verify)
+        with _one_file(path) as temporary:
+            _write_proto(to_proto(model), temporary, path)
+            if verify:
+                _verify(temporary, path)
         return (path,)
     with atomic_files(path, data_path(path).name) as (temporary, data):
         ir.external_data.unload_from_model(model, temporary.parent, data.name, size_threshold_bytes=256)
-        _write_proto(to_proto(model), temporary, path, verify=verify)
+        _write_proto(to_proto(model), temporary, path)
+        if verify:
+            _verify(temporary, path)
     return path, data_path(path)
 
 
@@ -405,10 +436,19 @@ def save_proto(proto: onnx.ModelProto, path: Path, *, verify: bool = False) -> N
     Raises:
         UnsupportedModelError: It is too large for one file, or ONNX Runtime refuses it; what was there is left alone.
     """
+    with _one_file(path) as temporary:
+        _write_proto(proto, temporary, path)
+        if verify:
+            _verify(temporary, path)
+
+
+@contextmanager
+def _one_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a model without external data, and remove that of the model that was at ``path``."""
     # Only what the old model itself refers to is removed: a file of that name may be somebody else's.
-    stale = path.is_file() and data_path(path) in files(path)
+    stale = path.is_file() and data_path(path).exists() and data_path(path) in files(path)
     with atomic_files(path) as (temporary,):
-        _write_proto(proto, temporary, path, verify=verify)
+        yield temporary
     if stale:
         data_path(path).unlink(missing_ok=True)
 
@@ -424,7 +464,7 @@ def _needed_ir(proto: onnx.ModelProto) -> int:
     return int(min(proto.ir_version, max(needed, _OLDEST_IR)))
 
 
-def _write_proto(proto: onnx.ModelProto, temporary: Path, path: Path, *, verify: bool) -> None:
+def _write_proto(proto: onnx.ModelProto, temporary: Path, path: Path) -> None:
     """Write ``proto`` without metadata to ``temporary``, which messages call ``path``."""
     strip(proto)
     proto.ir_version = _needed_ir(proto)
@@ -432,6 +472,12 @@ def _write_proto(proto: onnx.ModelProto, temporary: Path, path: Path, *, verify:
         raise UnsupportedModelError(f"{path} would exceed the 2 GiB of a protobuf file: use format dense or csr")
     # The same model must give the same bytes, since manifests hold their hash.
     temporary.write_bytes(proto.SerializeToString(deterministic=True))
-    del proto  # before the runtime has all the weights too
-    if verify:
-        load(temporary, name=str(path))
+
+
+def _verify(temporary: Path, path: Path) -> None:
+    """Open what was written in ONNX Runtime; nothing is run.
+
+    Weights are not packed for its kernels, which it does again for every node that reads one: fifty times for a
+    recurrent layer that was unrolled.
+    """
+    load(temporary, name=str(path), settings={"session.disable_prepacking": "1"})

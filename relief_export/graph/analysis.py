@@ -246,8 +246,11 @@ def _pin_captured(ctx: NodeContext) -> None:
 def _components(walk: Walk) -> NDArray[np.int64]:
     if not walk.ties:
         return np.arange(walk.count)
-    left = np.concatenate([tie.left.reshape(-1) for tie in walk.ties])
-    right = np.concatenate([tie.right.reshape(-1) for tie in walk.ties])
+    # In the integers that SciPy takes, or it makes copies: an unrolled recurrent layer has more ties than weights.
+    left, right = (
+        np.concatenate([side.reshape(-1) for side in sides], dtype=np.int32, casting="same_kind")
+        for sides in ([tie.left for tie in walk.ties], [tie.right for tie in walk.ties])
+    )
     # There are few ties for each unit, and SciPy joins them without a loop over units in Python.
     graph = coo_array((np.ones(len(left), np.int8), (left, right)), shape=(walk.count, walk.count))
     labels: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)

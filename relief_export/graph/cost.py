@@ -46,7 +46,7 @@ from relief_export.graph.prepare import data_inputs, elements, static_shape, wit
 from relief_export.printing import Prints, TextTable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -447,15 +447,21 @@ def cost(model: ir.Model, *, baseline: ir.Model | Cost | None = None) -> Cost:
     original = baseline if isinstance(baseline, Cost) or baseline is None else cost(baseline)
     # A weight is used once for each position, so that every figure needs shapes in numbers.
     graph = with_static_shapes(model)
-    found: list[Contraction] = []
+    layers: list[LayerCost] = []
     unknown: list[UnknownCost] = []
+    weights: dict[ir.Value | None, int] = {}
+    biases: set[ir.Value | None] = set()
     for node in graph.graph:
         answer = contraction(node)
         if isinstance(answer, str):
             unknown.append(UnknownCost(node_label(node), op_name(node), answer))
         elif answer is not None:
-            found.append(answer)
-    return _total(graph, original, found, tuple(unknown))
+            # Counted at once: a weight that many nodes share would otherwise be held as a mask for each of them.
+            layers.append(_layer(answer))
+            biases.add(stored(answer.bias))
+            if answer.mask is not None:
+                weights[stored(answer.weight)] = int(np.count_nonzero(answer.mask))
+    return _total(graph, original, layers=tuple(layers), weights=weights, biases=biases, unknown=tuple(unknown))
 
 
 def node_label(node: ir.Node) -> str:
@@ -489,17 +495,33 @@ class _Parameter:
     readers: int
 
 
-def _total(model: ir.Model, original: Cost | None, found: list[Contraction], unknown: tuple[UnknownCost, ...]) -> Cost:
-    # A quantised weight is zero where it equals its zero point, and a masked one where the mask is: the layer knows.
-    weights = {stored(item.weight): int(np.count_nonzero(item.mask)) for item in found if item.mask is not None}
+def _total(
+    model: ir.Model,
+    original: Cost | None,
+    *,
+    layers: tuple[LayerCost, ...],
+    weights: Mapping[ir.Value | None, int],
+    biases: Collection[ir.Value | None],
+    unknown: tuple[UnknownCost, ...],
+) -> Cost:
+    """Add up a model's layers and constants.
+
+    Args:
+        model: It, with static shapes.
+        original: The dense column.
+        layers: What multiplies and accumulates.
+        weights: Stored weight -> its elements that are not zero. A quantised one is zero where it equals its zero
+            point, and a masked one where the mask is: the layer knows.
+        biases: Stored biases.
+        unknown: What was not counted.
+    """
     # Weights and biases count whatever their type, or a quantised network would seem to have none.
-    slots = {stored(item.bias) for item in found} | weights.keys()
+    slots = {*biases, *weights}
     parameters = {
         value: _parameter(value, weights.get(value))
         for value in _constants(model)
         if value in slots or (_is_float_tensor(value) and not _is_scale(value))
     }
-    layers = tuple(_layer(item) for item in found)
 
     def columns(name: str, structural: int, nonzero: int) -> Columns:
         return Columns(None if original is None else getattr(original, name).structural, structural, nonzero)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -224,3 +226,42 @@ def test_an_ir_version_that_types_need_is_kept(tmp_path):
     proto.graph.initializer.append(onnx.helper.make_tensor("w", onnx.TensorProto.INT4, [2], [1, -1]))
     dense.write(ir.from_proto(proto), tmp_path / "m.onnx", Options(verify=False))
     assert onnx.load(tmp_path / "m.onnx").ir_version == 10
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper, save
+from relief_export import conversion, formats
+from relief_export.formats import dense
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+path = Path(sys.argv[1])
+if not path.exists():
+    nodes = [helper.make_node("MatMul", [f"h{k}", "w"], [f"h{k + 1}"]) for k in range(40)]
+    given = [helper.make_tensor_value_info("h0", TensorProto.FLOAT, ["n", 2500])]
+    results = [helper.make_tensor_value_info("h40", TensorProto.FLOAT, ["n", 2500])]
+    weight = numpy_helper.from_array(np.random.default_rng(0).random((2500, 2500), np.float32), "w")
+    graph = helper.make_graph(nodes, "unrolled", given, results, [weight])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path)
+    sys.exit()
+size, before = path.stat().st_size, peak()
+if sys.argv[2] == "read":
+    formats.read(path)
+else:
+    conversion.convert_file(path, path.with_name("written.onnx"), "dense")
+print((peak() - before) / size)
+"""
+
+
+@pytest.mark.parametrize(("what", "times"), [("read", 2.4), ("write", 5)])
+def test_memory_is_a_few_times_the_model_however_often_a_weight_is_used(what, times, tmp_path):
+    """ONNX Runtime would pack the weight for every use, and onnx's checker hold the file twice beside the model."""
+    call = [sys.executable, "-c", MEMORY, str(tmp_path / "model.onnx"), what]
+    subprocess.run(call, check=True, cwd=".")  # makes the file
+    done = subprocess.run(call, capture_output=True, check=True, text=True, cwd=".")
+    assert float(done.stdout) <= times

@@ -1,5 +1,7 @@
 """Costs against figures derived by hand, and against two independent counters on torchvision networks."""
 
+import tracemalloc
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -8,6 +10,7 @@ import pytest
 from relief_export.graph.arena import plan_arena
 from relief_export.graph.cost import COUNTED as RULES
 from relief_export.graph.cost import UNCOUNTED, Columns, cost
+from tests.graph.helpers import build
 
 RNG = np.random.default_rng(0)
 
@@ -307,3 +310,21 @@ def test_folding_for_the_shapes_leaves_the_parameters_as_stored():
     bill = cost(model(text, w=random(4, 4), mask=np.eye(4, dtype=np.float32), k=np.array([2])))
     assert bill.parameters.structural == 32
     assert plan_arena(model(text, w=random(4, 4), mask=random(4, 4), k=np.array([2]))).bytes > 0
+
+
+def test_a_weight_that_many_nodes_share_is_counted_use_by_use():
+    """Forty masks of it at once would be ten times the model."""
+    uses, size = 40, 512
+    text = " ".join(f"h{k + 1} = MatMul(h{k}, w)" for k in range(uses))
+    weight = np.ones((size, size), np.float32)
+    weight[::2] = 0
+    model = build(f"g (float[1, {size}] h0) => (float[1, {size}] h{uses}) {{ {text} }}", {"w": weight})
+    tracemalloc.start()
+    try:
+        found = cost(model)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak <= 2 * weight.nbytes
+    assert (found.macs.structural, found.macs.nonzero) == (uses * size**2, uses * size**2 // 2)
+    assert (found.parameters.structural, found.parameters_used.structural) == (size**2, uses * size**2)
