@@ -128,7 +128,8 @@ def _emx(model: ir.Model, network: Network, folder: Path) -> Path | None:
     dimension = () if symbol is None else ("--input-dim", f"{symbol}=1")
     done = subprocess.run(  # noqa: S603
         [command, "compile", "model.onnx", "emx.inc", "--model-name", "emx", *dimension,
-         "--large-weight-threshold", "0"],
+         "--large-weight-threshold", "0",
+         "--large-temp-threshold", "0"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:

@@ -6,9 +6,12 @@ What is small here is memory, so each layer is a loop over tables, and layers sh
     gaps     from each connection to the next, one byte; 255 skips on and another byte follows
     values   of the connections in order, in one of four codes
 
-A convolution sums a tile of outputs at once, so that what is decoded of the tables serves several multiply-adds. Bias,
-activations, residual additions and a 2 x 2 max-pool are done to the sums before anything is written. Maps lie in the
-arena, which the caller lends, plane by plane, with borders of zeros where a padded convolution reads them::
+Single connections of a codebook take one byte for both: the gap in its lower half, the value's number in its upper.
+
+A convolution sums a tile of outputs at once, so that what is decoded of the tables serves several multiply-adds, and
+each number of the input is loaded once for all of a row that it is multiplied with. Bias, activations, residual
+additions and a 2 x 2 max-pool are done to the sums before anything is written. Maps lie in the arena, which the caller
+lends, plane by plane, with borders of zeros where a padded convolution reads them::
 
     element (c, y, x)  at  base + c·plane + origin + y·pitch + x          pitch = width + max(left, right)
 
@@ -53,7 +56,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from relief_export.cgen.quantised import Quantisation
+    from relief_export.cgen.quantised import Addition, Quantisation
 
 Code: TypeAlias = Literal["f32", "int8", "codebook16", "q8"]
 CODES: dict[Code, str] = {
@@ -64,18 +67,22 @@ CODES: dict[Code, str] = {
 }
 """Value codes, and what generated files say of them."""
 
-_FETCH = {
+_FETCH: dict[str, str] = {
     "f32": "ROM_FLOAT(value++)",
     "int8": "(float)ROM_INT8(value++)",
     "codebook16": "ROM_FLOAT(centres + ROM_NIBBLE(values, n)); n++",
     "q8": "ROM_INT8(value++)",
+    "pairs": "ROM_FLOAT(centres + (pair >> 4))",
 }
+"""C for the next value; pairs have a gap and the number of a value in one byte."""
 _STORED = {"f32": "float", "int8": "int8_t", "codebook16": "uint8_t", "q8": "int8_t"}
 _VALUE_BYTES = {"f32": 4.0, "int8": 1.0, "codebook16": 0.5, "q8": 1.0}
 _C_TYPES = {"f4": "float", "u1": "uint8_t", "i1": "int8_t", "u2": "uint16_t", "u4": "uint32_t", "i4": "int32_t"}
 _READ = {"float": "ROM_FLOAT", "uint8_t": "ROM_UINT8", "int8_t": "ROM_INT8", "uint16_t": "ROM_UINT16",
          "uint32_t": "ROM_UINT32", "int32_t": "ROM_INT32"}  # fmt: skip
 _WIDTH = 110
+_FUNCTION = 250
+"""About how many bytes a function for one more form of a convolution takes."""
 
 _EXPRESSIONS = {
     "Relu": "v > 0 ? v : 0",
@@ -242,6 +249,7 @@ class _Generator:
         self.layouts: list[_Layout] = []
         self.index = 0
         self.input_base = 0
+        self.with_gaps: set[tuple[Any, ...]] = set()
 
     # The whole --------------------------------------------------------------------------------------------------------
 
@@ -250,6 +258,7 @@ class _Generator:
         self.numbers = {m.start: k for k, m in enumerate(self.plan.maps)}
         self._lay_out()
         self._place()
+        self._find_shared()
         self._emit_input()
         for index, step in enumerate(self.plan.steps):
             if index - 1 in self.stripes:
@@ -288,7 +297,8 @@ class _Generator:
             tables="\n".join(_table(key, kind, array) for key, (kind, array) in self.tables.arrays.items()),
             calls="\n".join(self.calls),
             libm=any(_LIBM.search(kernel) for kernel in kernels),
-            nibbles=self.code == "codebook16",
+            nibbles=any("ROM_NIBBLE" in kernel for kernel in kernels),
+            unrolled=any("UNROLL(" in kernel for kernel in kernels),
             connections=f"{sum(row['connections'] for row in self.layers):,}",
             macs=f"{sum(row['macs'] for row in self.layers):,}",
             **facts,
@@ -452,6 +462,17 @@ class _Generator:
         found = ours[which, 0] + channel * ours[which, 1] + y * ours[which, 2] + x
         return np.where(which >= 0, found, -1)
 
+    def _find_shared(self) -> None:
+        """Note which convolutions have tables of gaps, so that dense ones of their shape can share the function."""
+        for step in self.plan.steps:
+            # Integers are for the least RAM, and what a shared function takes as parameters lies on the stack.
+            if isinstance(step, Convolution) and not self.dense and not self.quantisation:
+                planes = self.plan.planes(step.source)
+                assert planes is not None  # noqa: S101  # _regularise has seen to it
+                form, _ = self._form(step, self._weights(step)[0], planes.channels, self._source_layout(step))
+                if form == "kernels":
+                    self.with_gaps.add(_shape(step))
+
     # Text -------------------------------------------------------------------------------------------------------------
 
     def _instance(self, template: str, stem: str, function: _Function, **values: Any) -> str:  # noqa: ANN401
@@ -502,23 +523,53 @@ class _Generator:
         """Add what is done to a sum before it is written."""
         if self.quantisation:
             low, high = self.quantisation.range(step)
+            addition = self.quantisation.additions.get(id(step))
+            target = self.place
+            if addition:
+                target = f"const {self.element} own"
             if isinstance(step, Convolution | Linear | Reduce):
-                function.take("int zero", self._zero(step.out))
+                function.take("int zero", self.quantisation.own(step)[1])
                 function.take("int low", low)
                 function.take("int high", high)
-                function.lines.append(f"{self.place} = requantise(v + bias_o, multiplier_o, shift_o, zero, low, high);")
+                function.lines.append(f"{target} = requantise(v + bias_o, multiplier_o, shift_o, zero, low, high);")
                 self._support("requantise", _render("requantise.c", type=self.element))
             # Pools and moves keep the scale of what they read, so there is nothing to requantise.
             elif (low, high) == self.quantisation.bounds:
-                function.lines.append(f"{self.place} = ({self.element})v;")
+                function.lines.append(f"{target} = ({self.element})v;")
             else:
                 function.take("int low", low)
                 function.take("int high", high)
-                function.lines.append(f"{self.place} = ({self.element})(v < low ? low : v > high ? high : v);")
+                function.lines.append(f"{target} = ({self.element})(v < low ? low : v > high ? high : v);")
+            if addition:
+                self._add(function, step, addition)
             return
-        for k, op in enumerate(step.chain):
-            self._link(function, op, str(k), "v")
+        if isinstance(step, Convolution | Linear) and [op.kind for op in step.chain] in ([], ["Relu"]):
+            # A parameter, so that layers with it and without share a function.
+            function.take("int relu", len(step.chain))
+            function.lines += ["if (relu && v < 0)", "    v = 0;"]
+        else:
+            for k, op in enumerate(step.chain):
+                self._link(function, op, str(k), "v")
         function.lines.append(f"{self.place} = v;")
+
+    def _add(self, function: _Function, step: Step, addition: Addition) -> None:
+        """Add another map to the integer ``own``."""
+        assert self.quantisation is not None  # noqa: S101  # the caller asked for it
+        operand = next(op.operand for op in step.chain if op.operand is not None)
+        other = self._operand(function, operand, "0", zero=addition.zero)
+        unsigned = f" + {addition.unsigned}" if addition.unsigned else ""
+        values = [(f"own{unsigned}", "factor"), (f"{other}{unsigned}", "factor0")]
+        first, second = values if addition.first else values[::-1]
+        low, high = self.quantisation.range(step, added=True)
+        for name, number in (("factor", addition.factor), ("factor0", addition.other), ("offset", addition.offset)):
+            function.take(f"int64_t {name}", f"INT64_C({number})")
+        for name, number in (("places", addition.shift), ("lowest", low), ("highest", high)):
+            function.take(f"int {name}", number + (addition.unsigned if name != "places" else 0))
+        function.lines.append(
+            f"{self.place} = ({self.element})(added({second[0]}, {second[1]}, offset, {first[0]}, {first[1]}, places, "
+            f"lowest, highest){f' - {addition.unsigned}' if addition.unsigned else ''});"
+        )
+        self._support("added", _render("added.c"))
 
     def _support(self, name: str, text: str) -> None:
         if name not in self.names:
@@ -568,8 +619,8 @@ class _Generator:
         function.channel.append(f"const float {name}_o = ROM_FLOAT({name} + o);")
         return f"{name}_o"
 
-    def _operand(self, function: _Function, view: View, k: str) -> str:
-        """Return the C for what a chain combines with."""
+    def _operand(self, function: _Function, view: View, k: str, zero: int = 0) -> str:
+        """Return the C for what a chain combines with; ``zero`` is what stands for elements that are zeros."""
         first = self.address(view[:, 0, 0])
         one = view.shape[1:] == (1, 1)
         planes = None if one else self.plan.planes(view)
@@ -586,7 +637,9 @@ class _Generator:
         # A chain may have several operands, and the function takes the arena once.
         if f"const {self.element} *arena" not in function.parameters:
             function.take(f"const {self.element} *arena", "arena")
-        return f"(place{k} == ({kind})-1 ? 0 : {at})" if zeros else at
+        if zeros and zero:
+            function.take(f"int zero{k}", zero)
+        return f"(place{k} == ({kind})-1 ? {f'zero{k}' if zero else 0} : {at})" if zeros else at
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
@@ -682,7 +735,8 @@ class _Generator:
         self._move(function, step.out, places, pitch=pitch, step=dx, planes=regular)
         self._out(function, step.out)
         self._finish(function, step)
-        self._call(self._moved(function, places, planes=regular, zero=self._zero(step.out)), function)
+        zero = self.quantisation.own(step)[1] if self.quantisation else 0
+        self._call(self._moved(function, places, planes=regular, zero=zero), function)
 
     def emit_constant(self, step: Constant) -> None:
         lay = self.layout(step.out)
@@ -788,8 +842,7 @@ class _Generator:
             order = chosen[np.argsort(places[chosen], kind="stable")]
             rows.append((places[order] - first, row[order][:, None]))
         contiguous = kept.all() and np.array_equal(places, _run(places))
-        count = sum(len(at) for at, _ in rows)
-        forms = {"elements": count * (1 + _VALUE_BYTES[self.code])}
+        forms = self._element_bytes(rows)
         if contiguous:
             forms["dense"] = weight.size * _VALUE_BYTES[self.code]
         form = "dense" if self.dense and contiguous else min(forms, key=lambda name: (forms[name], name != "dense"))
@@ -798,16 +851,16 @@ class _Generator:
         function = _Function()
         pointer = self._pointer(replace(lay, base=0), first)
         function.take(f"const {self.element} *in", pointer)
-        count_type = self._row_tables(function, rows, dense=form == "dense")
+        count_type = self._row_tables(function, rows, form)
         if form == "dense":
             function.take("int inputs", weight.shape[1])
         function.take("int outputs", len(weight))
-        values = self._value_tables(function, step, rows, weight, bias)
+        values = self._value_tables(function, step, rows, weight, bias, form=form)
         self._out(function, step.out, vector=True)
         self._finish(function, step)
         name = self._instance(
-            "linear.c", f"linear_{form}", function, dense=form == "dense", count=count_type, factor=self._factor,
-            fetch=_FETCH[self.code].replace("value++", "values++"),
+            "linear.c", f"linear_{form}", function, form=form, count=count_type, factor=self._factor,
+            fetch=_FETCH["pairs" if form == "pairs" else self.code].replace("value++", "values++"),
         )  # fmt: skip
         self._note(step, form, rows, 1, values)
         self._call(name, function)
@@ -828,26 +881,26 @@ class _Generator:
         height, width = step.extent
         if step.pool:
             height, width = step.out.height * 2, step.out.width * 2
-        tall, wide = _tile(part.fewest if part else height, width, pool=step.pool)
+        tall, wide = _tile(part.fewest if part else height, width, pool=step.pool, integers=bool(self.quantisation))
         function = _Function()
         origin = source.origin - step.pads[0] * source.pitch - step.pads[1]
         read = self._pointer(source, origin)
         function.take(f"const {self.element} *in", f"{read}{part.read if part else ''}")
-        unit = form if form == "elements" else "kernels"
-        if form != "elements":
+        single = form in {"elements", "pairs"}
+        if not single:
             function.take("int plane", source.plane)
         function.take("int pitch", source.pitch)
         function.take("int height", part.height if part else height)
         function.take("int width", width)
-        count_type = self._row_tables(function, rows, dense=form == "dense")
+        count_type = self._row_tables(function, rows, form)
         if form == "dense":
             function.take("int inputs", per_group)
         function.take("int outputs", len(weight))
-        grouped = groups > 1 and form != "elements"
+        grouped = groups > 1 and not single
         if grouped:
             function.take("int members", members)
             function.take("ptrdiff_t group", per_group * source.plane)
-        values = self._value_tables(function, step, rows, weight, bias)
+        values = self._value_tables(function, step, rows, weight, bias, form=form)
         self._out(function, step.out)
         if part is not None:
             for k, parameter in enumerate(function.parameters):
@@ -856,21 +909,23 @@ class _Generator:
         self._finish(function, step)
         dy, dx = step.dilations
         sy, sx = step.strides
-        inner = (1, 1) if form == "elements" else (kernel[0], kernel[1])
-        names = "abcd"
-        offsets = []
+        inner = (1, 1) if single else (kernel[0], kernel[1])
+        names = "abcdefgh"[: tall * wide]
+        below = f"{sy} * pitch" if sy > 1 else "pitch"
+        places = []
         for t in range(tall * wide):
             y, x = divmod(t, wide)
             terms = [*([f"{y * sy} * pitch" if y * sy > 1 else "pitch"] if y else []), *([str(x * sx)] if x else [])]
-            offsets.append((names[t], f"q[{' + '.join(terms) or '0'}]"))
+            places.append((names[t], f"q[{' + '.join(terms) or '0'}]"))
         name = self._instance(
             "conv.c", f"conv_{kernel[0]}x{kernel[1]}_{form}", function, kernel=inner, strides=step.strides,
-            dilations=step.dilations, dense=form == "dense", unit=unit, pool=step.pool, rows=tall, columns=wide,
-            count=count_type, stored=_STORED[self.code], groups=grouped, factor=self._factor, fetch=_FETCH[self.code],
-            offsets=offsets, found=", ".join(names[: tall * wide]),
-            sums=", ".join(f"{n} = 0" for n in names[: tall * wide]),
-            next_row=f"{dy} * pitch - {kernel[1] * dx}" if dy > 1 else f"pitch - {kernel[1] * dx}",
-            times_plane="" if form == "elements" else " * plane",
+            dilations=step.dilations, form=form, pool=step.pool, rows=tall, columns=wide, names=names,
+            count=count_type, stored="uint8_t" if form == "pairs" else _STORED[self.code], groups=grouped,
+            nibbles=self.code == "codebook16" and form != "pairs", factor=self._factor,
+            fetch=_FETCH["pairs" if form == "pairs" else self.code], places=places, below=below,
+            # Neighbouring outputs read the same numbers, one column on: each is loaded once a row.
+            sliding=inner[1] > 1 and sx == dx == 1 and tall <= 2,
+            next_row=f"{dy} * pitch" if dy > 1 else "pitch", times_plane="" if single else " * plane",
             note=f", stride {sy} x {sx}" if (sy, sx) != (1, 1) else "",
         )  # fmt: skip
         self._note(step, form, rows, height * width, values)
@@ -906,19 +961,31 @@ class _Generator:
             np.array_equal(channels[g * per_group : (g + 1) * per_group], g * per_group + np.arange(per_group))
             for g in range(groups)
         )
-        forms = {"elements": sum(_gap_bytes(at) + len(at) * value for at, _ in elements)}
+        forms = self._element_bytes(elements)
         if regular:
             forms["kernels"] = sum(_gap_bytes(at) + len(at) * area * value for at, _ in kernels)
             if np.array_equal(channels, np.arange(len(channels))):
                 forms["dense"] = weight.size * value
         # Single elements would leave zeros out, which a program without masks does not do.
         if self.dense and "kernels" in forms:
-            forms.pop("elements")
+            forms = {name: size for name, size in forms.items() if name in {"kernels", "dense"}}
         # Gaps of single elements cost time too: they must save a third.
-        form = min(forms, key=lambda name: (forms[name] * (1.5 if name == "elements" else 1), name != "dense"))
+        dear = {"elements": 1.5, "pairs": 1.5}
+        form = min(forms, key=lambda name: (forms[name] * dear.get(name, 1), name != "dense"))
+        if form == "dense" and _shape(step) in self.with_gaps:
+            # Another layer of this shape has gaps: to share its function takes less than one of its own.
+            gaps = sum(_gap_bytes(at) + 1 for at, _ in kernels)
+            form = "kernels" if gaps < _FUNCTION else form
         if form == "dense":
             return form, [(np.arange(per_group), row.reshape(per_group, area)) for row in weight]
         return form, kernels if form == "kernels" else elements
+
+    def _element_bytes(self, rows: list[tuple[NDArray[np.int64], NDArray[Any]]]) -> dict[str, float]:
+        """Return what single connections take, by the forms of their tables."""
+        forms = {"elements": sum(_gap_bytes(at) + len(at) * _VALUE_BYTES[self.code] for at, _ in rows)}
+        if self.code == "codebook16":
+            forms["pairs"] = sum(len(_steps(at)) for at, _ in rows)
+        return forms
 
     @property
     def _factor(self) -> str:
@@ -930,11 +997,9 @@ class _Generator:
             return self.quantisation.weights[id(step)][:2]
         return step.weight, step.bias
 
-    def _row_tables(
-        self, function: _Function, rows: list[tuple[NDArray[np.int64], NDArray[Any]]], *, dense: bool
-    ) -> str:
+    def _row_tables(self, function: _Function, rows: list[tuple[NDArray[np.int64], NDArray[Any]]], form: str) -> str:
         """Add the tables of counts and gaps; return the macro that reads a count."""
-        if dense:
+        if form == "dense":
             return ""
         counts = np.array([len(at) for at, _ in rows])
         small = counts.max(initial=0) < 256
@@ -942,17 +1007,20 @@ class _Generator:
         gaps = [gap for at, _ in rows for gap in _gaps(at)]
         c_type = _C_TYPES[f"u{kind.itemsize}"]
         function.take(f"const {c_type} *counts", self.tables.add(f"counts_{self.index}", counts.astype(kind)))
-        function.take("const uint8_t *gaps", self.tables.add(f"gaps_{self.index}", np.array(gaps, np.uint8)))
+        if form != "pairs":
+            function.take("const uint8_t *gaps", self.tables.add(f"gaps_{self.index}", np.array(gaps, np.uint8)))
         return _READ[c_type]
 
     def _value_tables(
         self, function: _Function, step: Convolution | Linear, rows: list[tuple[NDArray[np.int64], NDArray[Any]]],
-        weight: NDArray[Any], bias: NDArray[Any],
+        weight: NDArray[Any], bias: NDArray[Any], *, form: str,
     ) -> int:  # fmt: skip
         """Add the tables of values and biases; return how many bytes of flash the layer's tables take."""
         flat = np.concatenate([values.ravel() for _, values in rows]) if rows else np.zeros(0)
         stem = str(self.index)
         stored = self._coded(function, step, flat, [values.size for _, values in rows])
+        if self.code == "codebook16":
+            stored = _paired(rows, stored) if form == "pairs" else _nibbles(stored)
         function.take(f"const {_STORED[self.code]} *values", self.tables.add(f"values_{stem}", stored))
         if self.quantisation:
             multiplier, shift = self.quantisation.requantisation(step)
@@ -973,7 +1041,7 @@ class _Generator:
     def _coded(
         self, function: _Function, step: Convolution | Linear, flat: NDArray[Any], sizes: list[int]
     ) -> NDArray[Any]:
-        """Return the values as they are stored, and add what decodes them."""
+        """Return the values as they are stored, for a codebook their numbers there; add what decodes them."""
         if self.code == "f32":
             return flat.astype(np.float32)
         if self.code == "q8":
@@ -988,12 +1056,8 @@ class _Generator:
         # The centres need not be passed on: after coded() they are the values that occur.
         centres = np.unique(flat)
         assert len(centres) <= 16  # noqa: S101  # coded() has seen to it
-        indices = nearest(flat, centres)
         function.take("const float *centres", self.tables.add(f"centres_{self.index}", centres.astype(np.float32)))
-        # Two to a byte, the first in the low half; an odd last one gets a partner that nothing reads.
-        pairs = np.pad(indices, (0, len(indices) % 2)).reshape(-1, 2)
-        packed: NDArray[Any] = (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8)
-        return packed
+        return nearest(flat, centres)
 
     def _note(
         self,
@@ -1004,7 +1068,9 @@ class _Generator:
         value_bytes: int,
     ) -> None:
         connections = sum(int(np.count_nonzero(values)) for _, values in rows)
-        gaps = 0 if form == "dense" else sum(_gap_bytes(at) for at, _ in rows) + len(rows)
+        gaps = 0 if form == "dense" else len(rows)
+        if form in {"kernels", "elements"}:  # in pairs they lie beside the values
+            gaps += sum(_gap_bytes(at) for at, _ in rows)
         self.layers.append(
             {"name": step.name, "form": form, "connections": connections,
              "macs": sum(values.size for _, values in rows) * positions, "bytes": value_bytes + gaps}
@@ -1082,13 +1148,25 @@ class _Part:
     write: str
 
 
-def _tile(height: int, width: int, *, pool: bool) -> tuple[int, int]:
-    """Return rows and columns of the outputs that are summed at once."""
-    if pool or min(height, width) >= 2:
-        return 2, 2
-    if width >= 4:
-        return 1, 4
-    return (4, 1) if height >= 4 else (1, 1)
+def _shape(step: Convolution) -> tuple[Any, ...]:
+    """Return what two convolutions must have alike to share a function, whatever their sizes."""
+    return step.weight.shape[2:], step.strides, step.dilations, step.groups > 1, step.pool
+
+
+_TILES = ((2, 4), (2, 2), (1, 8), (1, 4), (4, 1), (1, 1))
+
+
+def _tile(height: int, width: int, *, pool: bool, integers: bool) -> tuple[int, int]:
+    """Return rows and columns of the outputs that are summed at once: those that take the fewest instructions."""
+    tiles = [
+        (rows, columns)
+        for rows, columns in _TILES
+        if rows <= height and columns <= width and (rows == 2 or not pool)
+        # An FPU has registers for eight sums; integers share theirs with the addresses.
+        and (rows * columns <= 4 or not integers)
+    ]  # fmt: skip
+    # A weight and what finds it, then a load and a multiply-add for each sum; those past the edge are done twice.
+    return min(tiles, key=lambda t: -(-height // t[0]) * -(-width // t[1]) * (6 + 2 * t[0] * t[1]))
 
 
 def _run(places: NDArray[Any]) -> NDArray[Any]:
@@ -1109,6 +1187,35 @@ def _gaps(places: NDArray[np.int64]) -> list[int]:
 
 def _gap_bytes(places: NDArray[np.int64]) -> int:
     return int((np.diff(places, prepend=0) // 255 + 1).sum())
+
+
+def _steps(places: NDArray[np.int64]) -> list[int]:
+    """Return the gaps between ascending places in 4 bits each, as bytes with room for a value in the upper half.
+
+    15 in the lower half skips 15 times one more than the upper half says, and another byte follows.
+    """
+    found: list[int] = []
+    for gap in np.diff(places, prepend=0).tolist():
+        skips, rest = divmod(gap, 15)
+        while skips:
+            found.append(15 | min(skips - 1, 15) << 4)
+            skips -= min(skips, 16)
+        found.append(rest)
+    return found
+
+
+def _paired(rows: list[tuple[NDArray[np.int64], NDArray[Any]]], numbers: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return gaps and numbers of values in one byte each."""
+    pairs = np.array([step for at, _ in rows for step in _steps(at)], np.uint8)
+    pairs[pairs & 15 != 15] |= (numbers << 4).astype(np.uint8)
+    return pairs
+
+
+def _nibbles(numbers: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return numbers two to a byte, the first in the low half; an odd last one gets a partner that nothing reads."""
+    pairs = np.pad(numbers, (0, len(numbers) % 2)).reshape(-1, 2)
+    packed: NDArray[np.uint8] = (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8)
+    return packed
 
 
 def _places(first: NDArray[np.int64]) -> tuple[NDArray[Any], str, bool]:

@@ -102,6 +102,7 @@ def quantise(model: ir.Model, options: Options) -> tuple[ir.Model, tuple[str, ..
         except Exception as error:  # noqa: BLE001 - the quantiser's exceptions share no other base
             raise UnsupportedModelError(f"ONNX Runtime cannot quantise this model ({reason(error)})") from None
         proto = load_proto(after)
+        _keep_scales_at_masks(proto)
         share = _keep_support(proto, originals)
         if share is None:
             return to_ir(proto, after), ("no weight was quantised: no operator that ONNX Runtime quantises has one",)
@@ -195,6 +196,37 @@ def _samples(names: list[str], source: Array | Mapping[str, Array] | Path | None
         if arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all():
             raise InputError(f"calibration samples of input {name!r} hold NaN or infinity: give finite numbers")
     return {name: arrays[name] for name in names}
+
+
+def _keep_scales_at_masks(proto: onnx.ModelProto) -> None:
+    """Give what a factor of zeros and ones makes of an activation the activation's own scale.
+
+    Every integer is then kept as it is or becomes the zero point: nothing is rounded a second time.
+    """
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    producers = {name: node for node in proto.graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    # In the order of the nodes, so that a mask of a mask finds the scale that the first was given.
+    for node in proto.graph.node:
+        operands = [producers.get(name) for name in node.input] if node.op_type == "Mul" else []
+        if any(each is None or each.op_type != "DequantizeLinear" for each in operands) or len(operands) != 2:
+            continue
+        constant = [each is not None and all(name in tensors for name in each.input) for each in operands]
+        if sorted(constant) != [False, True]:
+            continue
+        mask, activation = operands[constant.index(True)], operands[constant.index(False)]
+        assert mask is not None and activation is not None  # noqa: S101, PT018  # none is missing, see above
+        q, scale, zero = (onnx.numpy_helper.to_array(tensors[name]) for name in mask.input)
+        if scale.size != 1 or not np.isin(np.float32((q.astype(np.int64) - zero) * scale).round(6), (0, 1)).all():
+            continue
+        following = readers.get(node.output[0], [])
+        if [each.op_type for each in following] != ["QuantizeLinear"]:
+            continue
+        for each in (*following, *readers.get(following[0].output[0], [])):
+            each.input[1:] = activation.input[1:]
 
 
 def _keep_support(proto: onnx.ModelProto, originals: dict[str | None, Array]) -> float | None:

@@ -12,6 +12,8 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import onnx.numpy_helper
+import onnx.parser
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -21,10 +23,12 @@ from relief_export.cgen.compiler import Library
 from relief_export.cgen.lower import lower
 from relief_export.cgen.mcu import CODES, coded, generate
 from relief_export.cgen.plan import Convolution, Linear
-from relief_export.cgen.quantised import fixed_point, quantised
+from relief_export.cgen.quantised import addition, fixed_point, quantised
 from relief_export.errors import UnsupportedModelError
 from relief_export.formats import Options
 from relief_export.formats.int8 import quantise
+from relief_export.graph.prepare import fold
+from relief_export.graph.shrink import shrink
 from tests.cgen import programs
 from tests.cgen.interpret import Interpreter
 from tests.cgen.programs import COMPILER
@@ -43,6 +47,8 @@ def test_dense_programs_compute_what_onnx_runtime_does(tmp_path):
     cases = programs.networks(tmp_path, range(30_000, 40_000), NETWORKS, partial(sources, dense=True))
     assert len(cases) == NETWORKS
     assert programs.failures(tmp_path, cases, STRICT) == []
+    # As for cores without an FPU, where rows of kernels are not written out.
+    assert programs.failures(tmp_path, cases, (*STRICT, "-DNET_PLAIN_C")) == []
 
 
 @pytest.mark.parametrize("code", [code for code in CODES if code != "q8"])
@@ -52,7 +58,8 @@ def test_sanitizers_find_nothing_and_the_codes_store_what_they_say(code, tmp_pat
     for case in programs.networks(tmp_path, range(50_000, 60_000), NETWORKS, partial(sources, code=code)):
         plan = coded(lower(programs.network(int(case.name[1:]))), code)
         cases.append(replace(case, expected=Interpreter(plan).run(case.x)))
-    assert programs.sanitized(tmp_path, cases, ("-O0",)) == []
+    for flags in ("-O0",), ("-O1", "-DNET_PLAIN_C"):
+        assert programs.sanitized(tmp_path, cases, flags) == []
 
 
 def kept(weight):
@@ -160,11 +167,34 @@ def random_chain(seed):
 
 
 def in_onnx_runtime(model, x):
-    """Run a quantised model without the sums of 16 bits that saturate on processors without VNNI."""
+    """Run a quantised model in integers, without the sums of 16 bits that saturate on processors without VNNI."""
+    model = unsigned(model)
     options = ort.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")
+    options.log_severity_level = 3  # zero points that are no longer read
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
     return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def unsigned(model):
+    """Return a quantised model whose activations are unsigned, 128 more each: ONNX Runtime's integers on x86.
+
+    It makes single ones unsigned itself, but not those that two nodes read, and computes between the two in floats.
+    """
+    model = model.clone()
+    for node in model.graph:
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            source, zero = node.inputs[0], node.inputs[2]
+            if node.op_type == "QuantizeLinear" or source.producer() is not None:
+                number = zero.const_value.numpy()
+                if number.dtype == np.int8:
+                    moved = (number.astype(np.int64) + 128).astype(np.uint8)
+                    zero = ir.Value(name=f"{zero.name}_{node.name or id(node)}", const_value=ir.tensor(moved))
+                    zero.const_value.name = zero.name
+                    model.graph.register_initializer(zero)
+                    node.replace_input_with(2, zero)
+                    (node.outputs if node.op_type == "QuantizeLinear" else node.inputs)[0].dtype = ir.DataType.UINT8
+    return model
 
 
 def check_integers(folder, name, model, x, flags=()):
@@ -177,7 +207,8 @@ def check_integers(folder, name, model, x, flags=()):
     expected = in_onnx_runtime(model, x)
     sizes = x[0].size, expected[0].size
     upper = name.upper()
-    for define, arena in ((), program.arena), ((f"-D{upper}_QUANTIZED_IO",), program.arena_quantised):
+    quantized_io = f"-D{upper}_QUANTIZED_IO", "-DNET_PLAIN_C"
+    for define, arena in ((), program.arena), (quantized_io, program.arena_quantised):
         target = folder / f"{len(define)}.so"
         COMPILER.build([folder / f"{name}.c"], target, (*STRICT, *flags, *define))
         library = Library(target, name, sizes, arena)
@@ -206,6 +237,82 @@ def test_every_bit_is_that_of_onnx_runtimes_integers(tmp_path):
         sanitizer = ("-fsanitize=undefined", "-fno-sanitize-recover=all") if seed % 3 == 0 or NETWORKS > 100 else ()
         quantised_model, _ = quantise(model, Options(calibration=x))
         check_integers(tmp_path / str(seed), f"q{seed}", quantised_model, x, sanitizer)
+
+
+RESIDUAL = """g (float[n, 3, 9, 10] x) => (float[n, 5] y)
+{ a = Conv<pads=[1,1,1,1]>(x, w0, b0) r = Relu(a) c = Conv<pads=[1,1,1,1]>(r, w1, b1) d = Add(%s) e = Relu(d)
+  f = Conv<pads=[1,1,1,1]>(e, w2, b2) g0 = Relu(f) h = Conv<pads=[1,1,1,1]>(g0, w3, b3) i = Add(%s)
+  s = MaxPool<kernel_shape=[2,2], strides=[2,2]>(i) t = Conv<kernel_shape=[2,2], strides=[2,2]>(i, w4, b4)
+  p = Add(s, t) k = GlobalAveragePool(p) l = Flatten(k) y = Gemm<transB=1>(l, u, v) }"""
+
+
+@pytest.mark.parametrize("operands", [("c, r", "h, e"), ("r, c", "e, h")])
+@pytest.mark.parametrize("seed", range(3))
+def test_additions_are_those_of_onnx_runtimes_integers(operands, seed, tmp_path):
+    """Of a convolution's result, of maps that others read too, in both orders, with and without Relu."""
+    rng = np.random.default_rng(seed)
+    shapes = ((4, 3, 3, 3), (4, 4, 3, 3), (4, 4, 3, 3), (4, 4, 3, 3), (4, 4, 2, 2))
+    arrays = {f"w{k}": rng.normal(size=shape) / np.sqrt(np.prod(shape[1:])) for k, shape in enumerate(shapes)}
+    arrays |= {f"b{k}": rng.normal(size=4) / 4 for k in range(5)} | {"u": rng.normal(size=(5, 4)), "v": np.zeros(5)}
+    model = build(RESIDUAL % operands, {name: array.astype(np.float32) for name, array in arrays.items()})
+    x = random_feeds(model, seed, n=60)["x"]
+    integers = quantise(model, Options(calibration=x))[0]
+    check_integers(tmp_path, "add", integers, x)
+    # The reference computes in integers throughout: floats would be others next to a half.
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    ort.InferenceSession(ir.to_proto(unsigned(integers)).SerializeToString(), options)
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert kinds.count("QLinearAdd") == 3
+    assert not {"Add", "Conv", "Gemm", "GlobalAveragePool"} & set(kinds)
+
+
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_residual_networks_are_those_of_onnx_runtimes_integers(shortcut, tmp_path):
+    torch = pytest.importorskip("torch")
+    from relief_export.capture import capture  # noqa: PLC0415  # needs torch
+    from tests.cgen.test_networks import SHAPE, network  # noqa: PLC0415  # needs torch
+
+    with torch.random.fork_rng():
+        model = shrink(fold(capture(network("resnet20", shortcut), torch.zeros(2, *SHAPE)))).model
+    x = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
+    check_integers(tmp_path, "resnet", quantise(model, Options(calibration=x))[0], x)
+
+
+def test_sums_are_rounded_as_fused_multiply_adds_of_floats_are(tmp_path):
+    """All pairs of integers against ONNX Runtime's QLinearAdd, for scales near and far from each other."""
+    (tmp_path / "r.c").write_text(
+        "#include <stdint.h>\n"
+        + mcu.render("mcu/added.c")
+        + "void many_run(const int64_t *k, uint8_t *out, void *more)\n"
+        "{\n    (void)more;\n    for (int i = 0; i < 65536; i++)\n"
+        "        out[i] = (uint8_t)added(i & 255, k[1], k[2], i >> 8, k[0], (int)k[3], 0, 255);\n}\n"
+    )
+    COMPILER.build(
+        [tmp_path / "r.c"], tmp_path / "r.so", (*STRICT, "-fsanitize=undefined", "-fno-sanitize-recover=all")
+    )
+    function = Library(tmp_path / "r.so", "many", (1, 1), 0)._function
+    rng = np.random.default_rng(5)
+    a, b = (side.ravel().astype(np.uint8) for side in np.meshgrid(*2 * (np.arange(256),), indexing="ij"))
+    for round_ in range(24):
+        scales = np.exp(rng.uniform(-5, 0, 2)).astype(np.float32)
+        scale = np.float32(scales.max() * rng.uniform(0.3, 2.2))
+        zeros = [int(n) for n in rng.integers(0, 256, 3)]
+        if round_ < 4:  # every second sum is a half
+            scales[:], scale = 0.5, np.float32(1)
+        factors = addition([(float(s), z) for s, z in zip(scales, zeros[:2], strict=True)], (float(scale), zeros[2]))
+        given, found = np.array(factors, np.int64), np.zeros(65536, np.uint8)
+        function(given.ctypes.data, found.ctypes.data, None)
+        text = """<ir_version: 9, opset_import: ["" : 18, "com.microsoft" : 1]>
+        g (uint8[n] a, uint8[n] b) => (uint8[n] y) { y = com.microsoft.QLinearAdd (a, sa, za, b, sb, zb, sc, zc) }"""
+        model = onnx.parser.parse_model(text)
+        numbers = {"sa": scales[0], "sb": scales[1], "sc": scale}
+        numbers |= {name: np.uint8(z) for name, z in zip(("za", "zb", "zc"), zeros, strict=True)}
+        model.graph.initializer.extend(onnx.numpy_helper.from_array(np.array(n), name) for name, n in numbers.items())
+        (expected,) = ort.InferenceSession(model.SerializeToString()).run(None, {"a": a, "b": b})
+        assert np.array_equal(found, expected)
 
 
 LENET = """g (float[n, 1, 20, 20] x) => (float[n, 4] y)
@@ -248,6 +355,45 @@ def test_the_forms_of_tables_are_those_that_take_fewest_bytes(lenet):
     rows = generate(lower(lenet), dense=True).layers
     assert [row["form"] for row in rows] == ["dense", "dense", "dense"]
     assert rows[1]["macs"] == 6 * 6 * 9 * 6 * 9
+
+
+def test_single_connections_of_a_codebook_have_gap_and_value_in_one_byte(tmp_path):
+    """Gaps around what 4 bits hold and what a skip reaches, and beyond."""
+    gaps = [0, 1, 14, 15, 16, 29, 30, 254, 255, 256, 270, 600]
+    weight = np.zeros((2, 2000), np.float32)
+    weight[0, np.cumsum(gaps)] = np.arange(1, 13)
+    weight[1, 3:60] = -1
+    weight[1, 1999] = 2
+    arrays = {"w": weight, "b": np.array([0.5, 0], np.float32)}
+    model = build("g (float[n, 2000] x) => (float[n, 2] y) { y = Gemm<transB=1>(x, w, b) }", arrays)
+    program = generate(coded(lower(model), "codebook16"), "codebook16")
+    # One byte each, and another for each 240 that are skipped: 15 to 254 once, 255 to 494 twice, 600 three times.
+    skips = 5 + 3 * 2 + 3 + -(-1940 // 240)
+    (row,) = program.layers
+    assert row["form"] == "pairs"
+    assert row["bytes"] == 12 + 58 + skips + 2 * 4 + 2  # and two biases and two counts
+    case = programs.write(tmp_path, "pairs", model, partial(sources, code="codebook16"))
+    # Thirteen values are few enough to be kept as they are.
+    assert programs.failures(tmp_path, [case], STRICT) == []
+
+
+def test_a_dense_layer_shares_the_function_of_one_with_gaps():
+    rng = np.random.default_rng(0)
+    arrays = {
+        "w": rng.normal(size=(4, 1, 3, 3)),
+        "v": rng.normal(size=(6, 4, 3, 3)),
+        "b": np.zeros(4),
+        "c": np.zeros(6),
+    }
+    arrays["c"] = np.zeros(6)
+    arrays["v"] *= (np.add.outer(np.arange(6), np.arange(4)) % 2)[:, :, None, None]
+    text = """g (float[n, 1, 16, 16] x) => (float[n, 6, 12, 12] y)
+    { a = Conv(x, w, b) d = Relu(a) y = Conv(d, v, c) }"""
+    model = build(text, {name: array.astype(np.float32) for name, array in arrays.items()})
+    program = generate(lower(model))
+    assert [row["form"] for row in program.layers] == ["kernels", "kernels"]
+    assert program.files["net.c"].count(b"LAYER conv_") == 1
+    assert [row["form"] for row in generate(lower(model), dense=True).layers] == ["dense", "dense"]
 
 
 def test_it_says_what_it_is_and_is_always_the_same(lenet, tmp_path):

@@ -1,19 +1,22 @@
-/* Convolution {{ kernel[0] }} x {{ kernel[1] }}{{ note }}. {% if dense %}Every kernel is there.{% else %}An output channel has counts[o] {{ unit }}, each at a gap from
+/* Convolution {{ kernel[0] }} x {{ kernel[1] }}{{ note }}. {% if form == "dense" %}Every kernel is there.{% elif form == "pairs" %}An output channel has counts[o] weights. A byte is a gap from the one before and,
+   times 16, the number of a centre; with a gap of 15 that number plus 1 says how often, and another byte follows.{% else %}An output channel has counts[o] {{ form }}, each at a gap from
    the one before it; 255 skips on.{% endif %} {% if pool %}The greatest of each 2 x 2 outputs is kept.{% else %}{{ rows * columns }} outputs are summed at once.{% endif %} */
 LAYER NAME({{ parameters }})
 {
-    {% if code == "codebook16" %}
+    {% if nibbles %}
     size_t first = 0;
     {% endif %}
     {% if groups %}
     int member = 0;
     {% endif %}
     for (int o = 0; o < outputs; o++) {
-        {% if not dense %}
+        {% if form != "dense" %}
         const int kept = {{ count }}(counts + o);
+        {% endif %}
+        {% if form == "kernels" or form == "elements" %}
         const uint8_t *gap = gaps;
         {% endif %}
-        {% if code == "codebook16" %}
+        {% if nibbles %}
         size_t n = first;
         {% else %}
         const {{ stored }} *value = values;
@@ -28,20 +31,26 @@ LAYER NAME({{ parameters }})
             const int top = y;
             {% endif %}
             for (int x = 0; x < width; x += {{ columns }}) {
-                {% if columns > 1 and not pool %}
+                {% if columns > (2 if pool else 1) %}
                 const int left = x < width - {{ columns }} ? x : width - {{ columns }};
                 {% else %}
                 const int left = x;
                 {% endif %}
                 const {{ element }} *at = in + (ptrdiff_t)top * {{ strides[0] }} * pitch + left * {{ strides[1] }};
-                {{ sum }} {{ sums }};
-                {% if code == "codebook16" %}
+                {{ sum }} {% for name in names %}{{ name }} = 0{{ ", " if not loop.last }}{% endfor %};
+                {% if nibbles %}
                 n = first;
                 {% else %}
                 value = values;
                 {% endif %}
-                {% if dense %}
+                {% if form == "dense" %}
                 for (int k = inputs; k > 0; k--, at += plane) {
+                {% elif form == "pairs" %}
+                for (int k = kept; k > 0; k--) {
+                    uint8_t pair;
+                    while (((pair = ROM_UINT8(value++)) & 15) == 15)
+                        at += 15 * ((pair >> 4) + 1);
+                    at += pair & 15;
                 {% else %}
                 gap = gaps;
                 for (int k = kept; k > 0; k--) {
@@ -50,65 +59,91 @@ LAYER NAME({{ parameters }})
                         at += (ptrdiff_t)255{{ times_plane }};
                     at += (ptrdiff_t)skip{{ times_plane }};
                 {% endif %}
-                    {% if kernel == (1, 1) %}
-                    {
-                        const {{ element }} *q = at;
-                    {% else %}
                     const {{ element }} *q = at;
+                    {% if sliding %}
+#ifdef UNROLL
                     {% if kernel[0] > 1 %}
-                    for (int i = 0; i < {{ kernel[0] }}; i++, q += {{ next_row }}) {
+                    for (int i = 0; i < {{ kernel[0] }}; i++, q += {{ next_row }})
                     {% endif %}
-                    for (int j = 0; j < {{ kernel[1] }}; j++, q += {{ dilations[1] }}) {
+                    {
+                        {% for r in range(rows) %}
+                        const {{ element }} *q{{ r }} = {{ "q + " ~ below if r else "q" }};
+                        {% for c in range(columns - 1) %}
+                        {{ factor }} x{{ r }}{{ c }} = *q{{ r }}++;
+                        {% endfor %}
+                        {% endfor %}
+                        UNROLL({{ kernel[1] }})
+                        for (int j = 0; j < {{ kernel[1] }}; j++) {
+                            const {{ factor }} w = {{ fetch }};
+                            {% for r in range(rows) %}
+                            const {{ factor }} x{{ r }}{{ columns - 1 }} = *q{{ r }}++;
+                            {% for c in range(columns) %}
+                            {{ names[r * columns + c] }} += w * x{{ r }}{{ c }};
+                            {% endfor %}
+                            {% for c in range(columns - 1) %}
+                            x{{ r }}{{ c }} = x{{ r }}{{ c + 1 }};
+                            {% endfor %}
+                            {% endfor %}
+                        }
+                    }
+#else
                     {% endif %}
+                    {% if kernel[0] > 1 %}
+                    for (int i = 0; i < {{ kernel[0] }}; i++, q += {{ next_row }}{% if kernel[1] > 1 %} - {{ kernel[1] * dilations[1] }}{% endif %})
+                    {% endif %}
+                    {% if kernel[1] > 1 %}
+                    for (int j = 0; j < {{ kernel[1] }}; j++, q += {{ dilations[1] }})
+                    {% endif %}
+                    {
                         const {{ factor }} w = {{ fetch }};
-                        {% for name, offset in offsets %}
-                        {{ name }} += w * {{ offset }};
+                        {% for name, place in places %}
+                        {{ name }} += w * {{ place }};
                         {% endfor %}
                     }
-                    {% if kernel[0] > 1 %}
-                    }
+                    {% if sliding %}
+#endif
                     {% endif %}
                 }
-                {% if pool %}
-                if (b > a)
-                    a = b;
-                if (d > c)
-                    c = d;
-                if (c > a)
-                    a = c;
                 {
-                    const int row = top / 2, column = left / 2;
-                    {{ sum }} v = a;
-                    {% for line in lines %}
-                    {{ line }}
+                    {% if pool %}
+                    {% set results = columns // 2 %}
+                    {% for t in range(results) %}
+                    {% set four = [names[2 * t], names[2 * t + 1], names[columns + 2 * t], names[columns + 2 * t + 1]] %}
+                    {% for one, other in [(0, 1), (2, 3), (0, 2)] %}
+                    if ({{ four[other] }} > {{ four[one] }})
+                        {{ four[one] }} = {{ four[other] }};
                     {% endfor %}
-                }
-                {% elif rows * columns == 1 %}
-                {
-                    const int row = top, column = left;
-                    {{ sum }} v = a;
-                    {% for line in lines %}
-                    {{ line }}
                     {% endfor %}
-                }
-                {% else %}
-                {
-                    const {{ sum }} found[{{ rows * columns }}] = { {{ found }} };
-                    for (int t = 0; t < {{ rows * columns }}; t++) {
+                    {% else %}
+                    {% set results = rows * columns %}
+                    {% endif %}
+                    {% if results > 1 %}
+                    const {{ sum }} found[{{ results }}] = { {% for t in range(results) %}{{ names[2 * t if pool else t] }}{{ ", " if not loop.last }}{% endfor %} };
+                    for (int t = 0; t < {{ results }}; t++) {
+                        {% if pool %}
+                        const int row = top / 2, column = left / 2 + t;
+                        {% else %}
                         const int row = top + t / {{ columns }}, column = left + t % {{ columns }};
+                        {% endif %}
                         {{ sum }} v = found[t];
                         {% for line in lines %}
                         {{ line }}
                         {% endfor %}
                     }
+                    {% else %}
+                    const int row = top{{ " / 2" if pool }}, column = left{{ " / 2" if pool }};
+                    {{ sum }} v = a;
+                    {% for line in lines %}
+                    {{ line }}
+                    {% endfor %}
+                    {% endif %}
                 }
-                {% endif %}
             }
         }
-        {% if not dense %}
+        {% if form == "kernels" or form == "elements" %}
         gaps = gap;
         {% endif %}
-        {% if code == "codebook16" %}
+        {% if nibbles %}
         first = n;
         {% else %}
         values = value;
