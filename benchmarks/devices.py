@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 CORES = ("cortex-m0plus", "cortex-m4f", "rv32imc", "avr")
 CODES: tuple[Code, ...] = ("f32", "int8", "codebook16", "q8")
-PACKED = {"f32": "packed", "codebook16": "packed-codebook16", "q8": "packed-int8"}
+PACKED = {"f32": "packed", "int8": "packed-int8", "codebook16": "packed-codebook16", "q8": "packed-int8"}
 """Value code -> the packed ONNX format of the same values."""
 _KEYWORDS = """g (float[n, 10, 49] x) => (float[n, 12] y)
 { a = Conv<pads=[4,4], strides=[2]>(x, w0, b0) c = Relu(a) d = Conv<pads=[1,1]>(c, w1, b1) e = Relu(d)
@@ -76,7 +76,7 @@ def run() -> list[Row]:
         with tempfile.TemporaryDirectory() as scratch:
             packed = _packed(network, Path(scratch))
             for name, folder in _programs(network, Path(scratch)):
-                rows += [_row(network, name, folder, core, packed.get(name)) for core in CORES]
+                rows.append(_row(network, name, folder, packed.get(name)))
     return rows
 
 
@@ -94,22 +94,25 @@ def _samples(network: Network) -> np.ndarray[Any, Any]:
 
 def _programs(network: Network, scratch: Path) -> Iterator[tuple[str, Path]]:
     """Yield a name and a folder for each program."""
+    options = Options(calibration=_samples(network))
     for which, model in (("original", network.original), ("shrunk", network.shrunk)):
-        folder = _emx(model, network, scratch / f"emx-{which}")
-        if folder is not None:
-            yield f"emx-onnx-cgen, {which}", folder
+        for values in ("f32", "int8"):
+            made = model if values == "f32" else quantise(model, options)[0]
+            folder = _emx(made, network, scratch / f"emx-{which}-{values}")
+            if folder is not None:
+                yield f"emx-onnx-cgen {values}, {which}", folder
     for code in CODES:
         integers = None
         try:
             if code == "q8":
-                plan, integers = quantised(quantise(network.shrunk, Options(calibration=_samples(network)))[0])
+                plan, integers = quantised(quantise(network.shrunk, options)[0])
             else:
                 plan = coded(lower(network.shrunk), code)
             for form in ("dense", "sparse") if code in {"f32", "q8"} else ("sparse",):
-                made = generate(plan, code, dense=form == "dense", quantisation=integers)
+                program = generate(plan, code, dense=form == "dense", quantisation=integers)
                 folder = scratch / f"{form}-{code}"
                 folder.mkdir()
-                for file, content in made.files.items():
+                for file, content in program.files.items():
                     (folder / file).write_bytes(content)
                 yield f"{form} {code}", folder
         except InputError as error:
@@ -129,13 +132,14 @@ def _emx(model: ir.Model, network: Network, folder: Path) -> Path | None:
     done = subprocess.run(  # noqa: S603
         [command, "compile", "model.onnx", "emx.inc", "--model-name", "emx", *dimension,
          "--large-weight-threshold", "0",
+         # No heap, which a program without an operating system has not: activations lie on the stack.
          "--large-temp-threshold", "0"],
         cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
         print(f"emx-onnx-cgen, {network.name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return None
-    outputs = lower(model).output.size
+    outputs = lower(network.shrunk).output.size
     (folder / "net.h").write_text(
         f"#define NET_INPUT_SIZE {network.x.size}\n#define NET_OUTPUT_SIZE {outputs}\n#define NET_ARENA_BYTES 0\n"
         "void net_run(const float *input, float *output, void *arena);\n"
@@ -148,31 +152,41 @@ def _emx(model: ir.Model, network: Network, folder: Path) -> Path | None:
     return folder
 
 
-def _row(network: Network, program: str, folder: Path, core: str, packed: int | None) -> Row:
-    row: Row = {"network": network.name, "program": program, "core": core, "packed_bytes": packed, "reason": None}
-    sizes: dict[str, Any] = dict.fromkeys(("flash_bytes", "ram_bytes", "library_bytes", "stack_bytes", "count"))
-    try:
-        found = measure(folder, target=core, optimise="2")
-        sizes |= {
-            "flash_bytes": found.flash, "ram_bytes": found.ram, "stack_bytes": found.stack,
-            "library_bytes": found.flash - found.objects,
-        }  # fmt: skip
-        if network.name.startswith("resnet") and "q8" not in program and core != "cortex-m4f":
-            row["reason"] = "not run: floats without an FPU take the emulator minutes"
-        else:
-            sizes["count"] = int(emulate(folder, core, network.x, optimise="2").counts.mean())
-    except InputError as error:
-        row["reason"] = str(error)[:160]
-    return row | sizes
+def _row(network: Network, program: str, folder: Path, packed: int | None) -> Row:
+    """Return one row: for each core CORE flash_CORE, library_CORE, ram_CORE, stack_CORE, count_CORE, reason_CORE."""
+    row: Row = {"network": network.name, "program": program, "packed_bytes": packed}
+    for core in CORES:
+        row |= {f"{key}_{core}": None for key in ("flash", "library", "ram", "stack", "count", "reason")}
+        try:
+            found = measure(folder, target=core, optimise="2")
+            row |= {
+                f"flash_{core}": found.flash, f"library_{core}": found.flash - found.objects,
+                f"ram_{core}": found.ram, f"stack_{core}": found.stack,
+            }  # fmt: skip
+            slow = core != "cortex-m4f" and "q8" not in program
+            if slow and ("resnet" in network.name or "original" in program):
+                row[f"reason_{core}"] = "not run: floats without an FPU take the emulator minutes"
+            else:
+                row[f"count_{core}"] = int(emulate(folder, core, network.x, optimise="2").counts.mean())
+        except InputError as error:
+            row[f"reason_{core}"] = str(error)[:160]
+        shown = (row[f"{key}_{core}"] for key in ("flash", "count", "reason"))
+        print(f"{network.name}, {program}, {core}:", *shown, file=sys.stderr, flush=True)
+    return row
 
 
 _NOTE = (
-    "Flash: code, tables and library routines, linked (`text + data`). RAM: variables, arena, the caller's input and "
-    "output, and the deepest stack. Counts are instructions that QEMU ran, on AVR cycles of simavr; no caches, no "
-    "wait states. One sample, -O2. *emx-onnx-cgen* is dense C of the same ONNX file by another generator, *dense* our "
-    "own generator without masks, the twin of *sparse*. ResNet-20 and the keyword spotter have random weights, and "
-    "random kernels with the counts of a recorded run, or 15 %. q8 is bit for bit ONNX Runtime's int8 model."
+    "Flash: code, tables and library routines, linked (`text + data`). The library's share on M0+ is floats in "
+    "software, which a firmware that computes with floats anyway has already. RAM: variables, arena, the caller's "
+    "input and output, and the deepest stack. Counts are instructions that QEMU ran, on AVR cycles of simavr; no "
+    "caches, no wait states; none where a program does not fit the chip, and where floats without an FPU would take "
+    "the emulator minutes. One sample, -O2, floats in and out. *emx-onnx-cgen* is dense C by another generator, of the "
+    "float file and of the int8 file; *dense* our own generator with every weight stored and multiplied, the twin of "
+    "*sparse*. Packed ONNX: the file of the same values. The LeNets are really trained and relieved. ResNet-20, where "
+    "its name has a percentage, and the keyword spotter have random weights, and random kernels with the counts of a "
+    "recorded run, or 15 %. q8 is bit for bit ONNX Runtime's integer kernels."
 )
+_SHORT = {"cortex-m4f": "M4F", "cortex-m0plus": "M0+", "rv32imc": "RV32IMC", "avr": "AVR"}
 
 BENCHMARK = Benchmark(
     name="devices",
@@ -181,13 +195,13 @@ BENCHMARK = Benchmark(
     columns=(
         Column("network", "network"),
         Column("program", "program"),
-        Column("core", "core"),
-        Column("flash_bytes", "flash, bytes", ",d"),
-        Column("library_bytes", "of them library", ",d"),
-        Column("ram_bytes", "RAM, bytes", ",d"),
-        Column("count", "instructions", ",d"),
         Column("packed_bytes", "packed ONNX, bytes", ",d"),
+        *(Column(f"flash_{core}", f"flash {short}", ",d") for core, short in _SHORT.items()),
+        Column("library_cortex-m0plus", "library of M0+", ",d"),
+        *(Column(f"ram_{core}", f"RAM {_SHORT[core]}", ",d") for core in ("cortex-m4f", "avr")),
+        *(Column(f"count_{core}", f"{'cycles' if core == 'avr' else 'instructions'} {short}", ",d")
+          for core, short in _SHORT.items()),
     ),
     seeds=(SEED,),
     note=_NOTE,
-)
+)  # fmt: skip

@@ -387,8 +387,8 @@ def test_a_dense_layer_shares_the_function_of_one_with_gaps():
     }
     arrays["c"] = np.zeros(6)
     arrays["v"] *= (np.add.outer(np.arange(6), np.arange(4)) % 2)[:, :, None, None]
-    text = """g (float[n, 1, 16, 16] x) => (float[n, 6, 12, 12] y)
-    { a = Conv(x, w, b) d = Relu(a) y = Conv(d, v, c) }"""
+    text = """g (float[n, 1, 16, 16] x) => (float[n, 6, 16, 16] y)
+    { a = Conv<pads=[1,1,1,1]>(x, w, b) d = Relu(a) y = Conv<pads=[1,1,1,1]>(d, v, c) }"""
     model = build(text, {name: array.astype(np.float32) for name, array in arrays.items()})
     program = generate(lower(model))
     assert [row["form"] for row in program.layers] == ["kernels", "kernels"]
