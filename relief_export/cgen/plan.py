@@ -291,8 +291,6 @@ class Plan:
         regular = (place[~zero] == place[first]).all() and np.array_equal(view[~zero], expected[~zero])
         if not regular:
             return None
-        if height == 1 and map_height > 1:
-            dy = 1
         return Planes(which, channel, top, left, dy, dx)
 
     def lifetimes(self) -> dict[int, tuple[int, int]]:
