@@ -69,12 +69,14 @@ def run_on(
     from relief_export import evaluation
     from relief_export.device import verdicts
     from relief_export.formats import Tolerance
+    from relief_export.formats.artifact import check_listed
 
     arrays = evaluation.load_arrays(data)
     x = arrays.one_input[:samples]
     y = None if arrays.y is None else arrays.y[:samples]
     logits = None if arrays.logits is None else evaluation.part(arrays.logits, 0, len(x))
     if reference is not None:
+        check_listed(reference)
         (logits,) = evaluation.open_session(reference, threads=1).run(x)
     done = verdicts.run_on(
         target,

@@ -26,6 +26,7 @@ from relief_export.errors import Failure, InputError
 from relief_export.evaluation.samples import check_labels, size
 from relief_export.evaluation.sessions import open_session
 from relief_export.formats import Tolerance
+from relief_export.formats.artifact import check_listed
 from relief_export.printing import Prints, TextTable, percent
 
 if TYPE_CHECKING:
@@ -276,9 +277,13 @@ def compare(
 
     Raises:
         InputError: The samples or labels do not fit, or the models have different outputs.
+        IntegrityError: A model is damaged, or differs from the manifest beside it.
         UnsupportedModelError: A model has no batch axis, or an operator the runtime does not know.
     """
     limits = tolerance if isinstance(tolerance, Tolerance) else Tolerance(tolerance, 0.0)
+    for path in (a, b):
+        # The runtime opens files itself, and knows of no manifest beside them.
+        check_listed(path)
     found: dict[str, Agreement] = {}
     checks: list[Check] = []
     # Plain first: what is kept of both, the agreement, is then that of the runtime as it is used.

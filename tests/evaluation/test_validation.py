@@ -13,7 +13,7 @@ import pytest
 from relief_export import formats
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
 from relief_export.evaluation import compare, load_arrays, open_session, validate
-from relief_export.formats import Options
+from relief_export.formats import Options, Tolerance
 from tests.evaluation.conftest import parse, reference_logits
 
 FLOAT64_LIMIT = 1e-5  # of ONNX Runtime's float32 against the float64 reference of these tests
@@ -46,6 +46,13 @@ def test_a_flipped_byte_fails_by_its_hash(kind, export, samples):
     found = validate(folder, *samples)
     assert [(failure.file, failure.code) for failure in found.failures] == [(artifact.name, "sha256")]
     assert path.name in found.failures[0].message
+
+
+def test_a_changed_file_of_an_export_is_not_compared_either(export, samples, weights, tamper):
+    folder = export("dense", "sparse")
+    tamper("sparse", hashes=False, fc_w=weights["fc_w"] * 2)
+    with pytest.raises(IntegrityError, match=r"model\.sparse\.onnx (has \d+ bytes|differs from its SHA-256)"):
+        compare(folder / "model.onnx", folder / "model.sparse.onnx", samples[0], tolerance=Tolerance(None, 1.0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
