@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.utils import prune
 
 import relief_export as rx
-from relief_export.relief.masks import read_masks
 
 
 def main(folder: Path) -> None:
@@ -25,7 +24,7 @@ def main(folder: Path) -> None:
     prune.l1_unstructured(model[2], "weight", amount=0.8)  # ... and four weights in five go wherever they are small
 
     # The modules still hold weight_orig and weight_mask; the masks are read by the names of the plain network.
-    masks = read_masks(model, dense).masks
+    masks = rx.read_masks(model, dense).masks
     for name, mask in masks.items():
         print(f"{name:10} {int(mask.sum()):>6,} of {mask.numel():,} weights kept")
 

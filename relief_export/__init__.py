@@ -24,11 +24,15 @@ if TYPE_CHECKING:
         shrink,
         validate,
     )
+    from relief_export.errors import ReliefError
+    from relief_export.formats import Tolerance
     from relief_export.recipe import TrainConfig
     from relief_export.relief.masks import Masks, read_masks
 
 __all__ = [
     "Masks",
+    "ReliefError",
+    "Tolerance",
     "TrainConfig",
     "__version__",
     "audit",
@@ -56,6 +60,8 @@ _HOMES = {
     "shrink": "api",
     "validate": "api",
     "Masks": "relief.masks",
+    "ReliefError": "errors",
+    "Tolerance": "formats",
     "read_masks": "relief.masks",
     "TrainConfig": "recipe",
 }

@@ -100,7 +100,8 @@ def api_page() -> str:
     lines = [
         "# Python",
         "",
-        "What `import relief_export as rx` offers. The names on this page are the public interface.",
+        "What `import relief_export as rx` offers. The names on this page are the public interface; what changes in",
+        "them is in CHANGES.md. Whatever is wrong with an input is raised as a `ReliefError`, in one sentence.",
         "",
     ]
     for name in relief_export.__all__:
@@ -130,6 +131,8 @@ def api_page() -> str:
 
 def _parameters(thing: Any) -> str:  # noqa: ANN401
     """Return a signature without its types, which the docstring says in words."""
+    if isinstance(thing, type) and issubclass(thing, Exception):
+        return "(message)"
     signature = inspect.signature(thing)
     bare = [each.replace(annotation=inspect.Parameter.empty) for each in signature.parameters.values()]
     return str(signature.replace(parameters=bare, return_annotation=inspect.Signature.empty))
