@@ -287,26 +287,49 @@ def masks_in(path: str | Path, form: str | None = None) -> ReadMasks:
     return ReadMasks(masks, {name: count for name, count in counts.items() if count}, (), found)
 
 
-def _recognise(content: Any, *, zeros: bool) -> tuple[str, Masks]:  # noqa: ANN401  any of the forms
+def _form(content: Any) -> str:  # noqa: ANN401  any of the forms
+    """Return which of `FORMS` plain data have; whether tensors by name are masks or weights is not asked here.
+
+    Raises:
+        InputError: They have none.
+    """
     if isinstance(content, Masks):
-        return "relief", content
+        return "relief"
     if isinstance(content, Mapping) and content:
-        # Asked first, because the state of a pruned network is one of weights, too.
-        pruned = any(str(name).endswith("_orig") for name in content)
-        if not pruned and (zeros or _are_weights(content)):
-            named = {str(n): v != 0 for n, v in content.items() if isinstance(v, Tensor) and v.is_floating_point()}
-            return "zeros", Masks({n: v for n, v in named.items() if n.rpartition(".")[2] in {"weight", "bias"}})
-        if pruned:
-            return "prune", _from_prune_state(content)
+        # First, because the state of a pruned network has names of all kinds beside these.
+        if any(str(name).endswith("_orig") for name in content):
+            return "prune"
         if all(isinstance(value, Mapping) for value in content.values()):
-            return "nni", _from_nni(content)
-        form = "authors" if any(_AUTHORS_RESNET.fullmatch(str(name)) for name in content) else "names"
-        return form, Masks({str(name): _mask(str(name), value) for name, value in content.items()})
+            return "nni"
+        return "authors" if any(_AUTHORS_RESNET.fullmatch(str(name)) for name in content) else "names"
     if isinstance(content, Sequence) and not isinstance(content, str) and content:
-        nested = all(isinstance(part, Sequence) and not isinstance(part, str) for part in content)
-        parts = [mask for part in content for mask in part] if nested else content
-        return "authors", Masks({str(number): _mask(str(number), mask) for number, mask in enumerate(parts)})
+        return "authors"
     raise InputError(f"a {type(content).__name__} is no known form of masks, or it is empty")
+
+
+def _flat(content: Sequence[Any]) -> Sequence[Any]:
+    """Return the authors' list of masks, or their lists of convolutions and of linear layers one after the other."""
+    nested = all(isinstance(part, Sequence) and not isinstance(part, str) for part in content)
+    return [mask for part in content for mask in part] if nested else content
+
+
+def _recognise(content: Any, *, zeros: bool) -> tuple[str, Masks]:  # noqa: ANN401  any of the forms
+    """Return the form and the masks of a file's content, by the names that stand there."""
+    form = _form(content)
+    # The state of a pruned network is one of weights, too.
+    if form not in {"relief", "prune"} and isinstance(content, Mapping) and (zeros or _are_weights(content)):
+        named = {str(n): v != 0 for n, v in content.items() if isinstance(v, Tensor) and v.is_floating_point()}
+        return "zeros", Masks({n: v for n, v in named.items() if n.rpartition(".")[2] in {"weight", "bias"}})
+    return form, _named(form, content if isinstance(content, Mapping) else dict(enumerate(_flat(content))))
+
+
+def _named(form: str, content: Mapping[Any, Any]) -> Masks:
+    """Return masks that stand by names, as they stand."""
+    if form == "prune":
+        return _from_prune_state(content)
+    if form == "nni":
+        return _from_nni(content)
+    return content if isinstance(content, Masks) else Masks({str(n): _mask(str(n), v) for n, v in content.items()})
 
 
 def _are_weights(content: Mapping[str, Any]) -> bool:
@@ -353,33 +376,24 @@ def _load(path: Path) -> Any:  # noqa: ANN401  a torch file holds any of the for
         raise IntegrityError(f"{path} is damaged or holds more than tensors ({reason}): it is not loaded") from None
 
 
-def _convert(  # noqa: PLR0911  one return a form
+def _convert(
     content: Any,  # noqa: ANN401  any of the forms
     model: nn.Module,
     *,
     authors_conv1: bool,
 ) -> tuple[str, Masks, tuple[str, ...]]:
-    """Return the name of the form, the masks, and notes."""
-    if isinstance(content, Masks):
-        return "relief", content, ()
+    """Return the name of the form, the masks by the network's names, and notes."""
     if isinstance(content, nn.Module):
         # Their networks are modules, too, but hold their masks as attributes and not as torch's pruning does.
         if (authors := _authors_network(content)) is not None:
             return _convert(authors, model, authors_conv1=authors_conv1)
         return "prune", _from_prune(content), ()
-    if isinstance(content, Mapping) and content:
-        if any(str(name).endswith("_orig") for name in content):
-            return "prune", _from_prune_state(content), ()
-        if all(isinstance(value, Mapping) for value in content.values()):
-            return "nni", _from_nni(content), ()
-        if any(_AUTHORS_RESNET.fullmatch(str(name)) for name in content):
-            return "authors", *_from_authors_resnet(content, model, conv1=authors_conv1)
-        return "names", Masks({str(name): _mask(str(name), value) for name, value in content.items()}), ()
-    if isinstance(content, Sequence) and not isinstance(content, str) and content:
-        if all(isinstance(part, Sequence) and not isinstance(part, str) for part in content):
-            content = [mask for part in content for mask in part]
-        return "authors", _from_authors_list(content, model), ()
-    raise InputError(f"a {type(content).__name__} is no known form of masks, or it is empty")
+    form = _form(content)
+    if form == "authors":
+        if isinstance(content, Mapping):
+            return form, *_from_authors_resnet(content, model, conv1=authors_conv1)
+        return form, _from_authors_list(_flat(content), model), ()
+    return form, _named(form, content), ()
 
 
 def _unwrapped(masks: Masks, model: nn.Module) -> Masks:
