@@ -170,8 +170,11 @@ def fit(
             mean = float(distributed.all_reduce(loss)) / done
             found = evaluate(model, data.validation)
             if not (math.isfinite(mean) and math.isfinite(found.loss)):
+                # Running statistics may overflow where those of the batches do not: then only validation tells.
                 raise InputError(
-                    f"the training diverged in epoch {epoch + 1} (loss {mean}): lower train.lr = {config.lr}"
+                    f"the training diverged in epoch {epoch + 1} (loss {mean}"
+                    f"{f', {found.loss} on the validation set' if math.isfinite(mean) else ''}): "
+                    f"lower train.lr = {config.lr}"
                 )
             watched = evaluate(model, data.test).accuracy if config.watch_test else None
             first, spent = learning_rate(config, epoch * steps, steps), time.monotonic() - began

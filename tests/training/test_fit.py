@@ -204,6 +204,21 @@ def test_a_diverging_training_is_one_clear_error():
         fit(mlp(), data(), TrainConfig(2, "sgd", lr=1e30, batch=16), seed=0)
 
 
+def test_a_training_that_diverges_on_validation_alone_names_that_loss():
+    class Overflowing(nn.Module):
+        """Finite while it is trained, and not when it is used, as where running statistics overflow."""
+
+        def __init__(self):
+            super().__init__()
+            self.main = mlp()
+
+        def forward(self, x):
+            return self.main(x) if self.training else self.main(x) * torch.nan
+
+    with pytest.raises(InputError, match=r"diverged in epoch 1 \(loss \d+\.\d+, nan on the validation set\): lower"):
+        fit(Overflowing(), data(), TrainConfig(1, batch=16), seed=0)
+
+
 def test_every_seed_that_a_recipe_may_have_trains():
     found = []
     for seed in (2**62 - 1, 2**62 - 2):
