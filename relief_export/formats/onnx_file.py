@@ -299,7 +299,25 @@ def lifted(model: ir.Model) -> ir.Model:
             raise UnsupportedModelError(f"initializer {value.name!r} has no value: load the model with its weights")
         if tensor.dtype != ir.DataType.STRING:
             value.const_value = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+    _state_permutations(copy)
     return copy
+
+
+def _state_permutations(model: ir.Model) -> None:
+    """Write the order of axes that a Transpose behind a DequantizeLinear leaves to the default, in place.
+
+    ONNX Runtime up to 1.30 moves a DequantizeLinear by channel behind the Transpose, reads its ``perm`` without looking
+    whether there is one, and ends the process.
+    """
+    for graph in model.graphs():
+        for node in graph:
+            source = node.inputs[0].producer() if node.op_type == "Transpose" and node.inputs[0] is not None else None
+            if source is None or source.op_type != "DequantizeLinear" or "perm" in node.attributes:
+                continue
+            # Dequantised numbers have the shape of the stored ones.
+            rank = next((len(v.shape) for v in (node.inputs[0], source.inputs[0]) if v and v.shape is not None), None)
+            if rank is not None:
+                node.attributes["perm"] = ir.AttrInt64s("perm", list(range(rank))[::-1])
 
 
 def clean_zeros(model: ir.Model) -> None:
@@ -457,8 +475,9 @@ def _needed_ir(proto: onnx.ModelProto) -> int:
     """Return the oldest IR version that ``proto`` needs: exporters state their newest, which old runtimes refuse."""
     types = {tensor.data_type for tensor in _tensors(proto)}
     types |= {v.type.tensor_type.elem_type for g in graphs(proto.graph) for v in (*g.input, *g.output, *g.value_info)}
-    # Only newer versions of the format know these, and the operators do not tell which.
-    if proto.functions or proto.configuration or max(types, default=0) > onnx.TensorProto.BFLOAT16:
+    # Only newer versions of the format know these, and the operators do not tell which. (onnx before 1.18 has no
+    # configuration, whose field it would keep as unknown bytes.)
+    if proto.functions or getattr(proto, "configuration", ()) or max(types, default=0) > onnx.TensorProto.BFLOAT16:
         return int(proto.ir_version)
     needed = onnx.helper.find_min_ir_version_for(proto.opset_import, ignore_unknown=True)
     return int(min(proto.ir_version, max(needed, _OLDEST_IR)))

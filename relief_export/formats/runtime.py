@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import onnx
 import onnxruntime as ort
+from google.protobuf.message import DecodeError
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from relief_export.errors import InputError, UnsupportedModelError
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 _UNKNOWN_OPERATOR = re.compile(
     r"(\w\S*?)(?:\(-?\d+\))? is not a registered function/op|find an implementation for (\S+)"
 )
+
+_VERSION = tuple(map(int, ort.__version__.split(".")[:2]))
+_LOOKS_FOR_PERM = (1, 31)
+"""The first version that does not end the process where `_fatal_transpose` finds something."""
 
 
 def load(
@@ -44,8 +50,15 @@ def load(
 
     Raises:
         UnsupportedModelError: The model has an operator that the runtime does not know.
-        InputError: The runtime refuses it; of the class ``fault``.
+        InputError: The runtime refuses it, or would end the process; of the class ``fault``.
     """
+    # Nothing catches an abort, so such a model is not given to the runtime at all.
+    if optimised and _VERSION < _LOOKS_FOR_PERM and (fatal := _fatal_transpose(source)):
+        raise fault(
+            f"{name}: ONNX Runtime {ort.__version__} ends the process on Transpose {fatal!r}, which states no perm "
+            "behind a DequantizeLinear by channel: write it again with relief-export convert, which states it, or install "
+            f"onnxruntime {'.'.join(map(str, _LOOKS_FOR_PERM))}"
+        )
     options = ort.SessionOptions()
     options.graph_optimization_level = (
         ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimised else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -78,6 +91,39 @@ def load(
                 f"{name} has operator {operator}, which this ONNX Runtime does not know"
             ) from None
         raise fault(f"ONNX Runtime cannot load {name} ({reason(error)}): write it again") from None
+
+
+def _fatal_transpose(source: Path | bytes) -> str:
+    """Return the output of a Transpose that ONNX Runtime before 1.31 cannot load when it optimises, or nothing.
+
+    It moves a DequantizeLinear by channel behind the Transpose and reads ``perm``, which may be absent, unchecked.
+    """
+    try:
+        # What is no protobuf, such as an .ort file, was optimised when it was written.
+        proto = onnx.load_model_from_string(source) if isinstance(source, bytes) else _parsed(source)
+    except (DecodeError, OSError):
+        return ""
+    pending = [proto.graph]
+    while pending:
+        graph = pending.pop()
+        sizes = {tensor.name: tensor.dims for tensor in graph.initializer}
+        constants = (node for node in graph.node if node.op_type == "Constant")
+        sizes |= {node.output[0]: a.t.dims for node in constants for a in node.attribute if a.name == "value"}
+        # A scale of which nothing is known may be one by channel.
+        by_channel = {
+            node.output[0]
+            for node in graph.node
+            if node.op_type == "DequantizeLinear" and list(sizes.get(node.input[1], [2])) not in ([], [1])
+        }
+        for node in graph.node:
+            if node.op_type == "Transpose" and node.input[0] in by_channel and not node.attribute:
+                return str(node.output[0])
+            pending += [inner for a in node.attribute for inner in (a.g, *a.graphs) if inner.node]
+    return ""
+
+
+def _parsed(path: Path) -> onnx.ModelProto:
+    return onnx.ModelProto() if path.suffix == ".ort" else onnx.load(path, load_external_data=False)
 
 
 def reason(error: Exception) -> str:

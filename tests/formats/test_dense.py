@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
-from relief_export.formats import FORMATS, Options, dense, read, write_manifest
+from relief_export.formats import FORMATS, Options, dense, read, runtime, write_manifest
 
 
 def test_same_input_same_bytes_and_reading_changes_nothing(tmp_path, make_lenet):
@@ -265,3 +265,42 @@ def test_memory_is_a_few_times_the_model_however_often_a_weight_is_used(what, ti
     subprocess.run(call, check=True, cwd=".")  # makes the file
     done = subprocess.run(call, capture_output=True, check=True, text=True, cwd=".")
     assert float(done.stdout) <= times
+
+
+def dequantised(transpose, scales):
+    """Return a network whose int8 weight is dequantised and transposed."""
+    proto = onnx.parser.parse_model(f"""<ir_version: 9, opset_import: ["": 18]> g (float[n, 3] x) => (float[n, 4] y)
+        {{ d = DequantizeLinear<axis = 0>(w, s, z) t = {transpose}(d) y = MatMul(x, t) }}""")
+    arrays = {"w": np.arange(12, dtype=np.int8).reshape(4, 3), "s": scales, "z": np.zeros(scales.shape, np.int8)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in arrays.items())
+    return proto
+
+
+BY_CHANNEL, BY_TENSOR = np.array([1, 2, 3, 4], np.float32), np.array(0.5, np.float32)
+
+
+def test_written_transposes_of_dequantised_weights_state_their_axes(tmp_path):
+    """ONNX Runtime up to 1.30 ends the process where they do not."""
+    dense.write(ir.from_proto(dequantised("Transpose", BY_CHANNEL)), tmp_path / "m.onnx", Options())
+    (transpose,) = (node for node in onnx.load(tmp_path / "m.onnx").graph.node if node.op_type == "Transpose")
+    assert [list(attribute.ints) for attribute in transpose.attribute] == [[1, 0]]
+    weight = np.arange(12).reshape(4, 3) * BY_CHANNEL[:, None]
+    session = runtime.load(tmp_path / "m.onnx", name="m")
+    assert np.array_equal(session.run(None, {"x": np.eye(3, dtype=np.float32)})[0], weight.T)
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_what_would_end_the_process_is_not_loaded(as_file, tmp_path, monkeypatch):
+    def source(*arguments):
+        data = dequantised(*arguments).SerializeToString()
+        (tmp_path / "m.onnx").write_bytes(data)
+        return tmp_path / "m.onnx" if as_file else data
+
+    fatal = source("Transpose", BY_CHANNEL)
+    runtime.load(fatal, name="m", optimised=False)
+    monkeypatch.setattr(runtime, "_VERSION", (1, 30))  # on any version, since the refusal is what is tested
+    with pytest.raises(UnsupportedModelError, match=r"ends the process on Transpose 't', which states no perm behind"):
+        runtime.load(fatal, name="m")
+    runtime.load(fatal, name="m", optimised=False)
+    for harmless in (("Transpose<perm = [1, 0]>", BY_CHANNEL), ("Transpose", BY_TENSOR)):
+        runtime.load(source(*harmless), name="m")

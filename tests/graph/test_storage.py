@@ -71,6 +71,8 @@ FORMS = {
                                     {"w": (MATRIX // 2 + ZEROS).astype(np.int8), **BY_CHANNEL}, np.int8, (9, 5)),
     "DequantizeLinear of a convolution": ("d = DequantizeLinear<axis=0>(w, s) c = Conv(x, d)", {"w": CONV.astype(np.int8), "s": SCALES}, np.int8, (5, 3, 3, 3)),
     "DequantizeLinear, transposed": ("d = DequantizeLinear<axis=0>(w, s) t = Transpose(d) c = MatMul(x, t)", {"w": MATRIX.T.astype(np.int8), "s": SCALES}, np.int8, (5, 9)),
+    "DequantizeLinear, perm and zero points": ("d = DequantizeLinear<axis=0>(w, s, z) t = Transpose<perm=[1, 0]>(d) c = MatMul(x, t)",
+                                               {"w": (MATRIX.T // 2 + ZEROS[:, None]).astype(np.int8), **BY_CHANNEL}, np.int8, (5, 9)),
     "bfloat16": ("f = Cast<to=1>(w) c = Conv(x, f)", {"w": CONV}, "bfloat16", (5, 3, 3, 3)),
 }  # fmt: skip
 
