@@ -38,6 +38,7 @@ _DTYPES = {"float32": np.float32, "float64": np.float64, "int8": np.int8, "uint8
 _LAYOUTS = ("csr", "bsr", "dense")
 _HEADER = 4096
 _MEMBERS = ("indices", "indptr", "format", "shape", "data", "_is_array")
+"""What ``save_npz`` writes; the last one only since SciPy 1.12."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,7 @@ def _members(path: Path, limits: dict[str, int]) -> dict[str, bytes]:
         with zipfile.ZipFile(path) as archive:
             infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             # A zip may list one name twice, and readers differ in which of the two they take.
-            if len(infos) != len(archive.infolist()) or set(infos) != set(limits):
+            if len(infos) != len(archive.infolist()) or set(infos) | {_MEMBERS[-1]} != set(limits):
                 raise IntegrityError(f"{path} is not a SciPy sparse array: it holds {sorted(infos)[:8]}")
             for name, info in infos.items():
                 if info.file_size > limits[name] + _HEADER:
@@ -336,7 +337,7 @@ def _read_sparse(
     }
     limits = {name: kind.itemsize * int(np.prod(size, dtype=object)) for name, (kind, size) in expected.items()}
     members = _members(path, limits)
-    arrays = {name: _parse(members[name], *expected[name], f"{path}, {name}") for name in _MEMBERS}
+    arrays = {name: _parse(members[name], *expected[name], f"{path}, {name}") for name in _MEMBERS if name in members}
     if arrays["format"].item() != layout.encode() or tuple(arrays["shape"].tolist()) != shape:
         raise IntegrityError(f"{path} is a {arrays['format'].item()!r} of {arrays['shape']}, not {layout} {shape}")
     _check_indices(arrays["indices"], arrays["indptr"], columns // block, str(path))

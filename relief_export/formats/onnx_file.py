@@ -90,6 +90,7 @@ def load_proto(path: Path) -> onnx.ModelProto:
         _check_text(proto, path)
         _check_external(proto, path)
         complete = all(_has_shape(value.type) for value in (*proto.graph.input, *proto.graph.output))
+        complete = complete and not _uses_long_name(proto)
         if not complete:
             _check_completed(proto)
         # The checker holds the file twice. A model is read again rather than held beside it.
@@ -107,7 +108,8 @@ def load_proto(path: Path) -> onnx.ModelProto:
 def _check_completed(proto: onnx.ModelProto) -> None:
     """Run onnx's checker, which wants a shape for inputs and outputs though the standard lets it be absent.
 
-    The model is spoilt: it gets shapes, and loses its weights, of which the checker would make two more copies.
+    The model is spoilt: it gets shapes, the short name of the standard domain, which is the only one that onnx before
+    1.17 knows, and loses its weights, of which the checker would make two more copies.
 
     Raises:
         onnx.checker.ValidationError: The model is not sound.
@@ -118,7 +120,14 @@ def _check_completed(proto: onnx.ModelProto) -> None:
     for value in (*proto.graph.input, *proto.graph.output):
         if not _has_shape(value.type):
             value.type.tensor_type.shape.SetInParent()
+    for part in (proto, *proto.functions):
+        for imported in part.opset_import:
+            imported.domain = "" if imported.domain == "ai.onnx" else imported.domain
     onnx.checker.check_model(proto)
+
+
+def _uses_long_name(proto: onnx.ModelProto) -> bool:
+    return any(imported.domain == "ai.onnx" for part in (proto, *proto.functions) for imported in part.opset_import)
 
 
 def _has_shape(kind: onnx.TypeProto) -> bool:

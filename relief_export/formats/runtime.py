@@ -56,8 +56,8 @@ def load(
     if optimised and _VERSION < _LOOKS_FOR_PERM and (fatal := _fatal_transpose(source)):
         raise fault(
             f"{name}: ONNX Runtime {ort.__version__} ends the process on Transpose {fatal!r}, which states no perm "
-            "behind a DequantizeLinear by channel: write it again with relief-export convert, which states it, or install "
-            f"onnxruntime {'.'.join(map(str, _LOOKS_FOR_PERM))}"
+            "behind a DequantizeLinear by channel: write it again with relief-export convert, which states it, or "
+            f"install onnxruntime {'.'.join(map(str, _LOOKS_FOR_PERM))}"
         )
     options = ort.SessionOptions()
     options.graph_optimization_level = (

@@ -370,7 +370,8 @@ def _codebook(array: Array, size: int) -> Coded:
         return Coded("raw", array)  # nothing to code, or centres beyond the range of halves
     symbols = np.zeros(array.shape, np.uint8 if table.size < _MOST else np.uint16)
     for rows in row_blocks(array):
-        np.copyto(symbols[rows], nearest(array[rows], table) + symbols.dtype.type(1), where=array[rows] != 0)
+        # In the type of the symbols: NumPy 1 adds a scalar in the type of the array, where 255 + 1 is 0.
+        np.copyto(symbols[rows], np.add(nearest(array[rows], table), 1, dtype=symbols.dtype), where=array[rows] != 0)
     return Coded("codebook", symbols, np.concatenate([np.zeros(1, np.float32), table]))
 
 
