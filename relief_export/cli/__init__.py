@@ -103,13 +103,13 @@ def _explained(error: BaseException, arguments: Sequence[str]) -> tuple[str, int
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; mistakes become one sentence on stderr."""
+    if not arguments:
+        # Not left to click: it raises the help as an error from 8.2 on, and before that prints it and returns 0.
+        click.echo(cli.get_help(click.Context(cli, info_name="relief-export")), err=True)
+        return 2
     try:
         # Not click's own mode, which ends the process and prints its errors in a form of its own.
         return cli.main(list(arguments), prog_name="relief-export", standalone_mode=False) or 0
-    # Its message is the whole help, which must not be squeezed into one sentence.
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return 2
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the last resort has a code of its own
         message, code = _explained(error, arguments)
         click.echo(f"Error: {message}", err=True)
