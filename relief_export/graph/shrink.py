@@ -258,7 +258,7 @@ def explain(liveness: Liveness, plan: RemovalPlan) -> tuple[StayingChannels, ...
 
 
 def _refused(ctx: NodeContext) -> list[StayingChannels]:
-    """Return the zero rows of a linear layer whose rule gave up."""
+    """Return the zero rows and columns of a linear layer whose rule gave up."""
     matrix = ctx.refused.see(_Opened(ctx.node, ctx.walk)) if isinstance(ctx.refused, Linear) else None
     if matrix is None:
         return []
@@ -267,8 +267,8 @@ def _refused(ctx: NodeContext) -> list[StayingChannels]:
     why = (
         f"{weight.name} is an input of the graph, which a caller may replace" if replaceable and weight else ctx.reason
     )
-    count = int((~matrix.nonzero().any(axis=2)).sum())
-    return [StayingChannels(layer_name(ctx), "output", count, why)] if count else []
+    counts = {side: int((~matrix.nonzero().any(axis=axis)).sum()) for side, axis in (("output", 2), ("input", 1))}
+    return [StayingChannels(layer_name(ctx), side, count, why) for side, count in counts.items() if count]
 
 
 def _why_constant(ctx: NodeContext) -> str:
@@ -337,7 +337,7 @@ class _Reasons:
 
     def _why(self, ctx: NodeContext, value: ir.Value, unit: int) -> str:  # noqa: PLR0911 - one return a reason
         if unit == PINNED:
-            return "graph input" if value.is_graph_input() else "it is read or made by an operator without a rule"
+            return self._origin(value)
         if unit in self._own:
             return self._own[unit]
         if self._kept_constants[unit] >= 0:
@@ -355,6 +355,20 @@ class _Reasons:
         count = int(self._live_in[label]) - bool(self._live[unit])  # the others
         partners = f" with {count} live channel{'s' * (count > 1)}" if count else f": {required}"
         return tie.reason(ctx.label) + partners
+
+    def _origin(self, value: ir.Value) -> str:
+        """Say where the pinned unit in a value comes from: an input before it, or an operator that gave up."""
+        facts_of = self._liveness.walk.facts_of
+        made_by = {out: ctx for ctx, _ in self._liveness.contexts for out in ctx.node.outputs}
+        pending = [value]
+        for source in pending:  # it grows while it is read: the nearest origin is the one to name
+            if source.is_graph_input():
+                return "graph input" if source is value else f"channels of graph input {source.name}"
+            if made_by[source].given_up:
+                return made_by[source].reason
+            before = [v for v in made_by[source].node.inputs if v in facts_of and (facts_of[v].ids == PINNED).any()]
+            pending += [v for v in before if v not in pending]
+        return f"channels that {made_by[value].label} holds together"  # constants stay whole among other channels
 
     def _label(self, number: int) -> str:
         return self._liveness.contexts[number][0].label

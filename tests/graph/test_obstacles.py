@@ -261,3 +261,25 @@ def test_group_norm_as_torch_exports_it(shift):
     found = arrays_of(sound(build(text, arrays | weights)))
     assert found["w"].shape[0] == 6  # the second group is zero as a whole, the third is not
     assert found["v"].shape[1] == 6
+
+
+def test_channels_of_an_input_are_named_as_such_behind_other_operators():
+    """Not "an operator without a rule": there is none."""
+    text = "g (float[n, 6] x) => (float[n, 6] y) { s = Mul(x, g) h = MatMul(s, w2) a = Relu(h) y = MatMul(a, w3) }"
+    arrays = {"g": normal(6), "w2": dead(normal(6, 8), 1, 4), "w3": normal(8, 6)}
+    result = shrink(build(text, arrays), strict=True)
+    assert {(row.layer, row.side, row.count, row.reason) for row in result.stayed} == {
+        ("w2", "input", 2, "channels of graph input x"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("op", "reason"), [("Warp", "pinned by unknown operator Warp d"), ("Hardmax", "pinned by Hardmax d")]
+)
+def test_zeros_of_a_layer_behind_an_operator_that_gives_up_have_its_reason(op, reason):
+    """One whose rank nobody knows, and one that mixes all that it reads."""
+    text = f"g (float[n, 6] x) => (float[n, 6] y) {{ h = MatMul(x, w1) d = {op}(h) r = Relu(d) y = Gemm(r, w2) }}"
+    model = build(text, {"w1": normal(6, 6), "w2": dead(normal(6, 6), 1, 4)}, domain="unchecked")
+    assert {(row.layer, row.side, row.count, row.reason) for row in shrink(model).stayed} == {
+        ("w2", "input", 2, reason)
+    }
