@@ -122,7 +122,8 @@ def _operator(plan: Plan) -> bytes:
 def _prelude(program: host.Program) -> str:
     """Return the vectors and the activations that a program uses."""
     caps = program.caps or (1,)
-    vectors = render("vector.c", caps=caps)
+    kernels = "".join(program.kernels)
+    vectors = render("vector.c", caps=caps, evens="evens_" in kernels, pairs="PAIRS" in kernels)
     text = (host.KERNELS / "activations.c").read_text(encoding="ascii")
     parts = _BLOCK.split(text)
     blocks = {parts[k]: (parts[k + 1] or "", parts[k + 2]) for k in range(1, len(parts), 3)}

@@ -10,8 +10,8 @@ The step that writes a map writes this layout, so that nothing is copied between
 ones read a copy in which each plane is split by row and column modulo the stride (``pack.c``).
 
 Kernels are the Jinja templates in kernels/: each call is an instance for its sizes, and equal instances are shared.
-Which of them serves a layer is decided by ``_choose``, from costs in cycles of a core with 8 lanes, two multiply-adds
-and two loads a cycle. The same plan gives the same bytes.
+Which of them serves a layer is decided by ``_choose``, from costs in cycles of a core with two multiply-adds and two
+loads a cycle, at 8 lanes and at 16, because one file serves both. The same plan gives the same bytes.
 """
 
 from __future__ import annotations
@@ -53,9 +53,15 @@ _SLACK = 256
 """Floats at both ends of the arena: the last vector of a row may be read beyond its map, and is thrown away."""
 _TILE = 8
 """Vectors of sums that stay in registers."""
-_LANES = 8
-"""Lanes for which kernels are chosen."""
+_LANES = (8, 16)
+"""Lanes for which kernels are chosen: their costs are added."""
+_SUMS = 12
+"""Vectors of sums of ``conv_sums.c``, which needs a register for each column of the kernel besides."""
 _CAPS = (16, 8, 4)
+_POOLING = (8, 4, 1)
+"""Lengths of vectors in a pooled row: there is one for every length of row."""
+_MARGIN = 16
+"""Floats before the first sum of conv_sums.c: columns to the left of the plane are read, and thrown away."""
 
 _SYMBOLS = {"Add": "+", "Sub": "-", "Mul": "*", "Div": "/"}
 
@@ -225,7 +231,10 @@ class _Generator:
                 for k in used[1:]:
                     parent[root(k)] = root(used[0])
                 if used and isinstance(step, Convolution) and view is step.source and step.strides == (1, 1):
-                    borders.append((used[0], step.pads))
+                    top, left, bottom, right = step.pads
+                    if _wants_no_sides(step):
+                        left = right = 0
+                    borders.append((used[0], (top, left, bottom, right)))
         # Only now are the sets final, so that a border reaches everything that is read together.
         for k, pads in borders:
             self.layouts[root(k)].widen(*pads)
@@ -457,7 +466,8 @@ class _Generator:
         if step.pool:
             # An odd last row or column is in no window of the pool, so it is not computed.
             height, width = height // 2 * 2, width // 2 * 2
-            self.instances.setdefault(render("pool_rows.c"), "pool_rows")
+            self.instances.setdefault(render("pool_rows.c", caps=_POOLING), "pool_rows")
+            self.caps |= {*_POOLING}
         chain = self.chain(step, choice.cap)
         out, facts = self.out(step)
         tables = [
@@ -476,15 +486,29 @@ class _Generator:
         stem = f"conv_{'1x1' if choice.elements else f'{kh}x{kw}'}_{height}x{width}"
         source = f"arena + {base}"
         if choice.rows:
-            size = (1, 1) if choice.elements else (kh, kw)
+            size, columns = (kh, kw), _columns(step, choice.offsets)
+            if choice.elements:
+                size, columns = (1, 1), [[_Part(0, ((0, 0),))]]
             function = self.instance(
-                "conv_rows.c", stem, title=title, rows=choice.rows, kh=size[0], kw=size[1], **common
-            )
+                "conv_rows.c", stem, title=title, rows=choice.rows, kh=size[0], kw=size[1], columns=columns,
+                half=choice.rows // 2, pairs=_pairs(choice.cap, choice.rows, size[0]), **common,
+            )  # fmt: skip
             self.call(step, note, function, source, out, *tables, *chain.arguments)
+        elif choice.sums:
+            self.caps.add(16)
+            in_width, before = step.source.shape[2], step.pads[1]
+            count = (height - 1) * pitch + in_width
+            edges = before > 0 or kw - 1 - before > in_width - width
+            function = self.instance(
+                "conv_sums.c", stem, title=title, count=count, part=_padded(count), margin=_MARGIN, in_width=in_width,
+                tile=_sums_tile(kw), kh=kh, kw=kw, before=before, edges=edges, **common,
+            )  # fmt: skip
+            scratch = f"arena + {self.temporary[self.index]}"
+            self.call(step, note, function, source, out, scratch, *tables, *chain.arguments)
         else:
             self.caps.add(16)
             count = (height - 1) * pitch + width
-            vectors = -(-count // _LANES)
+            vectors = -(-count // _LANES[0])
             # Small planes leave registers free: several partial sums, so that an addition need not wait for the last
             # one.
             chains = max(1, min(4, _TILE // vectors, len(choice.taps)))
@@ -505,8 +529,9 @@ class _Generator:
         weight = np.where(address >= 0, step.weight, np.float32(0))
         outputs, inputs = weight.shape
         connections = int(np.count_nonzero(weight))
-        # The constants are estimates: a sparse row pays for its start, and each of its weights for a place.
-        sparse = not connections or connections + 8 * outputs <= 1.6 * -(-outputs // 16) * inputs
+        # A sparse row pays for its start, and each of its weights for a place. Dense ones pay for what they read.
+        lines = -(-outputs // 16) * inputs
+        sparse = not connections or connections + 8 * outputs <= _reading_weights(64 * lines) * lines
         read = np.flatnonzero(weight.any(axis=0))
         base = int(address[read].min()) if read.size else 0
         source = f"{'input' if self.external and self._reads_input(step.source) else 'arena'} + {base}"
@@ -557,7 +582,7 @@ class _Generator:
         planes = self.plan.planes(step.source)
         height, width = step.out.height, step.out.width
         kind = "elements" if planes is None else "planes"
-        cap = _cap(width) if planes is not None and planes.dx == 1 else 1
+        cap = _cap(width) if planes is not None and planes.dx <= 2 else 1
         chain = self.chain(step, cap)
         if planes is not None:
             found, first, pitch = self.planes(step.source)
@@ -670,7 +695,7 @@ class _Choice:
     """The kernel that serves a convolution.
 
     Attributes:
-        rows: Rows of a tile of conv_rows.c; 0 takes conv_flat.c.
+        rows: Rows of a tile of conv_rows.c; 0 takes conv_flat.c, or conv_sums.c with ``sums``.
         cap: Longest vector that fits a row of the result.
         elements: Single weights instead of whole kernels.
         taps: (kh·kw) offsets of a kernel's weights from the place of its plane; a single 0 for elements.
@@ -686,12 +711,13 @@ class _Choice:
     offsets: NDArray[np.int64]
     packed: _Packed | None
     packed_size: int
+    sums: bool = False
 
     @property
     def name(self) -> str:
         """What the list of choices calls it."""
         unit = "elements" if self.elements else "kernels"
-        return f"{unit}, {'rows' if self.rows else 'flat'}{', packed' if self.packed else ''}"
+        return f"{unit}, {'rows' if self.rows else 'sums' if self.sums else 'flat'}{', packed' if self.packed else ''}"
 
     def source(self, gen: _Generator, step: Convolution) -> tuple[NDArray[np.int64], int]:
         """Emit the packing, if any; return where each weight (channels, kh, kw) begins to read, and the pitch.
@@ -708,6 +734,7 @@ class _Choice:
         places[used] = at + self.packed.plane * np.arange(len(used))[:, None, None] + self.offsets
         if used.size:
             relative, base, _ = gen._places(first[used])  # noqa: SLF001  # the same module
+            gen.caps |= {phase["cap"] for phase in self.packed.phases}
             function = gen.instance(
                 "pack.c", f"pack_{times(step.strides, 'x')}_{times(step.source.shape[1:], 'x')}",
                 title=f"Planes of {times(step.source.shape[1:])} for a stride of {times(step.strides)}.",
@@ -755,9 +782,45 @@ class _Packed:
                 phases.append({
                     "base": bases[phase], "y0": first[0], "y1": last[0], "x0": first[1], "x1": last[1],
                     "dy": phase[0] - top, "dx": phase[1] - left,
+                    # There are vectors of neighbours and of every second element.
+                    "cap": _cap(last[1] - first[1]) if sx <= 2 else 1,
                 })  # fmt: skip
             offsets[i, j] = bases[phase] + i * dy // sy * pitch + j * dx // sx
         return cls(tuple(phases), len(bases) * rows * pitch, pitch, offsets)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Weights of one column of a kernel that read the same rows of the same part of a plane, some rows further down.
+
+    Attributes:
+        base: Where the first of them begins, from the place of the kernel.
+        taps: (row of the kernel, rows of the part further down) of each.
+    """
+
+    base: int
+    taps: tuple[tuple[int, int], ...]
+
+    @property
+    def reach(self) -> int:
+        """Return the rows that are read beyond those of the result."""
+        return max(down for _, down in self.taps)
+
+
+def _columns(step: Convolution, offsets: NDArray[np.int64]) -> list[list[_Part]]:
+    """Return for each column of a kernel its weights by the part that they read: there are several with strides."""
+    (kh, kw), stride, dilation = offsets.shape, step.strides[0], step.dilations[0]
+    phases = [[i for i in range(kh) if i * dilation % stride == phase] for phase in range(stride)]
+    return [
+        [
+            _Part(
+                int(offsets[rows[0], j] - offsets[0, 0]),
+                tuple((i, (i - rows[0]) * dilation // stride) for i in rows),
+            )
+            for rows in phases if rows
+        ]
+        for j in range(kw)
+    ]  # fmt: skip
 
 
 def _choose(gen: _Generator, step: Convolution) -> _Choice:
@@ -765,44 +828,121 @@ def _choose(gen: _Generator, step: Convolution) -> _Choice:
     # Asked for the scratch memory first and for the code later: both must hear the same. Steps compare by identity.
     if id(step) in gen.chosen:
         return gen.chosen[id(step)]
+    if step.strides != (1, 1):
+        options = _options(step, 0, sides=True)
+    else:
+        planes, _, pitch = gen.planes(step.source)
+        used = [gen.layouts[int(k)] for k in planes.maps if k >= 0]
+        sides = all(lay.left >= step.pads[1] and lay.right >= step.pads[3] for lay in used)
+        options = _options(step, pitch, sides=sides)
+    gen.chosen[id(step)] = min(options, key=lambda option: option[0])[1]
+    return gen.chosen[id(step)]
+
+
+def _wants_no_sides(step: Convolution) -> bool:
+    """Return True if a convolution of stride 1 is faster on planes that have no border at their sides."""
+    width, sides = step.source.shape[2], max(step.pads[1], step.pads[3])
+    if not sides:
+        return False
+    without, with_ = _options(step, width, sides=False), _options(step, width + sides, sides=True)
+    return bool(without) and without[0][0] < min(cost for cost, _ in with_)
+
+
+def _options(step: Convolution, pitch: int, *, sides: bool) -> list[tuple[float, _Choice]]:
+    """Return what can serve a convolution, each with its cost in cycles.
+
+    Args:
+        step: The convolution.
+        pitch: Of the rows of its source, for stride 1.
+        sides: There are zeros at the left and the right of each row, as many as it reads.
+    """
     kh, kw = step.weight.shape[2:]
     height, width = (n // 2 * 2 if step.pool else n for n in step.extent)
     _, read, weights = step.kernels()
     kernels, elements = len(weights), int(np.count_nonzero(weights))
+    (dy, dx), (top, left, _, right) = step.dilations, step.pads
     if step.strides != (1, 1):
         packed = _Packed.of(step)
         used = len(np.unique(read))
         offsets, size, pitch = packed.offsets, used * packed.plane, packed.pitch
     else:
         packed, size = None, 0
-        _, _, pitch = gen.planes(step.source)
-        (dy, dx), (top, left, _, _) = step.dilations, step.pads
         offsets = np.add.outer((np.arange(kh) * dy - top) * pitch, np.arange(kw) * dx - left)
+    plain = step.strides == (1, 1) and step.dilations == (1, 1)
     cap = _cap(width)
-    options: list[tuple[float, _Choice]] = []
-    vectors = -(-((height - 1) * pitch + width) // _LANES)
+    found: list[tuple[float, _Choice]] = []
+    # Wider padding than that of a result as wide as its source would want two tests for an edge.
+    if plain and 1 < kw <= _SUMS // 2 and left + right < kw:
+        cost = _cost_of_sums(step, (height, width), pitch)
+        found.append((cost, _Choice(0, cap, False, (-left,), offsets, None, 0, sums=True)))
+    if not sides:
+        return found
+    flat = [0.8 * _reading(n) * -(-((height - 1) * pitch + width) // n) + 1.5 for n in _LANES]
     taps = tuple(offsets.ravel().tolist())
-    flat = 0.8 * vectors + 1.5
-    options.append((kernels * (flat * kh * kw + 2), _Choice(0, cap, False, taps, offsets, packed, size)))
-    options.append((elements * (flat + 2), _Choice(0, cap, True, (0,), offsets, packed, size)))
+    found.append((
+        sum(kernels * (each * kh * kw + 2) for each in flat), _Choice(0, cap, False, taps, offsets, packed, size)
+    ))  # fmt: skip
+    found.append((sum(elements * (each + 2) for each in flat), _Choice(0, cap, True, (0,), offsets, packed, size)))
     if cap > 1:
-        columns = -(-width // min(cap, _LANES))
+        reach = [part.reach for part in _columns(step, offsets)[0]]
         # A tile holds both rows of a pooling window, so its height must be even there.
         for rows in range(2 if step.pool else 1, min(_TILE, height) + 1, 2 if step.pool else 1):
-            tiles = columns * -(-height // rows)
-            whole = kw * max(rows * kh / 2, (rows + 2 * kh - 1) / 2) + 4
-            # conv_rows.c takes a kernel's rows and columns as neighbours in memory, which strides and dilations break.
-            plain = step.strides == (1, 1) and step.dilations == (1, 1)
-            if plain:
-                options.append((
-                    tiles * kernels * whole,
-                    _Choice(rows, cap, False, (int(offsets[0, 0]),), offsets, packed, size),
-                ))  # fmt: skip
-            options.append((
-                tiles * elements * (rows * 0.6 + 3), _Choice(rows, cap, True, (0,), offsets, packed, size)
-            ))  # fmt: skip
-    gen.chosen[id(step)] = min(options, key=lambda option: option[0])[1]
-    return gen.chosen[id(step)]
+            whole = single = 0.0
+            for lanes in _LANES:
+                tiles = -(-width // min(cap, lanes)) * -(-height // rows)
+                if lanes == 16 and _pairs(cap, rows, kh):
+                    loads = (2.5 * sum(rows // 2 + more for more in reach) + kh) / 2
+                    sums = rows * kh / 4 * max(1.0, _TILE / rows)
+                else:
+                    loads = (sum(rows + more for more in reach) * _reading(min(cap, lanes)) + kh) / 2
+                    sums = rows * kh / 2 * max(1.0, _TILE / rows)
+                whole += tiles * kernels * (kw * max(loads, sums) + 4)
+                single += tiles * elements * (rows * 0.6 * _reading(min(cap, lanes)) + 3)
+            found.append((whole, _Choice(rows, cap, False, (int(offsets[0, 0]),), offsets, packed, size)))
+            found.append((single, _Choice(rows, cap, True, (0,), offsets, packed, size)))
+    return found
+
+
+def _cost_of_sums(step: Convolution, extent: tuple[int, int], pitch: int) -> float:
+    """Return the cycles of conv_sums.c."""
+    kh, kw = step.weight.shape[2:]
+    (height, width), tile, kernels = extent, _sums_tile(kw), len(step.kernels()[2])
+    count = (height - 1) * pitch + step.source.shape[2]
+    cost = 0.0
+    for lanes in _LANES:
+        full, rest = divmod(-(-count // lanes), tile)
+        for vectors in (tile,) * full + (rest,) * bool(rest):
+            loads = kh * (vectors * _reading(lanes) + kw) / 2
+            # Below so many sums each multiply-add waits for the one before it.
+            chains = vectors * kw * (kh if count <= lanes else 1)
+            cost += kernels * (max(loads, kh * kw * vectors / 2 * max(1.0, _TILE / chains)) + 4)
+        # Putting them together; the next channel's sums begin meanwhile.
+        cost += len(step.weight) * (height * -(-width // min(_cap(width), lanes)) * kw * 0.4 + 4)
+    return cost
+
+
+def _reading_weights(size: int) -> float:
+    """Return the weights of a sparse row that take as long as a line of dense ones, of tables of so many bytes.
+
+    Measured (benchmarks/c_layers.py): what is larger than the second or the third cache comes from beyond it.
+    """
+    return next((cost for limit, cost in ((1 << 20, 1.6), (32 << 20, 2.2)) if size <= limit), 4.8)
+
+
+def _reading(lanes: int) -> float:
+    """Return the loads that one of a vector counts for: where it begins anywhere, it lies in two lines of a cache."""
+    return 1.5 if lanes == 16 else 1.0
+
+
+def _pairs(cap: int, rows: int, kh: int) -> bool:
+    """Return True if conv_rows.c takes two rows at once where vectors are twice as long as a row."""
+    # With fewer rows in a kernel, reading two halves costs what the longer vectors save.
+    return cap == 8 and kh >= 3 and rows >= 4 and rows % 2 == 0
+
+
+def _sums_tile(kw: int) -> int:
+    """Return the vectors of a tile of conv_sums.c."""
+    return max(1, _SUMS // int(kw))
 
 
 def _entries(
@@ -821,6 +961,7 @@ def _entries(
         counts, where, values = chosen.sum(axis=(1, 2)), places[i][chosen], weights[chosen]
     else:
         # conv_rows.c begins at the first weight, conv_flat.c adds the offset of each to the plane's place.
+        # conv_sums.c begins at the first column of the plane.
         where = places[i, 0, 0] - (0 if choice.rows else choice.taps[0])
         counts, values = np.ones(len(o), np.int64), weights.ravel()
     first = np.concatenate([[0], np.cumsum(np.bincount(o, counts, outputs).astype(np.int64))])
@@ -837,6 +978,9 @@ def _scratch(gen: _Generator, step: Step) -> int:
         return choice.packed_size
     height, width = step.extent
     pitch = choice.packed.pitch if choice.packed else gen.planes(step.source)[2]
+    if choice.sums:
+        part = _padded((height - 1) * pitch + step.source.shape[2])
+        return _MARGIN + int(step.weight.shape[3]) * part + height * width + 16
     return packed + _padded((height - 1) * pitch + width) + height * width + 16
 
 

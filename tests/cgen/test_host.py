@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from relief_export.cgen import emit
+from relief_export.cgen import emit, host
 from relief_export.cgen.compiler import FAST, PLAIN, load
 from relief_export.cgen.emit import sources
 from relief_export.cgen.lower import lower
@@ -64,19 +64,38 @@ SHAPES = [  # weight, height, width, attributes, what follows
     ((9, 8, 1, 1), 28, 28, "strides=[2,2]", "Relu(a)"),
     ((9, 8, 7, 7), 40, 40, "pads=[3,3,3,3], strides=[2,2]", "Relu(a)"),
     ((9, 8, 1, 1), 5, 5, "group=1", "Relu(a)"),
+    ((9, 8, 3, 3), 8, 8, "pads=[1,1,1,1]", "MaxPool<kernel_shape=[2,2], strides=[2,2]>(a)"),
+    ((9, 8, 3, 3), 4, 4, "pads=[1,1,1,1]", "Relu(a)"),
+    ((9, 8, 5, 5), 4, 4, "pads=[2,2,2,2]", "Relu(a)"),
+    ((9, 8, 3, 2), 4, 4, "pads=[2,0,0,1]", "Relu(a)"),
+    ((9, 8, 2, 3), 5, 4, "pads=[0,1,1,0]", "Relu(a)"),
+    ((9, 8, 1, 3), 4, 4, "pads=[0,1,0,1]", "Relu(a)"),
+    ((9, 8, 3, 3), 8, 11, "pads=[1,1,1,1]", "Relu(a)"),
+    ((9, 8, 3, 3), 11, 40, "pads=[1,1,1,1], strides=[1,2]", "Relu(a)"),
+    ((9, 8, 3, 3), 16, 16, "pads=[1,1,1,1], strides=[2,2]", "Relu(a)"),
+    ((9, 8, 3, 3), 11, 14, "pads=[1,1,1,1], strides=[2,3]", "Relu(a)"),
 ]
+KERNELS = {  # whole kernels are left, or single weights -> what they must show between them
+    True: {"kernels, rows", "kernels, flat", "kernels, sums", "kernels, rows, packed"},
+    False: {"elements, rows", "elements, flat", "elements, rows, packed", "elements, flat, packed"},
+}
 
 
 @pytest.mark.parametrize("kernels", [True, False])
 def test_convolutions_of_all_shapes(kernels, tmp_path):
-    cases = []
+    cases, seen, pairs = [], set(), False
     for k, (shape, height, width, attributes, end) in enumerate(SHAPES):
         c = 8
         text = CONV.format(c=c, h=height, w=width, attributes=attributes, end=end)
         arrays = {"w": masked(*shape, share=0.4, kernels=kernels), "b": normal(shape[0])}
         if "lo" in end:
             arrays |= {"lo": np.float32(-0.5), "hi": np.float32(0.7)}
-        cases.append(programs.write(tmp_path, f"c{k}", build(text, arrays)))
+        model = build(text, arrays)
+        cases.append(programs.write(tmp_path, f"c{k}", model))
+        seen |= {row["kernel"] for row in host.generate(lower(model)).choices}
+        pairs |= "pair_of" in (tmp_path / f"c{k}.c").read_text()
+    assert seen >= KERNELS[kernels]
+    assert pairs == kernels  # two short rows in one vector of sixteen
     # Sixteen lanes are AVX-512's; compilers make them of shorter vectors, which shows that the loops are right.
     for flags in (FAST, PLAIN, ("-O1", "-DNET_LANES=4"), ("-O1", "-DNET_LANES=16", "-Wno-psabi")):
         assert programs.failures(tmp_path, cases, (*flags, *STRICT)) == []
@@ -91,6 +110,17 @@ def test_sanitizers_find_nothing(tmp_path):
     for first in range(0, SANITIZED, BATCH):
         for flags in (("-O1", "-march=native"), ("-O1", "-DNET_PLAIN_C")):
             assert programs.sanitized(tmp_path, cases[first : first + BATCH], flags) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "share", "kernel"),
+    [(256, 0.05, "sparse rows"), (256, 0.12, "dense"), (1024, 0.12, "sparse rows"), (1024, 0.17, "dense")],
+)
+def test_dense_weights_that_no_cache_holds_give_way_earlier(size, share, kernel):
+    weight = masked(size, size, share=share, kernels=False)
+    text = f"g (float[n, {size}] x) => (float[n, {size}] y) {{ y = Gemm<transB=1>(x, w) }}"
+    (row,) = host.generate(lower(build(text, {"w": weight}))).choices
+    assert row["kernel"] == kernel
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,8 @@ NETWORKS = {  # name, options -> whether it is compiled as well; the large ones 
     ("resnet20", "A"): True,
     ("resnet20", "B"): True,
     ("torchvision:shufflenet_v2_x0_5", None): False,
-    ("torchvision:mobilenet_v3_small", None): False,
-    ("torchvision:squeezenet1_1", None): False,
+    ("torchvision:mobilenet_v3_small", None): True,
+    ("torchvision:squeezenet1_1", None): True,
 }
 FLAGS = ("-O1", "-march=native", "-Wall", "-Wextra", "-Werror")
 

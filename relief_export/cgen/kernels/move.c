@@ -14,7 +14,7 @@ static void {{ name }}(const float *RESTRICT in, float *RESTRICT out, const int3
             for (x = 0; x < {{ width }}; x += LANES_{{ cap }}) {
                 const int left = x < {{ width }} - LANES_{{ cap }} ? x : {{ width }} - LANES_{{ cap }};
                 {% if kind == "planes" %}
-                vec_{{ cap }} v = from ? load_{{ cap }}(from + y * {{ pitch }} + left * {{ step }}) : splat_{{ cap }}(0.0f);
+                vec_{{ cap }} v = from ? {{ "evens" if step == 2 else "load" }}_{{ cap }}(from + y * {{ pitch }} + left * {{ step }}) : splat_{{ cap }}(0.0f);
                 {% else %}
                 const int32_t at = place[(o * {{ height }} + y) * {{ width }} + x];
                 float v = at < 0 ? 0.0f : in[at];

@@ -9,8 +9,12 @@ static void {{ name }}(const float *RESTRICT in, float *RESTRICT out, const int3
         memset(to, 0, {{ plane }} * sizeof *to);
         {% for phase in phases %}
         for (y = {{ phase.y0 }}; y < {{ phase.y1 }}; y++)
-            for (x = {{ phase.x0 }}; x < {{ phase.x1 }}; x++)
-                to[{{ phase.base }} + y * {{ pitch }} + x] = from[(y * {{ sy }} + {{ phase.dy }}) * {{ from_pitch }} + x * {{ sx }} + {{ phase.dx }}];
+            for (x = {{ phase.x0 }}; x < {{ phase.x1 }}; x += LANES_{{ phase.cap }}) {
+                /* The last vector overlaps the one before it, where the length is no multiple. */
+                const int left = x < {{ phase.x1 }} - LANES_{{ phase.cap }} ? x : {{ phase.x1 }} - LANES_{{ phase.cap }};
+                const float *const p = from + (y * {{ sy }} + {{ phase.dy }}) * {{ from_pitch }} + left * {{ sx }} + {{ phase.dx }};
+                store_{{ phase.cap }}(to + {{ phase.base }} + y * {{ pitch }} + left, {{ "evens" if sx == 2 else "load" }}_{{ phase.cap }}(p));
+            }
         {% endfor %}
     }
 }

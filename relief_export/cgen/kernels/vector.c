@@ -43,6 +43,13 @@
 #elif LANES > 1
 #pragma GCC optimize("fp-contract=fast")
 #endif
+{% if evens %}
+#if defined(__clang__)
+#define SHUFFLE(type, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(type, a, b, ...) __builtin_shuffle(a, b, (type){ __VA_ARGS__ })
+#endif
+{% endif %}
 {% for cap in caps %}
 
 /* At most {{ cap }} at a time, for rows that are no longer. */
@@ -54,6 +61,31 @@ typedef float loose_{{ cap }} __attribute__((vector_size(4 * LANES_{{ cap }}), a
 INLINE vec_{{ cap }} load_{{ cap }}(const float *p) { return (vec_{{ cap }})*(const loose_{{ cap }} *)p; }
 INLINE void store_{{ cap }}(float *p, vec_{{ cap }} v) { *(loose_{{ cap }} *)p = (loose_{{ cap }})v; }
 INLINE vec_{{ cap }} splat_{{ cap }}(float x) { const vec_{{ cap }} zero = {0}; return x - zero; }
+{% if evens %}
+/* Of the floats from p on those with even numbers, and those with odd ones. */
+INLINE vec_{{ cap }} evens_{{ cap }}(const float *p)
+{
+    const vec_{{ cap }} a = load_{{ cap }}(p), b = load_{{ cap }}(p + LANES_{{ cap }});
+#if LANES_{{ cap }} == 16
+    return SHUFFLE(ivec_{{ cap }}, a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+#elif LANES_{{ cap }} == 8
+    return SHUFFLE(ivec_{{ cap }}, a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+#else
+    return SHUFFLE(ivec_{{ cap }}, a, b, 0, 2, 4, 6);
+#endif
+}
+INLINE vec_{{ cap }} odds_{{ cap }}(const float *p)
+{
+    const vec_{{ cap }} a = load_{{ cap }}(p), b = load_{{ cap }}(p + LANES_{{ cap }});
+#if LANES_{{ cap }} == 16
+    return SHUFFLE(ivec_{{ cap }}, a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#elif LANES_{{ cap }} == 8
+    return SHUFFLE(ivec_{{ cap }}, a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+#else
+    return SHUFFLE(ivec_{{ cap }}, a, b, 1, 3, 5, 7);
+#endif
+}
+{% endif %}
 INLINE ivec_{{ cap }} bits_{{ cap }}(vec_{{ cap }} v) { return (ivec_{{ cap }})v; }
 INLINE vec_{{ cap }} floats_{{ cap }}(ivec_{{ cap }} v) { return (vec_{{ cap }})v; }
 INLINE ivec_{{ cap }} less_{{ cap }}(vec_{{ cap }} a, vec_{{ cap }} b) { return (ivec_{{ cap }})(a < b); }
@@ -63,6 +95,10 @@ typedef int32_t ivec_{{ cap }};
 INLINE vec_{{ cap }} load_{{ cap }}(const float *p) { return *p; }
 INLINE void store_{{ cap }}(float *p, vec_{{ cap }} v) { *p = v; }
 INLINE vec_{{ cap }} splat_{{ cap }}(float x) { return x; }
+{% if evens %}
+INLINE vec_{{ cap }} evens_{{ cap }}(const float *p) { return p[0]; }
+INLINE vec_{{ cap }} odds_{{ cap }}(const float *p) { return p[1]; }
+{% endif %}
 INLINE ivec_{{ cap }} bits_{{ cap }}(vec_{{ cap }} v) { ivec_{{ cap }} i; memcpy(&i, &v, sizeof i); return i; }
 INLINE vec_{{ cap }} floats_{{ cap }}(ivec_{{ cap }} i) { vec_{{ cap }} v; memcpy(&v, &i, sizeof v); return v; }
 INLINE ivec_{{ cap }} less_{{ cap }}(vec_{{ cap }} a, vec_{{ cap }} b) { return -(a < b); }
@@ -75,3 +111,20 @@ INLINE vec_{{ cap }} choose_{{ cap }}(ivec_{{ cap }} mask, vec_{{ cap }} a, vec_
 INLINE vec_{{ cap }} min_{{ cap }}(vec_{{ cap }} a, vec_{{ cap }} b) { return choose_{{ cap }}(less_{{ cap }}(a, b), a, b); }
 INLINE vec_{{ cap }} max_{{ cap }}(vec_{{ cap }} a, vec_{{ cap }} b) { return choose_{{ cap }}(less_{{ cap }}(b, a), a, b); }
 {% endfor %}
+{% if pairs %}
+
+/* Two vectors of 8 as one of 16, where there are such: an instruction for two short rows. */
+#if LANES == 16 && (defined(__clang__) || __GNUC__ >= 12)
+#define PAIRS 1
+typedef float pair __attribute__((vector_size(64)));
+INLINE pair splat_pair(float x) { const pair zero = {0}; return x - zero; }
+INLINE pair pair_of(vec_8 a, vec_8 b)
+{
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+}
+INLINE vec_8 lower(pair v) { return __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7); }
+INLINE vec_8 upper(pair v) { return __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15); }
+#else
+#define PAIRS 0
+#endif
+{% endif %}
