@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,12 @@ def test_the_examples_of_a_page_are_found():
         (None, True, "sh", "c\n"),
         (None, False, "sh", "d\n"),
     ]
+
+
+def test_the_extras_that_pages_and_messages_name_exist():
+    sources = [*PAGES, *(ROOT / "relief_export").rglob("*.py")]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    named = {extra for group in re.findall(r"relief-export\[([\w,]+)\]", text) for extra in group.split(",")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert "c" in named
+    assert named <= set(project["optional-dependencies"])
