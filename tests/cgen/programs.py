@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 RELATIVE = 1e-5  # of the output's scale
 COMPILER = find_compiler()
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 DRIVER = """\
 #include <stdio.h>
@@ -107,21 +108,25 @@ def failures(folder: Path, cases: Sequence[Case], flags: Sequence[str], compiler
 
 
 def sanitized(folder: Path, cases: Sequence[Case], flags: Sequence[str]) -> list[str]:
-    """Run all in one process of its own under the sanitizers, each in an arena of exactly its size."""
+    """Run all under the sanitizers."""
     assert COMPILER is not None
+    return executed(folder, cases, COMPILER.command, ("-g", *SANITIZERS, *flags))
+
+
+def executed(
+    folder: Path, cases: Sequence[Case], compiler: Sequence[str], flags: Sequence[str], emulator: Sequence[str] = ()
+) -> list[str]:
+    """Run all in one process of its own, each in an arena of exactly its size; return what is wrong."""
     text = DRIVER % {
         "includes": "\n".join(f'#include "{case.name}.h"' for case in cases),
         "runs": " ".join(f"RUN({case.name}, {case.name.upper()});" for case in cases),
     }
     (folder / "driver.c").write_text(text)
-    command = [
-        *COMPILER.command, "-g", "-D_GNU_SOURCE", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *flags,
-        "driver.c", *(f"{case.name}.c" for case in cases), "-o", "driver", "-lm",
-    ]  # fmt: skip
-    subprocess.run(command, cwd=folder, check=True)
+    files = ("driver.c", *(f"{case.name}.c" for case in cases))
+    subprocess.run([*compiler, "-D_GNU_SOURCE", *flags, *files, "-o", "driver", "-lm"], cwd=folder, check=True)
     numbers = " ".join(f"{v:.9g}" for case in cases for v in case.x.ravel().tolist())
     done = subprocess.run(
-        ["./driver"], cwd=folder, input=numbers, capture_output=True, text=True, check=False,
+        [*emulator, "./driver"], cwd=folder, input=numbers, capture_output=True, text=True, check=False,
         env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"},
     )  # fmt: skip
     if done.returncode:

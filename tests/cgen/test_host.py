@@ -6,6 +6,7 @@ RELIEF_C_FUZZ=5000 takes more random networks, RELIEF_C_SANITIZE=500 more of the
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from dataclasses import replace
 
@@ -24,6 +25,7 @@ from tests.graph.helpers import build, random_feeds, run
 NETWORKS = int(os.environ.get("RELIEF_C_FUZZ", "200"))
 SANITIZED = int(os.environ.get("RELIEF_C_SANITIZE", "6"))
 BATCH = 40  # programs in one library
+ARM = "aarch64-linux-gnu-gcc"
 STRICT = ("-Wall", "-Wextra", "-Werror")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler")
 
@@ -81,16 +83,19 @@ KERNELS = {  # whole kernels are left, or single weights -> what they must show 
 }
 
 
-@pytest.mark.parametrize("kernels", [True, False])
-def test_convolutions_of_all_shapes(kernels, tmp_path):
-    cases, seen, pairs = [], set(), False
-    for k, (shape, height, width, attributes, end) in enumerate(SHAPES):
-        c = 8
-        text = CONV.format(c=c, h=height, w=width, attributes=attributes, end=end)
+def convolutions(*, kernels):
+    """Yield a network for each of SHAPES, with random kernels or single weights left."""
+    for shape, height, width, attributes, end in SHAPES:
         arrays = {"w": masked(*shape, share=0.4, kernels=kernels), "b": normal(shape[0])}
         if "lo" in end:
             arrays |= {"lo": np.float32(-0.5), "hi": np.float32(0.7)}
-        model = build(text, arrays)
+        yield build(CONV.format(c=8, h=height, w=width, attributes=attributes, end=end), arrays)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_convolutions_of_all_shapes(kernels, tmp_path):
+    cases, seen, pairs = [], set(), False
+    for k, model in enumerate(convolutions(kernels=kernels)):
         cases.append(programs.write(tmp_path, f"c{k}", model))
         seen |= {row["kernel"] for row in host.generate(lower(model)).choices}
         pairs |= "pair_of" in (tmp_path / f"c{k}.c").read_text()
@@ -103,6 +108,13 @@ def test_convolutions_of_all_shapes(kernels, tmp_path):
         folder = [tmp_path / f"{case.name}.c" for case in cases]
         COMPILER.build(folder, tmp_path / "v4.so", ("-O1", "-march=x86-64-v4", *STRICT))
     assert programs.sanitized(tmp_path, cases, ("-O0", "-march=native")) == []
+
+
+@pytest.mark.skipif(not shutil.which(ARM) or not shutil.which("qemu-aarch64"), reason="no compiler or emulator of ARM")
+def test_vectors_of_arm(tmp_path):
+    cases = [programs.write(tmp_path, f"c{k}", model) for k, model in enumerate(convolutions(kernels=True))]
+    flags = ("-O1", "-static", "-std=c99", *STRICT)
+    assert programs.executed(tmp_path, cases, (ARM,), flags, ("qemu-aarch64",)) == []
 
 
 def test_sanitizers_find_nothing(tmp_path):
