@@ -95,7 +95,8 @@ def failures(folder: Path, cases: Sequence[Case], flags: Sequence[str], compiler
     compiler = compiler or COMPILER
     assert compiler is not None
     target = folder / f"all{abs(hash((compiler, tuple(flags))))}.so"
-    compiler.build([folder / f"{case.name}.c" for case in cases], target, flags)
+    stems = [stem for case in cases for stem in (case.name, f"{case.name}_weights")]
+    compiler.build([path for stem in stems if (path := folder / f"{stem}.c").is_file()], target, flags)
     wrong = []
     for case in cases:
         program = Library(target, case.name, (case.x.size, case.expected.size), case.arena)
