@@ -283,3 +283,15 @@ def test_zeros_of_a_layer_behind_an_operator_that_gives_up_have_its_reason(op, r
     assert {(row.layer, row.side, row.count, row.reason) for row in shrink(model).stayed} == {
         ("w2", "input", 2, reason)
     }
+
+
+def test_a_constant_that_a_norm_loses_is_said_to_be_lost_there():
+    """No padding is anywhere, so that none is to blame."""
+    text = """g (float[n, 3, 6, 6] x) => (float[n, 2, 6, 6] y) { c = Conv(x, w, b) d = InstanceNormalization(c, s, t)
+        y = Conv(d, v) }"""
+    arrays = {"w": dead(normal(8, 3, 1, 1), 0, 2, 4, 6), "b": np.full(8, 0.5, np.float32)}
+    arrays |= {"s": np.abs(normal(8)), "t": normal(8), "v": normal(2, 8, 1, 1)}
+    stayed = shrink(build(text, arrays)).stayed
+    assert [(row.layer, row.side, row.count, row.reason) for row in stayed] == [
+        ("w", "output", 4, "no longer constant behind InstanceNormalization d and read by Conv y")
+    ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import onnx
@@ -535,6 +536,26 @@ def test_a_hundred_million_parameters_in_seconds_and_bounded_memory():
     assert memory <= 2  # times the model, beside the model
     assert seconds <= 30  # on a busy machine
     assert sorted(rows) == [2333, 7000]
+
+
+def test_a_weight_that_many_nodes_share_is_analysed_once():
+    """As of a recurrent layer that was unrolled: forty analyses of it at once would be many times the model."""
+    uses, size = 40, 1536
+    text = " ".join(f"a{k} = MatMul(h{k}, w) h{k + 1} = Tanh(a{k})" for k in range(uses))
+    weight = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    weight[:, ::3] = 0
+    weight[::3] = 0
+    text = f"g (float[n, 8] x) => (float[n, 2] y) {{ h0 = MatMul(x, first) {text} y = MatMul(h{uses}, last) }}"
+    arrays = {"w": weight, "first": np.ones((8, size), np.float32), "last": np.ones((size, 2), np.float32)}
+    model = build(text, arrays)
+    tracemalloc.start()
+    try:
+        result = shrink(model)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert arrays_of(result.model)["w"].shape == (1024, 1024)
+    assert peak <= 4 * weight.nbytes
 
 
 def test_external_data_outside_the_folder_is_refused(tmp_path):
