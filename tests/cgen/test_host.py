@@ -179,6 +179,14 @@ def test_large_tables_are_a_binary_file(small, tmp_path, monkeypatch):
     check(tmp_path, small)
 
 
+def test_the_judge_is_float64_where_the_runtime_itself_is_off(small, tmp_path):
+    case = programs.write(tmp_path, "net", small)
+    scale = np.abs(case.expected).max()
+    off = replace(case, expected=case.expected + np.float32(1e-4 * scale))
+    assert programs.failures(tmp_path, [off], FAST) == []
+    assert off.error(case.expected + np.float32(3e-4 * scale)) > RELATIVE  # further off than the runtime
+
+
 def test_nothing_is_kept_between_calls(small, tmp_path):
     program = load(written(tmp_path, small), "net", COMPILER)
     x = np.concatenate([random_feeds(small, seed, n=1)["x"] for seed in range(3)])
