@@ -43,7 +43,7 @@ check: | $(STAMP) ## What CI runs: linter, formatter, types, tests
 FLOORS ?= build/floors
 $(FLOORS)/.installed: pyproject.toml pipelines/floors.txt
 	test -x $(FLOORS)/bin/python || $(PYTHON) -m venv $(FLOORS)
-	$(FLOORS)/bin/python -m pip install --disable-pip-version-check -c pipelines/floors.txt -e . filelock hypothesis pytest pytest-xdist
+	$(FLOORS)/bin/python -m pip install --disable-pip-version-check -c pipelines/floors.txt -e . filelock hypothesis pytest pytest-xdist 'setuptools>=77'
 	@touch $@
 
 test-floors: $(FLOORS)/.installed ## Test the rooms that need no torch with the oldest versions of what they stand on

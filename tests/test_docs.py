@@ -109,3 +109,11 @@ def test_the_extras_that_pages_and_messages_name_exist():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert "c" in named
     assert named <= set(project["optional-dependencies"])
+
+
+def test_the_example_of_the_size_gate_is_the_file_to_copy():
+    page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
+    shown = re.search(r"```yaml\n# \.github/workflows/size-gate\.yml\n(.*?)```", page, re.DOTALL)[1]
+    head, body = (ROOT / ".github/workflows/size-gate.yml").read_text(encoding="utf-8").split("\n", 1)
+    assert head.startswith("# ")
+    assert body == shown
