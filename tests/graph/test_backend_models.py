@@ -93,7 +93,7 @@ def assert_equal(reference: object, found: object) -> None:
         finite = np.isfinite(a)
         # A step of float16 is 1e-3 of the number.
         step = ROUNDED if reference.dtype.itemsize > 2 else 4e-3
-        assert np.abs(a - b)[finite].max(initial=0) <= step * max(np.abs(a[finite]).max(initial=0), 1)
+        assert np.abs(a[finite] - b[finite]).max(initial=0) <= step * max(np.abs(a[finite]).max(initial=0), 1)
     elif isinstance(reference, np.ndarray):
         assert np.array_equal(reference, found)
     else:
