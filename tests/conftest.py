@@ -19,6 +19,8 @@ import onnxruntime
 import pytest
 from filelock import FileLock
 
+from tests.graph.builder import newest_opset
+
 # Set before NumPy and torch are imported: the tests run in parallel processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -30,8 +32,6 @@ DEMO = ("digits-lenet5", "--set", "train.epochs=2", "--set", "relief.iterations=
 
 _parse_model = onnx.parser.parse_model
 _PARSES_QUOTED_NAMES = tuple(map(int, onnx.__version__.split(".")[:2])) >= (1, 18)
-# What the oldest supported runtimes take; from 1.20 on, everything that these tests write is known.
-_RUNTIME = {(1, 17): 20, (1, 18): 21, (1, 19): 21}.get(tuple(map(int, onnxruntime.__version__.split(".")[:2])), 99)
 
 
 def _parse_on_any_version(text: str) -> onnx.ModelProto:
@@ -40,7 +40,7 @@ def _parse_on_any_version(text: str) -> onnx.ModelProto:
     A quoted name is read as a word that occurs nowhere else, and given back afterwards.
     """
     opset = max(map(int, re.findall(r'""\s*:\s*(\d+)', text)), default=0)
-    if opset > min(_RUNTIME, onnx.defs.onnx_opset_version()):
+    if opset > newest_opset():
         pytest.skip(f"opset {opset} is newer than onnx {onnx.__version__} or onnxruntime {onnxruntime.__version__}")
     if _PARSES_QUOTED_NAMES:
         return _parse_model(text)

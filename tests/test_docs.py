@@ -117,3 +117,11 @@ def test_the_example_of_the_size_gate_is_the_file_to_copy():
     head, body = (ROOT / ".github/workflows/size-gate.yml").read_text(encoding="utf-8").split("\n", 1)
     assert head.startswith("# ")
     assert body == shown
+
+
+def test_the_tests_that_prove_the_oldest_runtime_exist():
+    page = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) == 5
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / "tests" / "formats" / file).read_text(encoding="utf-8"), test

@@ -6,18 +6,21 @@ The structure is drawn through ``choose`` (hypothesis, so that failures shrink),
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-OPSET, NEWEST = 20, 21
+OPSET = 20
 ACTIVATIONS: dict[str, dict[str, float | str]] = {
     "Relu": {},
     "LeakyRelu": {"alpha": 0.1},
@@ -43,6 +46,29 @@ OLD_ACTIVATIONS = ("Relu", "LeakyRelu", "Sigmoid", "HardSigmoid", "Elu", "Selu",
 SMOOTH = ("LeakyRelu", "Sigmoid", "Tanh", "Elu", "Softplus", "Softsign")
 
 
+def _model(graph: onnx.GraphProto, opset: int) -> onnx.ModelProto:
+    """Make a model of the oldest IR version that the opset needs; every supported runtime takes 9."""
+    opsets = [helper.make_opsetid("", opset)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=max(9, helper.find_min_ir_version_for(opsets)))
+
+
+@cache
+def newest_opset() -> int:
+    """Return the highest opset that the installed onnx and ONNX Runtime both take: ONNX Runtime has no list, so try."""
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [result])
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # some tests watch stderr
+    for opset in range(onnx.defs.onnx_opset_version(), OPSET, -1):
+        try:
+            ort.InferenceSession(_model(graph, opset).SerializeToString(), options, ["CPUExecutionProvider"])
+        except (Fail, InvalidArgument):
+            continue
+        return opset
+    return OPSET
+
+
 @dataclass(frozen=True)
 class Map:
     """A feature map of the network under construction."""
@@ -60,11 +86,19 @@ class Builder:
         seed: Seed of all numbers.
         padding: Zero padding may occur (an obstacle to the removal of non-zero constants).
         storage: Weights may be stored in narrower types.
+        opset: In whose words the layers are.
     """
 
     def __init__(
-        self, choose: Callable[[Sequence], object], seed: int, *, padding: bool = True, storage: bool = False
+        self,
+        choose: Callable[[Sequence], object],
+        seed: int,
+        *,
+        padding: bool = True,
+        storage: bool = False,
+        opset: int = OPSET,
     ) -> None:
+        self.opset = opset
         self.storage = storage
         self.choose = choose
         self.rng = np.random.default_rng(seed)
@@ -87,7 +121,8 @@ class Builder:
 
     def constant(self, array: np.ndarray, stem: str = "c") -> str:
         name = self.name(stem)
-        self.initializers.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
+        # By onnx_ir, as onnx before 1.19 refuses arrays of bfloat16.
+        self.initializers.append(ir.to_proto(ir.tensor(np.asarray(array, order="C"), name=name)))
         return name
 
     def chance(self, percent: int) -> bool:
@@ -310,8 +345,10 @@ class Builder:
     def group_norm(self, x: Map) -> Map:
         if x.side < 2 or x.channels % 2:
             return x
-        arrays = (self.constant(self.vector(x.channels)), self.constant(self.vector(x.channels)))
+        vectors = self.vector(x.channels), self.vector(x.channels)
         groups = self.choose((2, x.channels, 1))
+        # One number a group before opset 21, a channel since.
+        arrays = [self.constant(v if self.opset >= 21 else v[:groups]) for v in vectors]
         return Map(
             self.add("GroupNormalization", [x.name, *arrays], num_groups=groups, epsilon=0.1), x.channels, x.side
         )
@@ -508,13 +545,11 @@ class Builder:
         *,
         batch: int | str = "batch",
         stale: bool = False,
-        opset: int = OPSET,
     ) -> ir.Model:
         given = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, channels, side, side])]
         results = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [batch, *d]) for n, d in outputs.items()]
         graph = helper.make_graph(self.nodes, "random", given, results, self.initializers)
-        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        proto = onnx.shape_inference.infer_shapes(_model(graph, self.opset), data_prop=True)
         for value in proto.graph.value_info if stale else ():
             dims = value.type.tensor_type.shape.dim
             if dims and dims[0].dim_param and self.chance(40):  # as left behind by an export at batch 1
@@ -555,7 +590,7 @@ def any_network(choose: Callable[[Sequence], object], seed: int) -> Drawn:
     """Build a network of every kind of block, storage, opset and batch that the engine knows."""
     if choose(range(12)) == 0:
         return Drawn(old_network(choose, seed))
-    builder = Builder(choose, seed, storage=True)
+    builder = Builder(choose, seed, storage=True, opset=min(21, newest_opset()))
     batch = choose(("batch", "batch", 3))
     stale = batch == "batch" and choose(range(6)) == 0
     # A runtime refuses what contradicts a stated batch of 1: frames of three samples, tokens of a number of times.
@@ -565,7 +600,7 @@ def any_network(choose: Callable[[Sequence], object], seed: int) -> Drawn:
         for tensor in builder.initializers:
             if tensor.name.startswith("w") and tensor.data_type == TensorProto.FLOAT:
                 tensor.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(tensor)), tensor.name))
-    return Drawn(builder.model(outputs, 6, batch=batch, stale=stale, opset=NEWEST), stale, builder.quantises)
+    return Drawn(builder.model(outputs, 6, batch=batch, stale=stale), stale, builder.quantises)
 
 
 def _blocks(builder: Builder, kinds: Sequence[str]) -> dict[str, list[int]]:
@@ -589,7 +624,7 @@ def _blocks(builder: Builder, kinds: Sequence[str]) -> dict[str, list[int]]:
 def old_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:  # noqa: C901, PLR0912 - one branch a block
     """Build a network in the words of opset 7 to 12: what later became an input is an attribute."""
     opset = int(choose(range(7, 13)))
-    builder = Builder(choose, seed)
+    builder = Builder(choose, seed, opset=opset)
     builder.activations = OLD_ACTIVATIONS
     x = builder.conv(Map("x", 3, 6), groups=False)
     for _ in range(choose(range(1, 6))):
@@ -639,7 +674,7 @@ def old_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:  #
     weight, bias = builder.constant(builder.weight((4, features)), "w"), builder.constant(builder.vector(4), "b")
     y = builder.add("Gemm", [y, weight, bias], transB=1)
     y = builder.add("Softmax", [y]) if choose((0, 1)) else y
-    return builder.model({y: [4]}, 6, opset=opset)
+    return builder.model({y: [4]}, 6)
 
 
 def plain_network(choose: Callable[[Sequence], object], seed: int) -> ir.Model:
