@@ -19,7 +19,7 @@ from onnx.reference import ReferenceEvaluator
 
 from relief_export.graph.cost import cost
 from relief_export.graph.shrink import shrink
-from tests.graph.builder import Drawn, any_network
+from tests.graph.builder import Drawn, any_network, newest_opset
 
 NETWORKS = int(os.environ.get("RELIEF_FUZZ", "500"))
 FIRST = int(os.environ.get("RELIEF_FUZZ_FIRST", "0"))
@@ -28,8 +28,15 @@ PIECE = 50
 RELATIVE = 1e-5  # of the output's scale
 LEVELS = (ort.GraphOptimizationLevel.ORT_DISABLE_ALL, ort.GraphOptimizationLevel.ORT_ENABLE_ALL)
 INPUTS = 3
+UNRUN = PIECE // 10 if newest_opset() < 21 else 0
+"""Networks of a piece that the runtime may refuse as they were drawn, which says nothing of the shrunk ones: 1.17 makes
+a Gemm of a MatMul of three axes before a BatchNormalization, and loses the rank of a quantised GroupNormalization."""
 KEPT_AS_FLOAT = {"Resize": (2,)}
 """Operator -> inputs that are float32 whatever the network computes in."""
+
+
+class NotRunError(Exception):
+    """The runtime refuses a network as it was drawn."""
 
 
 def run(model: ir.Model, x: np.ndarray, level: ort.GraphOptimizationLevel) -> list[np.ndarray]:
@@ -80,7 +87,10 @@ def is_wrong(drawn: Drawn, found: ir.Model, x: np.ndarray) -> bool:
     # The runtime believes stated shapes when it optimises and when it reuses memory.
     legal = without_descriptions(drawn.model) if drawn.stale else drawn.model
     for level in LEVELS:
-        source = run(legal, x, level)
+        try:
+            source = run(legal, x, level)
+        except Exception as refusal:
+            raise NotRunError(str(refusal)) from refusal
         result = run(found, x, level)
         if error(source, result) > RELATIVE:
             truth = exact(drawn.model, x)
@@ -105,13 +115,16 @@ def parameters(model: ir.Model) -> int:
 @pytest.mark.parametrize("first", range(FIRST, FIRST + NETWORKS, PIECE))
 def test_shrunk_is_masked(first: int) -> None:
     """``any_network(random.Random(seed).choice, seed)`` draws one that is named here again."""
-    wrong = {}
+    wrong, unrun = {}, {}
     for seed in range(first, min(first + PIECE, FIRST + NETWORKS)):
         try:
             check(any_network(random.Random(seed).choice, seed), seed)  # noqa: S311 - no secrets
+        except NotRunError as error:
+            unrun[seed] = str(error)
         except Exception as error:  # noqa: BLE001 - all of them, then named
             wrong[seed] = f"{type(error).__name__}: {error}"
     assert wrong == {}
+    assert len(unrun) <= UNRUN, unrun
 
 
 def check(drawn: Drawn, seed: int) -> None:
