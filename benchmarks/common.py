@@ -76,6 +76,7 @@ class Benchmark:
         columns: What docs/results.md shows of a row, in this order.
         seeds: Every seed that the measured inputs depend on.
         note: What a reader must know to read the numbers: the conventions, what was held fixed.
+        own_page: Whether it is shown on docs/results/NAME.md, and not beside the others.
     """
 
     name: str
@@ -84,11 +85,13 @@ class Benchmark:
     columns: tuple[Column, ...]
     seeds: tuple[int, ...] = (0,)
     note: str = ""
+    own_page: bool = False
 
     def write(self, folder: Path = RESULTS) -> Path:
         """Run it and write ``folder/NAME.json`` atomically, the machine in each row; return the path."""
         started = time.perf_counter()
-        rows = [row | {"machine": records.machine()} for row in self.run()]
+        # A row that an earlier run left has its machine.
+        rows = [{"machine": records.machine()} | row for row in self.run()]
         path = folder / f"{self.name}.json"
         content = {
             "benchmark": self.name,
@@ -98,6 +101,7 @@ class Benchmark:
             "seeds": list(self.seeds),
             "seconds": round(time.perf_counter() - started, 1),
             "versions": records.versions(),
+            "own_page": self.own_page,
             "columns": [asdict(column) for column in self.columns],
             "rows": rows,
         }

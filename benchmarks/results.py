@@ -74,6 +74,8 @@ def render(results: Path = RESULTS) -> dict[str, str]:
 
     try:
         seeds = [group for group in map(seed_group, _alike(runs)) if len(set(group["numbers"])) > 1]
+        # Records of earlier versions do not say it.
+        apart = [table for table in tables if table.get("own_page", False)]
         # A baseline is no result of its own: it stands beside the run that it is compared with.
         ours = [run for run in runs if _score(run) == "activity"]
         pages = {
@@ -84,13 +86,20 @@ def render(results: Path = RESULTS) -> dict[str, str]:
                 scores=scores(runs),
                 others=beside(ours),
                 machines=machines(runs, tables),
+                apart=apart,
             )
         }
         for run in runs:
             group = next((group for group in seeds if run["name"] in group["names"]), None)
             pages[f"results/{page_name(run)}"] = page("results_run.md.j2", run=run, group=group)
-        if tables:
-            pages["results/benchmarks.md"] = page("results_benchmarks.md.j2", benchmarks=tables)
+        together = [table for table in tables if not table.get("own_page", False)]
+        if together:
+            pages["results/benchmarks.md"] = page("results_benchmarks.md.j2", title="Benchmarks", benchmarks=together)
+        for table in apart:
+            title = table["benchmark"].capitalize()
+            pages[f"results/{table['benchmark']}.md"] = page(
+                "results_benchmarks.md.j2", title=title, benchmarks=[table]
+            )
     except (jinja2.UndefinedError, KeyError, TypeError, ValueError) as error:
         raise IntegrityError(
             f"a record under {results} lacks what docs/results.md shows ({error}): make it again"

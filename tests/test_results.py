@@ -179,6 +179,23 @@ def test_a_benchmark_is_run_recorded_and_shown(module, tmp_path):
     assert "| case | time, ms | size |\n| --- | --- | --- |\n| a\\|b | 12.5 | 12,345 |\n| c | – | 1 |\n" in page
 
 
+def test_a_benchmark_may_have_a_page_of_its_own(module, tmp_path):
+    common = module("common")
+    kept = {"cpu": "another", "cores": 1, "system": "there"}
+    for name, own in (("toy", False), ("doll", True)):
+        rows = [{"what": name, "machine": kept}]
+        common.Benchmark(name, "Why?", lambda rows=rows: rows, (common.Column("what", "case"),), own_page=own).write(
+            tmp_path
+        )
+    pages = module("results").render(tmp_path)
+    assert "doll" not in pages["results/benchmarks.md"]
+    assert "| toy |" in pages["results/benchmarks.md"]
+    assert "# Doll\n\nWhy?" in pages["results/doll.md"]
+    assert "| doll |" in pages["results/doll.md"]
+    assert "](results/doll.md)" in pages["results.md"]
+    assert "another, 1 cores, there" in pages["results.md"]  # a row keeps the machine that it was measured on
+
+
 def test_candidates_are_timed_in_turn_and_in_changing_order(module):
     calls = []
     found = module("common").interleave(

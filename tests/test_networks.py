@@ -1,0 +1,92 @@
+"""The table of other people's networks: what stands in a row when a network works, is refused, is absent or breaks."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def networks(monkeypatch):
+    """Return the module of benchmarks/, which is no installed package."""
+    monkeypatch.syspath_prepend(ROOT)
+    return importlib.import_module("benchmarks.networks")
+
+
+def one(networks, build):
+    return networks.Network("a network", "torch", build, lambda: torch.randn(8, 6))
+
+
+def test_a_network_that_works_is_counted_and_proven(networks, tmp_path):
+    network = one(networks, lambda: nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4)))
+    row = networks.tried(network, tmp_path)
+    assert (row["step"], row["outcome"]) == ("validate", "works")
+    assert row["parameters"] == 6 * 9 + 9 + 9 * 4 + 4
+    assert 0 < row["kept"] < 1
+    assert 0 <= row["largest_error"] < 1e-5
+
+
+def test_a_network_that_is_refused_says_why_in_one_sentence(networks, tmp_path):
+    class Stubborn(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 4)
+
+        def forward(self, x):
+            raise RuntimeError(f"the valve is shut to {len(x)}")
+
+    row = networks.tried(one(networks, Stubborn), tmp_path)
+    assert row["step"] == "relieve"
+    assert "the valve is shut" in row["outcome"]
+    assert not row["outcome"].startswith("a fault")
+    assert "\n" not in row["outcome"]
+
+
+def test_an_absent_package_is_named_and_a_fault_is_called_one(networks, tmp_path):
+    row = networks.tried(one(networks, lambda: importlib.import_module("no_such_zoo")), tmp_path)
+    assert row["outcome"] == "not tried: no_such_zoo is not installed"
+
+    def broken():
+        raise ValueError("first line\nsecond line")
+
+    assert networks.tried(one(networks, broken), tmp_path)["outcome"] == "a fault, ValueError: first line"
+
+
+def test_the_rest_is_tried_where_the_time_was_over(networks, tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "NETWORKS", networks.NETWORKS[:3])
+    monkeypatch.setattr(networks, "RESULTS", tmp_path)
+    monkeypatch.setattr(networks, "_import_all", lambda: None)
+    monkeypatch.setenv("RELIEF_NETWORKS_MINUTES", "0")
+    rows = networks.run()
+    assert [row["outcome"] for row in rows] == ["not tried: the time was over"] * 3
+    rows[1]["outcome"] = "works"
+    (tmp_path / "networks.json").write_text(json.dumps({"rows": rows}))
+    monkeypatch.setenv("RELIEF_NETWORKS", "rest")
+    monkeypatch.setenv("RELIEF_NETWORKS_MINUTES", "1")
+    monkeypatch.setattr(networks, "_row", lambda network, _: {"outcome": f"tried {network.name}"})
+    tried = [row["outcome"] for row in networks.run()]
+    assert tried == [
+        f"tried {rows[0]['network']}",
+        "works",
+        f"tried {rows[2]['network']}",
+    ]
+
+
+def test_a_network_that_the_end_of_all_time_stopped_counts_as_not_tried(networks, monkeypatch):
+    monkeypatch.setattr(networks, "NETWORKS", networks.NETWORKS[:1])
+    monkeypatch.setattr(networks, "_import_all", lambda: None)
+    monkeypatch.setattr(networks, "_row", lambda _, limit: {"outcome": f"not done within {limit:.0f} s"})
+    monkeypatch.setenv("RELIEF_NETWORKS_MINUTES", "1")
+    assert networks.run()[0]["outcome"] == "not tried: the time was over"
+    monkeypatch.setenv("RELIEF_NETWORKS_MINUTES", "100")
+    assert networks.run()[0]["outcome"] == "not done within 300 s"
+
+
+def test_every_network_has_its_own_name(networks):
+    names = [network.name for network in networks.NETWORKS]
+    assert len(set(names)) == len(names)
