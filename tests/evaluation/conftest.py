@@ -11,7 +11,7 @@ from relief_export.formats import FORMATS, File, Options
 
 SAMPLES, CLASSES = 64, 4
 TEXT = """
-<ir_version: 10, opset_import: ["" : 21]>
+<ir_version: 9, opset_import: ["" : 20]>
 net (float[batch, 2, 6, 6] x, float[5, 2, 3, 3] conv_w, float[5] conv_b, float[4, 80] fc_w, float[4] fc_b)
     => (float[batch, 4] logits) {
   c = Conv <kernel_shape = [3, 3]> (x, conv_w, conv_b)

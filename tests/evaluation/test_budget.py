@@ -160,7 +160,7 @@ def test_csr_and_ort_are_unpacked_like_what_they_come_from(export):
 def test_a_lossy_file_is_checked_only_when_it_is_asked_for(tmp_path):
     rng = np.random.default_rng(3)
     wide = ir.from_onnx_text(
-        '<ir_version: 10, opset_import: ["" : 21]> g (float[n, 64] x) => (float[n, 256] y) '
+        '<ir_version: 9, opset_import: ["" : 20]> g (float[n, 64] x) => (float[n, 256] y) '
         "<float[1, 1] w = {0}> { y = MatMul (x, w) }"
     )
     weight = wide.graph.initializers["w"]
@@ -272,7 +272,7 @@ def test_what_cannot_be_audited_is_refused(export, tmp_path):
         audit(tmp_path, Budget())
     with pytest.raises(InputError, match="no file that a runtime loads"):
         audit(export("csr"), Budget())
-    text = '<ir_version: 10, opset_import: ["" : 21]> g (float[n, h] x) => (float[n, h] y) { y = Relu (x) }'
+    text = '<ir_version: 9, opset_import: ["" : 20]> g (float[n, h] x) => (float[n, h] y) { y = Relu (x) }'
     ir.save(ir.from_onnx_text(text), tmp_path / "open.onnx")
     with pytest.raises(
         UnsupportedModelError, match=r"open\.onnx cannot be checked against .* RAM: tensor 'x' has no known"

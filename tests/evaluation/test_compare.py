@@ -13,7 +13,7 @@ from relief_export.evaluation.compare import measure
 from relief_export.formats import Tolerance
 
 LIMIT = 1e-6
-HEADER = '<ir_version: 10, opset_import: ["" : 21]>\n'
+HEADER = '<ir_version: 9, opset_import: ["" : 20]>\n'
 
 
 @pytest.fixture

@@ -261,7 +261,7 @@ def test_hostile_arrays_are_refused(tmp_path, content, kind, message):
     ],
 )
 def test_a_model_that_cannot_be_compared_is_refused(tmp_path, graph, message):
-    header = '<ir_version: 10, opset_import: ["" : 21, "my.domain" : 1]>\n'
+    header = '<ir_version: 9, opset_import: ["" : 20, "my.domain" : 1]>\n'
     parsed = ir.from_onnx_text(header + graph.replace("Max <keepdims = 0> (x, a)", "Max <keepdims = 1> (x)"))
     ir.save(parsed, tmp_path / "odd.onnx")
     with pytest.raises(UnsupportedModelError, match=message):
@@ -298,13 +298,13 @@ def test_changed_samples_are_not_trusted(export, samples):
 
 
 MAPS = """
-<ir_version: 10, opset_import: ["" : 21]>
+<ir_version: 9, opset_import: ["" : 20]>
 net (float[batch, 2, 6, 6] x, float[5, 2, 3, 3] conv_w) => (float[batch, 5, 4, 4] maps) {
   maps = Conv <kernel_shape = [3, 3]> (x, conv_w)
 }
 """
 NUMBERS = """
-<ir_version: 10, opset_import: ["" : 21]>
+<ir_version: 9, opset_import: ["" : 20]>
 net (float[batch, 2, 6, 6] x, float[5, 2, 3, 3] conv_w) => (float[batch] number) {
   c = Conv <kernel_shape = [3, 3]> (x, conv_w)
   axes = Constant <value_ints = [1, 2, 3]> ()
@@ -381,7 +381,7 @@ def test_a_changed_number_in_the_c_source_is_found(export, samples, refresh):
 
 
 TWO = """
-<ir_version: 10, opset_import: ["" : 21]>
+<ir_version: 9, opset_import: ["" : 20]>
 g (float[n, 3] a, int64[n, 2] b) => (float[n, 3] sums, float[n] means) {
   c = Cast <to = 1> (b)
   t = ReduceSum <keepdims = 1> (c, axis)
