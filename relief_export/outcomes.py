@@ -350,6 +350,44 @@ class Audit(TypedDict):
     notes: list[str]
 
 
+class DeviceSizes(TypedDict):
+    """What the linked program takes of a target; the command is the compiler with its flags."""
+
+    flash_bytes: int
+    ram_bytes: int
+    data_bytes: int
+    bss_bytes: int
+    arena_bytes: int
+    input_bytes: int
+    output_bytes: int
+    stack_bytes: int | None
+    stack_doubts: list[str]
+    command: str
+
+
+class DeviceRun(TypedDict):
+    """What an emulator counted, and how far the outputs are from the reference's."""
+
+    ok: bool
+    target: str
+    samples: int
+    unit: str
+    mean_count: float
+    nominal_seconds: float | None
+    agreement: AgreementEntry | None
+
+
+class RunOn(TypedDict):
+    """One program on one target."""
+
+    program: str
+    format: str
+    title: str
+    compiler_version: str
+    sizes: DeviceSizes
+    run: DeviceRun
+
+
 OUTCOMES: dict[str, Any] = {
     "train": Train,
     "relieve": Relieve,
@@ -357,5 +395,6 @@ OUTCOMES: dict[str, Any] = {
     "export": Export,
     "validate": Validate,
     "audit": Audit,
+    "run-on": RunOn,
 }
-"""Stage -> the outcome of its record."""
+"""Stage, or run-on, -> the outcome of its record."""

@@ -38,6 +38,9 @@ RECORDS = {
 }
 """Stage -> the record that it leaves in the build folder, in the order in which the stages run."""
 
+DEVICE_RECORDS = "device/*/*.json"
+"""Where an emulated run leaves its record: a folder for each target, in it a file for each program."""
+
 _LOCK = ".lock"
 _FOREIGN_WRITER = re.compile(r"\(os error (\d+)\)|PytorchStreamWriter|inline_container")
 """How safetensors and torch, which raise errors of their own, say that the disk took no more."""
@@ -231,7 +234,7 @@ class Record:
     """What a stage leaves behind, and all that later stages and the report know of it.
 
     Attributes:
-        stage: train, relieve, export, validate, audit or report.
+        stage: train, relieve, quantise, export, validate or audit; run-on for a run in an emulator.
         recipe: The resolved recipe as plain data.
         inputs: Relative path of each file read -> its SHA-256.
         seconds: Wall time of the stage.

@@ -60,9 +60,11 @@ def run_on(
 ) -> int:
     """Run the C artifact in FOLDER in an emulator of TARGET, a board or a core; exit 1 when its outputs differ.
 
-    Counts instructions. Milliseconds are instructions at one a cycle of the board's clock, not measured time.
+    Counts instructions. Milliseconds are instructions at one a cycle of the board's clock, not measured time. What is
+    found of a program of a build folder, or of a folder that an export wrote, is kept there and shown by `report`.
 
     \b
+    relief-export run-on rp2040 build/digits-lenet5/artifacts/c-mcu --data test.npz --reference model.onnx
     relief-export run-on rp2040 net-c --data test.npz --reference model.onnx
     relief-export run-on arduino-uno net-c --data test.npz --samples 20
     """
@@ -96,6 +98,8 @@ def _run_lines(done: DeviceRun) -> Iterator[str]:
     yield from (f"FAILED: {check.message}" for check in done.checks if not check.ok)
     if done.agreement is None:
         yield "no reference was given (--reference, or logits in the data): nothing was compared"
+    if done.record is not None:
+        yield f"kept for the report in {done.record}"
 
 
 COMMANDS = (run_on,)

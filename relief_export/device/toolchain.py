@@ -177,6 +177,11 @@ class Toolchain:
         """What the compiler builds for, as in arm-none-eabi."""
         return self._run(("-dumpmachine",), Path()).split()[0]
 
+    @cached_property
+    def version(self) -> str:
+        """The compiler's version, on which every size depends."""
+        return self._run(("-dumpfullversion",), Path()).split()[0]
+
     @property
     def family(self) -> str:
         """The start of ``machine`` without the number of bits: arm, riscv, avr, xtensa, x86_64, ..."""

@@ -6,7 +6,10 @@ one a cycle, which no core of the table beats for long and slow memories stay fa
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,19 +17,21 @@ import numpy as np
 from relief_export.device.emulator import emulate
 from relief_export.device.measure import Measurement, measure
 from relief_export.device.targets import CORES, TARGETS, core_of
-from relief_export.device.toolchain import Program
+from relief_export.device.toolchain import Program, Toolchain
 from relief_export.errors import Failure, InputError
 from relief_export.evaluation.budget import Budget
 from relief_export.evaluation.compare import Agreement, Check, Judged, judge
 from relief_export.evaluation.compare import measure as distance
+from relief_export.formats.artifact import check_listed
 from relief_export.printing import TextTable, percent
+from relief_export.records import DEVICE_RECORDS, Record, locked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from relief_export.evaluation import Arrays
-    from relief_export.formats import Tolerance
+    from relief_export.formats import Artifact, Tolerance
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ class DeviceRun(Judged):
         agreement: How far the outputs are from the reference's; None without one.
         equal: Share of the outputs whose every bit is the reference's. accuracy: None without labels.
         checks: The agreement against a tolerance.
+        record: Where it is kept for the report; None where no manifest lists the program.
     """
 
     target: str
@@ -148,6 +154,7 @@ class DeviceRun(Judged):
     equal: float | None
     accuracy: float | None
     checks: tuple[Check, ...]
+    record: str | None = None
 
     def table(self) -> TextTable:
         """Return what was counted and how far the outputs are from the reference's."""
@@ -172,7 +179,7 @@ class DeviceRun(Judged):
 
 def run_on(
     target: str,
-    folder: Path,
+    subject: Path,
     data: Arrays,
     *,
     tolerance: Tolerance,
@@ -181,19 +188,75 @@ def run_on(
 ) -> DeviceRun:
     """Run an artifact in an emulator over samples and compare its outputs with the reference's.
 
+    A program that a manifest lists leaves a record in the build folder, or in the folder that an export wrote: what was
+    counted and compared, with the sizes that the same compiler and flags give.
+
     Args:
         target: A board or a core.
-        folder: What ``convert --to c`` wrote.
+        subject: What ``convert --to c`` wrote, or an artifacts folder or a build folder that has one program in C.
         data: Samples, labels and reference outputs; without the last nothing is compared.
         tolerance: How far the outputs may be from the reference's.
         optimise: Level of optimisation: ``s``, ``2``, ...
         defines: Macros to compile with, such as ``NET_QUANTIZED_IO``.
 
     Raises:
-        InputError: The samples do not fit the network, the program does not fit the chip, or the run fails.
+        InputError: There is not one program, the samples do not fit the network, the program does not fit the chip, the
+            run fails, or another process works in the build folder.
+        IntegrityError: The program is not the one that its manifest lists.
         MissingToolError: The compiler or the emulator is not installed.
         UnsupportedModelError: There is no emulator of that core.
     """
+    programs = c_artifacts(subject)
+    if len(programs) > 1:
+        names = ", ".join(path.name for path in programs)
+        raise InputError(f"{subject} has {len(programs)} programs in C ({names}): give the folder of one of them")
+    # An only program is found in whatever folder is given; the manifest lists the one that it lies in.
+    place = Program.find(programs[0]).folder.resolve()
+    above = place.parent.parent
+    home = above if place.parent.name == "artifacts" and (above / "recipe.toml").is_file() else place.parent
+    # A folder that an export alone wrote has no stages that could work in it.
+    with locked(home, shared=True) if home == above else nullcontext():
+        started, listed = time.perf_counter(), check_listed(place)
+        done = _run(target, programs[0], data, tolerance, optimise, defines, name=listed.name if listed else None)
+        if listed is None:
+            return done
+        measured = measure(place, target=target, optimise=optimise, defines=defines)
+        outcome = _outcome(done, listed, measured)
+        inputs = {(place.parent / file.path).relative_to(home).as_posix(): file.sha256 for file in listed.files}
+        path = home / DEVICE_RECORDS.replace("*", target, 1).replace("*", listed.name, 1)
+        Record("run-on", {}, inputs, round(time.perf_counter() - started, 3), outcome).write(path)
+        return replace(done, record=str(path))
+
+
+def _outcome(done: DeviceRun, program: Artifact, measured: Measurement) -> dict[str, Any]:
+    """Return what the record of a run holds, as a later reader sees it."""
+    run = {key: value for key, value in done.to_dict().items() if key != "record"}
+    return json.loads(  # type: ignore[no-any-return]  # an object, as it was written
+        json.dumps(
+            {
+                "program": program.name,
+                "format": program.format,
+                "title": measured.processor,
+                "compiler_version": Toolchain.of(target=done.target).version,
+                "sizes": measured.to_dict(),
+                "run": run,
+            },
+            allow_nan=False,
+        )
+    )
+
+
+def _run(  # noqa: PLR0917  # what run_on was given
+    target: str,
+    folder: Path,
+    data: Arrays,
+    tolerance: Tolerance,
+    optimise: str,
+    defines: Sequence[str],
+    *,
+    name: str | None,
+) -> DeviceRun:
+    """Run the program and compare; messages call it ``name``, or by its folder."""
     given = data.one_input
     x = given.astype(np.float32) if given.dtype.kind == "f" else given
     found = emulate(folder, target, x, optimise=optimise, defines=defines)
@@ -203,7 +266,7 @@ def run_on(
         expected = np.asarray(data.logits).reshape(len(x), -1)
         agreement = distance(found.outputs, expected, data.y)
         equal = float((found.outputs == expected).mean())
-        checks = tuple(judge(agreement, tolerance, f"{folder.name} on {target}", optimised=optimise != "0"))
+        checks = tuple(judge(agreement, tolerance, f"{name or folder.name} on {target}", optimised=optimise != "0"))
     clock = TARGETS[target].clock if target in TARGETS else None
     mean = float(found.counts.mean())
     return DeviceRun(

@@ -344,18 +344,22 @@ def read_manifest(folder: Path) -> Manifest:
     return Manifest(folder, artifacts, extra, references)
 
 
-def check_listed(path: Path) -> None:
+def check_listed(path: Path) -> Artifact | None:
     """Check ``path`` against the manifest beside it, where there is one that lists it.
+
+    Returns:
+        The artifact that ``path`` is; None where no manifest lists it as one.
 
     Raises:
         IntegrityError: The manifest is damaged, or a file differs from it.
     """
     folder = path.parent
     if not (folder / NAME).is_file() or "artifacts" not in read_json(folder / NAME):
-        return  # none, or a web page's or another program's file of that name
+        return None  # no manifest, or a web page's or another program's file of that name
     manifest = read_manifest(folder)
-    for artifact in manifest.artifacts:
-        if artifact.name == path.name:
-            manifest.check(artifact)
+    found = next((artifact for artifact in manifest.artifacts if artifact.name == path.name), None)
+    if found is not None:
+        manifest.check(found)
     if any(file.path == path.name for file in manifest.references):
         manifest.check_reference(path.name)
+    return found

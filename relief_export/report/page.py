@@ -39,6 +39,7 @@ _SECTIONS: tuple[tuple[str, Callable[[Run], Section | None]], ...] = (
     ("export", sections.breakdown),
     ("validate", sections.latency),
     ("audit", sections.audit),
+    ("run-on", sections.device),
     ("export", sections.usage),
     ("export", sections.provenance),
 )

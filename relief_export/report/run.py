@@ -17,7 +17,7 @@ import numpy as np
 from relief_export.errors import InputError, IntegrityError
 from relief_export.evaluation.validation import NOT_PROVEN
 from relief_export.formats import FORMATS
-from relief_export.records import RECORDS, Record, read_record, sha256
+from relief_export.records import DEVICE_RECORDS, RECORDS, Record, read_record, sha256
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,6 +90,7 @@ class Run:
         tensors: Bytes of each weight by format.
         stayed: Reasons for which dead channels stayed; ``removed`` what went, layer by layer.
         validation: Outcome of the validation; None where there was none.
+        device: Outcomes of runs in emulators. outdated: Those of programs that are no longer the ones that ran.
     """
 
     folder: Path
@@ -117,6 +118,8 @@ class Run:
     inputs: InputUse | None = None
     validation: Table | None = None
     audit: Table | None = None
+    device: tuple[Table, ...] = ()
+    outdated: tuple[Table, ...] = ()
 
     @property
     def recipe(self) -> Table:
@@ -154,7 +157,7 @@ def reading(folder: Path, stage: str) -> Iterator[None]:
         yield
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         what = f"has no {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
-        where = f"{folder / RECORDS[stage]}, the record of stage {stage!r},"
+        where = f"{folder / RECORDS.get(stage, DEVICE_RECORDS)}, the record of stage {stage!r},"
         raise IntegrityError(f"{where} {what}: remove it and run the stage again") from None
 
 
@@ -187,6 +190,7 @@ def read_run(folder: Path) -> Run:
                 facts |= read(found[stage].outcome, facts)
     if "audit" in found:
         facts["audit"] = found["audit"].outcome
+    facts |= _device(folder)
     if "relieve" in found and facts["layers"]:
         masks = folder / "relieved" / "masks.safetensors"
         facts["inputs"] = input_use(masks, facts["layers"][0].name, facts["input_shape"])
@@ -200,6 +204,20 @@ def _check_current(folder: Path, record: Record) -> None:
             raise IntegrityError(
                 f"{folder / name} is not the file that stage {record.stage!r} read: run {record.stage!r} again"
             )
+
+
+def _device(folder: Path) -> Table:
+    """Read the records of emulated runs, apart by whether the program is still the one that ran.
+
+    A new export makes them outdated, and no stage renews them: the page does without, and says so.
+    """
+    found: dict[bool, list[Table]] = {True: [], False: []}
+    for path in sorted(folder.glob(DEVICE_RECORDS)):
+        record = read_record(path, "run-on")
+        files = {folder / name: digest for name, digest in record.inputs.items()}
+        current = bool(files) and all(file.is_file() and sha256(file) == digest for file, digest in files.items())
+        found[current].append(record.outcome)
+    return {"device": tuple(found[True]), "outdated": tuple(found[False])}
 
 
 def _train(outcome: Table, _: Table) -> Table:

@@ -97,6 +97,13 @@ _ROUNDS = (
     "rounds whose validation accuracy is close enough to the dense network's, the one with the fewest weights is "
     "chosen."
 )
+_DEVICE = (
+    "Flash: code, tables and library routines, as the linker says. RAM: variables, arena, input, output and the "
+    "deepest stack along the calls of the linked program; interrupts come on top. Instructions: of one sample, the "
+    "mean of an emulated run (AVR: clock cycles). Milliseconds: instructions at one per cycle of the target's clock, "
+    "not measured time; caches, wait states of the flash and instructions of several cycles are not in them. Largest "
+    "error: of an output against the reference that the run was given, relative to its largest output."
+)
 _SNIPPET = """\
 import numpy as np, onnxruntime as ort
 {session}
@@ -416,6 +423,60 @@ def _peak(arena: dict[str, Any]) -> str:
         f"The arena of the activations peaks at {arena['peak_op']} {arena['peak']}, with {tensors} bytes; no plan can "
         f"be below {arena['lower_bound_bytes']:,}. Not in it: {arena['excluded']}."
     )
+
+
+def device(run: Run) -> Section | None:
+    """What each program takes of a target and does on it, as its compiler and an emulator say."""
+    if not run.device and not run.outdated:
+        return None
+    rows, parts, notes = [], [], [_DEVICE] if run.device else []
+    for row in run.device:
+        sizes, ran = row["sizes"], row["run"]
+        name = (
+            row["title"],
+            row["program"] if row["program"] == row["format"] else f"{row['program']} ({row['format']})",
+        )
+        unit = "" if ran["unit"] == "instructions" else f" {ran['unit']}"
+        agreement, verdict = ran["agreement"], "passed" if ran["ok"] else "FAILED"
+        rows.append(
+            (
+                *name,
+                *(f"{sizes[key]:,}" for key in ("flash_bytes", "ram_bytes")),
+                f"{ran['mean_count']:,.0f}{unit}",
+                NONE if ran["nominal_seconds"] is None else format_milliseconds(ran["nominal_seconds"]),
+                f"{ran['samples']:,}",
+                *((NONE, "not compared") if agreement is None else (_error(agreement["relative_error"]), verdict)),
+            )
+        )
+        ram = (
+            sizes["data_bytes"] + sizes["bss_bytes"],
+            sizes["arena_bytes"],
+            sizes["input_bytes"] + sizes["output_bytes"],
+        )
+        stack = NONE if sizes["stack_bytes"] is None else f"{sizes['stack_bytes']:,}"
+        compiler = f"{sizes['command']} (version {row['compiler_version']})"
+        parts.append((*name, *(f"{size:,}" for size in ram), stack, compiler))
+        notes += [f"{' with '.join(name)}: the stack may be deeper, {doubt}." for doubt in sizes["stack_doubts"]]
+    again = ", ".join(f"{row['program']} on {row['run']['target']}" for row in run.outdated)
+    heads = (
+        "target", "program", "flash, bytes", "RAM, bytes", "instructions",
+        "at the target's clock, instructions at one per cycle, not measured time", "samples", "largest error", "check",
+    )  # fmt: skip
+    of_ram = ("target", "program", "variables", "arena", "input and output", "stack", "compiler and flags")
+    tables = (
+        TableView(heads, tuple(rows), words=(1,)),
+        TableView(of_ram, tuple(parts), "The parts of the RAM, bytes, and the compiler", words=(1, 6), folded=True),
+    )
+    return Section(
+        "On the device",
+        text=f"Run again, the program is no longer the one that ran: {again}." if again else "",
+        tables=tuple(table for table in tables if table.rows),
+        note=" ".join(notes),
+    )
+
+
+def _error(relative: float | None) -> str:
+    return "not finite" if relative is None else f"{relative:.1e}"
 
 
 def usage(run: Run) -> Section | None:

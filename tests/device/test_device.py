@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ from relief_export.cli import run
 from relief_export.device import callgraph
 from relief_export.device.emulator import emulate
 from relief_export.device.measure import measure
-from relief_export.device.targets import CORES, core_of
+from relief_export.device.targets import CORES, TARGETS, core_of
 from relief_export.device.toolchain import Program
 from relief_export.errors import InputError, MissingToolError, UnsupportedModelError
+from relief_export.records import locked, read_record
+from relief_export.report import build_report
 from tests.answers import check_answer
 from tests.device.conftest import needs
+from tests.report.folders import make_folder
 
 EMULATED = [name for name, core in CORES.items() if core.emulator]
 
@@ -202,3 +206,72 @@ def test_the_commands_leave_with_the_answer(toy, tmp_path, capsys):
     assert run([*command, str(tmp_path / "wrong.npz")]) == 1
     assert json.loads(capsys.readouterr().out)["failures"][0]["code"] == "relative_error"
     assert run(["audit", str(folder), "--cc", "gcc"]) == 2
+
+
+@pytest.fixture
+def built(tmp_path):
+    """Return a build folder with one program in C."""
+    folder = make_folder(tmp_path / "tiny", written_as=("dense", "c-mcu"))
+    (folder / "recipe.toml").touch()
+    return folder
+
+
+def test_a_run_of_a_build_folders_program_leaves_a_record_that_the_report_shows(built, tmp_path, capsys):
+    needs("cortex-m4f")
+    command = ["run-on", "stm32f4", str(built), "--samples", "5", "--data", str(built / "artifacts" / "reference.npz")]
+    with locked(built):
+        assert run(command) == 2
+    assert "works in" in capsys.readouterr().err
+    assert run([*command, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    check_answer(answer)
+    done = answer["result"]
+    path = built / "device" / "stm32f4" / "c-mcu.json"
+    assert done["record"] == str(path)
+    record = read_record(path, "run-on")
+    program = built / "artifacts" / "c-mcu"
+    assert set(record.inputs) == {f"artifacts/c-mcu/{file.name}" for file in program.iterdir()}
+    found = record.outcome
+    assert (found["program"], found["format"], found["title"]) == ("c-mcu", "c-mcu", TARGETS["stm32f4"].title)
+    sizes = measure(program, target="stm32f4")
+    assert found["sizes"] == json.loads(json.dumps(sizes.to_dict()))
+    assert found["sizes"]["command"].startswith("arm-none-eabi-gcc -mcpu=cortex-m4")
+    banner = subprocess.run(["arm-none-eabi-gcc", "--version"], capture_output=True, text=True, check=True).stdout
+    assert found["compiler_version"] in banner
+    assert {key: done[key] for key in found["run"] if key in done} | {"ok": True, "failures": []} == found["run"]
+    text = build_report([built], tmp_path).markdown.read_text().partition("## On the device")[2]
+    row = f"| {sizes.flash:,} | {sizes.ram:,} | {done['mean_count']:,.0f} | "
+    assert row in text
+    # The folder of the program is as good as the build folder; a change of the program makes the record an old one.
+    assert run([*command[:2], str(program), *command[3:]]) == 0
+    assert f"kept for the report in {path}" in capsys.readouterr().out
+    (program / "net.c").write_text((program / "net.c").read_text() + "\n")
+    assert row not in build_report([built], tmp_path).markdown.read_text()
+    assert run(command) == 2
+    assert "net.c" in capsys.readouterr().err
+
+
+def test_a_folder_that_an_export_alone_wrote_keeps_the_record_itself(built, capsys):
+    needs("cortex-m4f")
+    (built / "recipe.toml").unlink()
+    alone = built / "artifacts"
+    data = str(alone / "reference.npz")
+    assert run(["run-on", "cortex-m4f", str(alone), "--samples", "2", "--data", data]) == 0
+    assert f"kept for the report in {alone / 'device' / 'cortex-m4f' / 'c-mcu.json'}" in capsys.readouterr().out
+    assert all(
+        name.startswith("c-mcu/") for name in read_record(alone / "device/cortex-m4f/c-mcu.json", "run-on").inputs
+    )
+
+
+def test_a_program_of_no_export_leaves_no_record_and_one_of_several_is_asked_for(toy, tmp_path, capsys):
+    folder, x, _ = toy
+    for name in "ab":
+        shutil.copytree(folder, tmp_path / "both" / name)
+    np.savez(tmp_path / "x.npz", x=x)
+    assert run(["run-on", "cortex-m4f", str(tmp_path / "both"), "--data", str(tmp_path / "x.npz")]) == 2
+    assert "has 2 programs in C (a, b): give the folder of one of them" in capsys.readouterr().err
+    needs("cortex-m4f")
+    command = ["run-on", "cortex-m4f", str(tmp_path / "both" / "a"), "--data", str(tmp_path / "x.npz"), "--json"]
+    assert run(command) == 0
+    assert json.loads(capsys.readouterr().out)["result"]["record"] is None
+    assert not list(tmp_path.rglob("device"))

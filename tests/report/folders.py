@@ -81,7 +81,24 @@ def removed(layer, outputs, inputs):
     return row | {f"{side}_{when}": sides[side][i] for side in sides for i, when in enumerate(("before", "after"))}
 
 
-def make_folder(folder, name="tiny", *, description="A tiny network <on> digits & such.", moved=0.0):
+def write_run_on(folder, target, program, **run):
+    """Leave the record of an emulated run of ``program``, an artifact of a build folder; ``run`` over its figures."""
+    sizes = {"flash_bytes": 7001, "ram_bytes": 1310, "data_bytes": 30, "bss_bytes": 4, "arena_bytes": 816}
+    sizes |= {"input_bytes": 144, "output_bytes": 40, "stack_bytes": 276, "stack_doubts": [], "command": "cc -Os"}
+    counted = {"ok": True, "target": target, "samples": 20, "unit": "instructions", "mean_count": 54321.4}
+    agreement = {"relative_error": 2.5e-7, "same_predictions": 1.0, "accuracy": None}
+    counted |= {"nominal_seconds": 0.000434, "agreement": agreement} | run
+    outcome = {"program": program, "format": "csr", "title": f"Board {target}", "compiler_version": "12.2.1"}
+    files = sorted((folder / "artifacts" / program).iterdir())
+    read = {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    path = folder / "device" / target / f"{program}.json"
+    Record("run-on", {}, read, 1.5, outcome | {"sizes": sizes, "run": counted}).write(path)
+    return path
+
+
+def make_folder(
+    folder, name="tiny", *, description="A tiny network <on> digits & such.", moved=0.0, written_as=("dense", "csr")
+):
     """Write a whole build folder; ``moved`` shifts one weight of model.onnx, so that validation fails."""
     rng = np.random.default_rng(7)
     fc1, b1 = rng.normal(size=(HIDDEN, SIDE * SIDE)), rng.normal(size=HIDDEN)
@@ -106,7 +123,7 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
         }
     written = [
         form.write(graphs["shrunk"], artifacts / form.suffix, formats.Options())
-        for form in (formats.FORMATS[key] for key in ("dense", "csr"))
+        for form in (formats.FORMATS[key] for key in written_as)
     ]
     formats.write_manifest(artifacts, written)
     x = rng.random((64, 1, SIDE, SIDE)).astype(np.float32)
@@ -159,8 +176,9 @@ def make_folder(folder, name="tiny", *, description="A tiny network <on> digits 
             "ledger": formats.ledger(graphs["shrunk"]).to_dict(),
             "baselines": baselines,
             "size_breakdowns": {
-                path: formats.size_breakdown(artifacts / path).to_dict()
+                path: parts.to_dict()
                 for path in ("original.onnx", "masked.onnx", *(artifact.name for artifact in written))
+                if (parts := formats.size_breakdown(artifacts / path)) is not None
             },
             "artifacts": [artifact.to_dict() for artifact in written],
         },

@@ -18,7 +18,7 @@ from relief_export.report import build_report
 from relief_export.report.run import OPTIONAL, read_run
 from relief_export.stages import shipping
 from tests.conftest import assert_tables_are_whole
-from tests.report.folders import ALIVE, HIDDEN, READ, SIDE, make_folder, network
+from tests.report.folders import ALIVE, HIDDEN, READ, SIDE, make_folder, network, write_run_on
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -305,6 +305,57 @@ def test_an_audit_is_no_condition(build, tmp_path):
     (folder / "audit.json").unlink()
     assert read_run(folder).audit is None
     assert "Flash and RAM" not in build_report([folder], tmp_path).html.read_text()
+
+
+def test_runs_in_emulators_are_a_table_that_says_what_its_milliseconds_are(build, tmp_path):
+    folder = shutil.copytree(build, tmp_path / "tiny")
+    assert "On the device" not in build_report([folder], tmp_path).html.read_text()
+    write_run_on(folder, "fast", "csr")
+    write_run_on(folder, "bare", "csr", nominal_seconds=None, agreement=None, unit="clock cycles")
+    worse = {"relative_error": 0.5, "same_predictions": 0.5, "accuracy": None}
+    write_run_on(folder, "wrong", "csr", ok=False, agreement=worse)
+    paths = build_report([folder], tmp_path)
+    section = paths.markdown.read_text().partition("## On the device")[2].partition("\n## ")[0]
+    table = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    assert table[0][5] == "at the target's clock, instructions at one per cycle, not measured time"
+    assert table[2:5] == [
+        ["Board bare", "csr", "7,001", "1,310", "54,321 clock cycles", "–", "20", "–", "not compared"],
+        ["Board fast", "csr", "7,001", "1,310", "54,321", "0.434 ms", "20", "2.5e-07", "passed"],
+        ["Board wrong", "csr", "7,001", "1,310", "54,321", "0.434 ms", "20", "5.0e-01", "FAILED"],
+    ]
+    assert table[8] == ["Board fast", "csr", "34", "816", "184", "276", "cc -Os (version 12.2.1)"]
+    assert 34 + 816 + 184 + 276 == 1310
+    assert "Milliseconds: instructions at one per cycle of the target's clock, not measured time" in section
+    page = Page(paths.html.read_text())
+    assert {"Board fast", "54,321", "0.434 ms"} <= set(page.cells)
+
+
+@pytest.mark.parametrize("change", ["another file", "no file", "no files named"])
+def test_a_run_of_a_program_that_has_changed_is_not_shown_and_named(build, tmp_path, change):
+    folder = shutil.copytree(build, tmp_path / "tiny")
+    path = write_run_on(folder, "fast", "csr")
+    first = next(file for file in sorted((folder / "artifacts" / "csr").iterdir()) if file.suffix == ".npz")
+    if change == "another file":
+        first.write_bytes(first.read_bytes() + b"\0")
+    elif change == "no file":
+        first.unlink()
+    else:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"inputs": {}}))
+    for written in (paths := build_report([folder], tmp_path)).html, paths.markdown:
+        text = written.read_text()
+        assert "the program is no longer the one that ran: csr on fast." in text
+        assert "54,321" not in text
+        assert "Board fast" not in text
+
+
+def test_a_damaged_record_of_an_emulated_run_is_named(build, tmp_path):
+    folder = shutil.copytree(build, tmp_path / "tiny")
+    path = write_run_on(folder, "fast", "csr")
+    content = json.loads(path.read_text())
+    del content["outcome"]["sizes"]["flash_bytes"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(IntegrityError, match=r"fast/csr\.json is not a record of stage 'run-on' \(outcome\.sizes\.fl"):
+        build_report([folder], tmp_path)
 
 
 def test_no_folder_is_refused(tmp_path):
