@@ -180,7 +180,8 @@ class Toolchain:
     @cached_property
     def version(self) -> str:
         """The compiler's version, on which every size depends."""
-        return self._run(("-dumpfullversion",), Path()).split()[0]
+        # GCC before 7, which AVR's often is, knows the second alone; later ones may cut it short.
+        return self._run(("-dumpfullversion", "-dumpversion"), Path()).split()[0]
 
     @property
     def family(self) -> str:

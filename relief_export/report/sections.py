@@ -429,47 +429,51 @@ def device(run: Run) -> Section | None:
     """What each program takes of a target and does on it, as its compiler and an emulator say."""
     if not run.device and not run.outdated:
         return None
-    rows, parts, notes = [], [], [_DEVICE] if run.device else []
+    rows, details, compilers, notes = [], [], [], [_DEVICE] if run.device else []
     for row in run.device:
-        sizes, ran = row["sizes"], row["run"]
+        sizes, ran, agreement = row["sizes"], row["run"], row["run"]["agreement"]
         name = (
             row["title"],
             row["program"] if row["program"] == row["format"] else f"{row['program']} ({row['format']})",
         )
-        unit = "" if ran["unit"] == "instructions" else f" {ran['unit']}"
-        agreement, verdict = ran["agreement"], "passed" if ran["ok"] else "FAILED"
         rows.append(
             (
                 *name,
                 *(f"{sizes[key]:,}" for key in ("flash_bytes", "ram_bytes")),
-                f"{ran['mean_count']:,.0f}{unit}",
+                f"{ran['mean_count']:,.0f}{'' if ran['unit'] == 'instructions' else ' cycles'}",
                 NONE if ran["nominal_seconds"] is None else format_milliseconds(ran["nominal_seconds"]),
-                f"{ran['samples']:,}",
-                *((NONE, "not compared") if agreement is None else (_error(agreement["relative_error"]), verdict)),
+                "not compared" if agreement is None else "passed" if ran["ok"] else "FAILED",
             )
         )
         ram = (
             sizes["data_bytes"] + sizes["bss_bytes"],
             sizes["arena_bytes"],
             sizes["input_bytes"] + sizes["output_bytes"],
+            sizes["stack_bytes"],
         )
-        stack = NONE if sizes["stack_bytes"] is None else f"{sizes['stack_bytes']:,}"
-        compiler = f"{sizes['command']} (version {row['compiler_version']})"
-        parts.append((*name, *(f"{size:,}" for size in ram), stack, compiler))
+        error = NONE if agreement is None else _error(agreement["relative_error"])
+        parts = (NONE if size is None else f"{size:,}" for size in ram)
+        details.append((*name, f"{ran['samples']:,}", error, *parts))
+        compilers.append((*name, f"{sizes['command']} (version {row['compiler_version']})"))
         notes += [f"{' with '.join(name)}: the stack may be deeper, {doubt}." for doubt in sizes["stack_doubts"]]
     again = ", ".join(f"{row['program']} on {row['run']['target']}" for row in run.outdated)
-    heads = (
-        "target", "program", "flash, bytes", "RAM, bytes", "instructions",
-        "at the target's clock, instructions at one per cycle, not measured time", "samples", "largest error", "check",
-    )  # fmt: skip
-    of_ram = ("target", "program", "variables", "arena", "input and output", "stack", "compiler and flags")
+    which = ("target", "program")
+    measured = (
+        "flash, bytes",
+        "RAM, bytes",
+        "instructions",
+        "ms at one instruction per cycle, not measured",
+        "outputs",
+    )
+    detailed = ("samples", "largest error", "variables", "arena", "input and output", "stack")
     tables = (
-        TableView(heads, tuple(rows), words=(1,)),
-        TableView(of_ram, tuple(parts), "The parts of the RAM, bytes, and the compiler", words=(1, 6), folded=True),
+        TableView((*which, *measured), tuple(rows), words=(1,)),
+        TableView((*which, *detailed), tuple(details), "Errors, and the parts of the RAM", words=(1,), folded=True),
+        TableView((*which, "compiler and flags"), tuple(compilers), "Compilers", words=(1, 2), folded=True),
     )
     return Section(
         "On the device",
-        text=f"Run again, the program is no longer the one that ran: {again}." if again else "",
+        text=f"Not shown, because the program is no longer the one that ran: {again}." if again else "",
         tables=tuple(table for table in tables if table.rows),
         note=" ".join(notes),
     )

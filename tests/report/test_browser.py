@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from relief_export.report import build_report
+from tests.report.folders import write_run_on
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed to look at the page with")
@@ -41,7 +42,10 @@ def chromium(tmp_path, page, *options):
 
 @pytest.fixture(scope="module")
 def page(build, tmp_path_factory):
-    return build_report([build], tmp_path_factory.mktemp("browser")).html
+    out = tmp_path_factory.mktemp("browser")
+    folder = shutil.copytree(build, out / "tiny")
+    write_run_on(folder, "with-a-long-name-of-its-own", "csr")
+    return build_report([folder], out).html
 
 
 @pytest.mark.parametrize(("scheme", "dark"), [(1, False), (0, True)], ids=["light", "dark"])
