@@ -27,7 +27,9 @@ def project(tmp_path):
 
 def make(project: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     here = [f"BIN={Path(sys.executable).parent}", "STAMP=", f"SETTINGS={SETTINGS}"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    # What the outer make was given on its command line would win over the project's Makefile, too.
+    given = {"STAMP", "BIN", "VENV", "BUILD", "JOBS"}
+    environment = {key: value for key, value in os.environ.items() if not (key.startswith("MAKE") or key in given)}
     return subprocess.run(
         ["make", *here, *arguments], cwd=project, env=environment, capture_output=True, text=True, check=check
     )

@@ -157,4 +157,6 @@ def test_sizes_that_are_known_only_at_run_time_leave_no_plan_and_do_not_stop_an_
     )
     with pytest.raises(UnknownSizeError, match="has no known size"):
         plan_arena(model)
-    assert "has no known size" in shipping._arena(model)["unknown"]
+    plan, reason = shipping._arena(model)
+    assert plan is None
+    assert "has no known size" in reason
