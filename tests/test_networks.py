@@ -31,6 +31,24 @@ def test_a_network_that_works_is_counted_and_proven(networks, tmp_path):
     assert 0 <= row["largest_error"] < 1e-5
 
 
+def test_batch_norms_take_the_statistics_of_the_data_and_relief_finds_more_than_biases(networks, tmp_path):
+    torch.manual_seed(0)
+    model = networks.YoloLike().eval()
+    batches = [3 * torch.randn(8, 3, 64, 64) + 2 for _ in range(3)]
+    networks.take_statistics(model, batches)
+    conv, norm = model.stem[0][0], model.stem[0][1]
+    with torch.no_grad():
+        outputs = [conv(batch) for batch in batches]
+    expected = torch.stack([output.mean((0, 2, 3)) for output in outputs]).mean(0)
+    torch.testing.assert_close(norm.running_mean, expected)
+    assert norm.momentum == nn.BatchNorm2d(1).momentum
+    assert not any(module.training for module in model.modules())
+    (yolo,) = [network for network in networks.NETWORKS if network.name == "YOLO-like, raw"]
+    row = networks.tried(yolo, tmp_path)
+    assert row["outcome"] == "works"
+    assert row["kept"] > 0.05
+
+
 def test_a_network_that_is_refused_says_why_in_one_sentence(networks, tmp_path):
     class Stubborn(nn.Module):
         def __init__(self):
