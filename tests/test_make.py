@@ -25,13 +25,16 @@ def project(tmp_path):
     return tmp_path
 
 
+def own_environment() -> dict[str, str]:
+    """Return the environment without an outer make's: what that was given would win over the project's Makefile."""
+    given = {"STAMP", "BIN", "VENV", "BUILD", "JOBS"}
+    return {key: value for key, value in os.environ.items() if not (key.startswith("MAKE") or key in given)}
+
+
 def make(project: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     here = [f"BIN={Path(sys.executable).parent}", "STAMP=", f"SETTINGS={SETTINGS}"]
-    # What the outer make was given on its command line would win over the project's Makefile, too.
-    given = {"STAMP", "BIN", "VENV", "BUILD", "JOBS"}
-    environment = {key: value for key, value in os.environ.items() if not (key.startswith("MAKE") or key in given)}
     return subprocess.run(
-        ["make", *here, *arguments], cwd=project, env=environment, capture_output=True, text=True, check=check
+        ["make", *here, *arguments], cwd=project, env=own_environment(), capture_output=True, text=True, check=check
     )
 
 
@@ -102,9 +105,8 @@ def test_help_names_the_two_commands(project):
 
 
 def test_venv_is_made_once_from_the_constraints():
-    plan = subprocess.run(
-        ["make", "-n", "-B", "VENV=/nowhere/.venv", "venv"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    command = ["make", "-n", "-B", "VENV=/nowhere/.venv", "venv"]
+    plan = subprocess.run(command, cwd=ROOT, env=own_environment(), capture_output=True, text=True, check=True).stdout
     assert "/nowhere/.venv/bin/python -m pip install" in plan
     assert "-c pipelines/constraints.txt -e '.[torch,test]'" in plan
 
