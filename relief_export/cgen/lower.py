@@ -50,7 +50,7 @@ from relief_export.graph.prepare import (
 from relief_export.graph.shrink import shrink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -677,12 +677,23 @@ def _applied(
     if found.lazy is not None and sole:
         base, first, chain = found.lazy
         return _Value(None, lazy=(base, first, (*chain, *ops)))
-    if found.owner is not None and sole:
+    if found.owner is not None and sole and _takes(found, ops):
         found.owner.chain += ops
         return found
     if len(ops) == 1 and (masked := _masked(low, value, ops[0])) is not None:
         return _Value(masked)
     return _Value(None, lazy=(value, node, ops))
+
+
+def _takes(value: _Value, ops: Iterable[Op]) -> bool:
+    """Return whether the step that wrote ``value`` has its channels, where an operation has a number for each.
+
+    A softmax or a reduction lays its result out by what it computes along, so that six channels may be one row of six.
+    """
+    owner = value.owner
+    assert owner is not None  # noqa: S101  asked of values that a step wrote
+    each = any(one.scale is not None for op in ops for one in (op, *op.inner))
+    return not each or (value.view is not None and owner.out.channels == _geometry(value.view.shape)[0])
 
 
 def _masked(low: _Lowering, value: ir.Value, op: Op) -> View | None:

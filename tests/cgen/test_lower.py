@@ -88,10 +88,24 @@ CASES = {  # graph, steps
         "g (float[n, 4, 6] x) => (float[n, 4, 4] y) { t = MatMul(x, m) y = Add(t, col) }",
         ["Move", "Convolution", "Move+Affine"],
     ),
+    # Their results are laid out by what they compute along, not by channels.
+    "a softmax is one row": (
+        "g (float[n, 4] x) => (float[n, 4] y) { t = Softmax(x) y = Mul(t, classes) }",
+        ["Softmax", "Move+Affine"],
+    ),
+    "a softmax along the channels of single pixels": (
+        "g (float[n, 4, 1, 1] x) => (float[n, 4, 1, 1] y) { t = Softmax<axis=1>(x) y = PRelu(t, slopes) }",
+        ["Softmax", "Move+PRelu"],
+    ),
+    "a reduction of rows": (
+        "g (float[n, 4, 6, 6] x) => (float[n, 4, 6] y) { r = ReduceMean<keepdims=0>(x, rows) y = Mul(r, col) }",
+        ["Move", "Reduce", "Move+Affine"],
+    ),
 }  # fmt: skip
 ARRAYS = CONV | {
     "zero": np.array([0, 0]), "six": np.array([6, 6]), "axes": np.array([2, 3]), "two": np.array([2, 2]),
     "halves": np.array([0, 2, 2, 6, 6]), "whole": np.array([0, 4, 6, 6]), "m": normal(6, 4), "col": normal(4, 1),
+    "classes": normal(4), "slopes": normal(4, 1, 1), "rows": np.array([3]),
 }  # fmt: skip
 
 
