@@ -531,7 +531,7 @@ class _Generator:
                 function.take("int zero", self.quantisation.own(step)[1])
                 function.take("int low", low)
                 function.take("int high", high)
-                function.lines.append(f"{target} = requantise(v + bias_o, multiplier_o, shift_o, zero, low, high);")
+                function.lines.append(f"{target} = requantise(v + bias_o, scale_o, zero, low, high);")
                 self._support("requantise", _render("requantise.c", type=self.element))
             # Pools and moves keep the scale of what they read, so there is nothing to requantise.
             elif (low, high) == self.quantisation.bounds:
@@ -657,9 +657,12 @@ class _Generator:
                 self._support("stage", staged)
                 self.calls.append(f"    stage({arguments});")
             return
-        scale, zero = self.quantisation.maps[m.start]
-        low, high = (_literal(bound - zero) for bound in self.quantisation.bounds)
-        rounded = _render("quantise.c", type=self.element, scale=_literal(scale), zero=zero, low=low, high=high)
+        given, last = self.quantisation.maps[m.start], self._output_map()
+        left = self.quantisation.maps[last.start] if last else given  # one of several maps is refused below
+        low, high = self.quantisation.bounds
+        rounded = _render(
+            "quantise.c", type=self.element, low=low, high=high, input=_Numbers(*given), output=_Numbers(*left)
+        )
         self._support("quantise", f"#ifndef {upper}_QUANTIZED_IO\n{rounded}#endif\n")
         integers = [f"    stage({arguments});"] if self.staged else [f"    const {self.element} *const in = input;"]
         if self.staged:
@@ -676,13 +679,11 @@ class _Generator:
             places = self.address(self.plan.output.ravel())
             if not np.array_equal(places, _run(places)):
                 raise UnsupportedModelError("the output is no run of one map: q8 takes networks that end in a layer")
-            scale, zero = self.quantisation.maps[target.start]
             self.calls += [
                 f"\n#ifdef {self.name.upper()}_QUANTIZED_IO",
                 f"    memcpy(output, arena + {places[0]}, {size});",
                 "#else",
-                f"    for (int i = 0; i < {size}; i++)",
-                f"        output[i] = (float)(arena[{places[0]} + i] - {_parenthesised(zero)}) * {_literal(scale)};",
+                f"    expand(arena + {places[0]}, output, {size});",
                 "#endif",
             ]
             return
@@ -791,8 +792,7 @@ class _Generator:
             if step.kind == "sum":
                 self._refuse(step, "q8 has no sums of planes, only means")
             multiplier, shift, bias = self.quantisation.mean(step, self.plan.maps[self._sources(step.source)[0]])
-            function.take("uint32_t multiplier_o", multiplier)
-            function.take("uint8_t shift_o", shift)
+            function.take("uint32_t scale_o", multiplier | shift << 24)
             function.take("int32_t bias_o", bias)
         self._finish(function, step)
         name = self._instance(
@@ -1024,15 +1024,15 @@ class _Generator:
         function.take(f"const {_STORED[self.code]} *values", self.tables.add(f"values_{stem}", stored))
         if self.quantisation:
             multiplier, shift = self.quantisation.requantisation(step)
+            # A multiplier has 24 bits, so its shift fits on top of it.
+            scales = multiplier | shift.astype(np.uint32) << 24
             function.take("const int32_t *biases", self.tables.add(f"biases_{stem}", bias.astype(np.int32)))
-            function.take("const uint32_t *multipliers", self.tables.add(f"multipliers_{stem}", multiplier))
-            function.take("const uint8_t *shifts", self.tables.add(f"shifts_{stem}", shift))
+            function.take("const uint32_t *scales", self.tables.add(f"scales_{stem}", scales))
             function.channel += [
                 "const int32_t bias_o = ROM_INT32(biases + o);",
-                "const uint32_t multiplier_o = ROM_UINT32(multipliers + o);",
-                "const uint8_t shift_o = ROM_UINT8(shifts + o);",
+                "const uint32_t scale_o = ROM_UINT32(scales + o);",
             ]
-            return stored.nbytes + 9 * len(weight)
+            return stored.nbytes + 8 * len(weight)
         function.take("const float *biases", self.tables.add(f"biases_{stem}", bias.astype(np.float32)))
         function.channel.append("const float bias_o = ROM_FLOAT(biases + o);")
         function.lines.append("v = v * scale_o + bias_o;" if self.code == "int8" else "v += bias_o;")
@@ -1136,6 +1136,22 @@ _EMITTERS: dict[type[Step], Callable[[_Generator, Any], None]] = {
     Move: _Generator.emit_move,
     Constant: _Generator.emit_constant,
 }
+
+
+class _Numbers:
+    """How floats and integers of one map belong together, as C: scale * (q - zero).
+
+    Raises:
+        UnsupportedModelError: The scale is far from that of any data.
+    """
+
+    def __init__(self, scale: float, zero: int) -> None:
+        fraction, exponent = math.frexp(np.float32(scale))
+        self.scale, self.zero, self.parenthesised = _literal(scale), zero, _parenthesised(zero)
+        # scale = multiplier / 2^shift, exactly, for a float has 24 bits
+        self.multiplier, self.shift = int(math.ldexp(fraction, 24)), 24 - exponent
+        if not -90 < self.shift < 140:  # a float of one step has an exponent to spare
+            raise UnsupportedModelError(f"the model has an input or output of the scale {scale:g}: quantise it again")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ RELIEF_C_FUZZ=500 takes more random networks for each code of values.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
+import re
 import subprocess
 from dataclasses import replace
 from functools import partial
@@ -84,11 +86,12 @@ def test_codes_keep_the_connections_and_few_values(code):
 
 def test_rounding_is_that_of_float_arithmetic(tmp_path):
     """Sums of all sizes times scales of all sizes, many of them next to a half."""
-    text = mcu.render("mcu/requantise.c", type="int8_t")
+    text = mcu.render("mcu/shorten.c") + mcu.render("mcu/requantise.c", type="int8_t")
     (tmp_path / "r.c").write_text(
         "#include <stdint.h>\n" + text + "void many_run(const int32_t *sums, int8_t *out, const void *more)\n"
         "{\n    const uint32_t *m = (const uint32_t *)more;\n    const uint8_t *s = (const uint8_t *)(m + 100000);\n"
-        "    for (int i = 0; i < 100000; i++)\n        out[i] = requantise(sums[i], m[i], s[i], 3, -128, 127);\n}\n"
+        "    for (int i = 0; i < 100000; i++)\n"
+        "        out[i] = requantise(sums[i], m[i] | (uint32_t)s[i] << 24, 3, -128, 127);\n}\n"
     )
     target = tmp_path / "r.so"
     COMPILER.build([tmp_path / "r.c"], target, (*STRICT, "-fsanitize=undefined", "-fno-sanitize-recover=all"))
@@ -112,6 +115,49 @@ def test_rounding_is_that_of_float_arithmetic(tmp_path):
         assert np.array_equal(found, np.clip(np.rint(product).astype(np.int64) + 3, -128, 127))
     with pytest.raises(UnsupportedModelError, match="a scale of 4096"):
         fixed_point(np.array([4096], np.float32))
+
+
+@pytest.mark.parametrize("flags", [(), ("-DWITHOUT_FPU",)], ids=["floats", "integers"])
+@pytest.mark.parametrize("kind", ["int8_t", "uint8_t"])
+def test_floats_become_integers_and_back_as_in_float_arithmetic(kind, flags, tmp_path):
+    """Floats of all sizes, and all around each half, for scales of all sizes and those next to powers of two."""
+    low, high = (-128, 127) if kind == "int8_t" else (0, 255)
+    rng = np.random.default_rng(2)
+    scales = np.exp2(rng.uniform(-90, 80, 40)).astype(np.float32).tolist() + rng.uniform(0.001, 1, 40).tolist()
+    scales += [1.0, 2.0**-7, float(np.nextafter(np.float32(1), np.float32(2))), float(np.float32(1) - 2.0**-24)]
+    numbers = np.arange(256) + low
+    names, text = [], "#include <stddef.h>\n#include <stdint.h>\n#include <string.h>\n"
+    text += mcu.render("mcu/shorten.c")
+    values = {"type": kind, "low": low, "high": high}
+    for k, scale in enumerate(scales):
+        zero = int(rng.integers(low, high + 1))
+        both = mcu._Numbers(scale, zero)
+        made = mcu.render("mcu/quantise.c", input=both, output=both, **values)
+        names.append((f"f{k}_run", np.float32(scale), zero))
+        for function in ("quantised", "expanded", "quantise", "expand"):
+            made = re.sub(rf"\b{function}\(", f"{function}_{k}(", made)
+        text += f"{made}void f{k}_run(const float *in, {kind} *out, void *back)\n{{\n"
+        text += f"    {kind} all[256];\n    for (int i = 0; i < 256; i++)\n        all[i] = ({kind})(i + {low});\n"
+        text += f"    quantise_{k}(in, out, 1, 1, 40000, 0, 0);\n    expand_{k}(all, (float *)back, 256);\n}}\n"
+    (tmp_path / "f.c").write_text(text)
+    sanitizer = ("-fsanitize=undefined", "-fno-sanitize-recover=all")
+    COMPILER.build([tmp_path / "f.c"], tmp_path / "f.so", (*STRICT, *sanitizer, *flags))
+    library = ctypes.CDLL(str(tmp_path / "f.so"))
+    for name, scale, zero in names:
+        halves = (rng.integers(-520, 521, 20_000) / 2).astype(np.float32) * scale
+        near = (halves.view(np.int32) + rng.integers(-3, 4, halves.size, np.int32)).view(np.float32)
+        wide = rng.normal(size=20_000) * np.exp2(rng.uniform(-20, 12, 20_000)) * float(scale)
+        x = np.concatenate([near, wide.astype(np.float32)])
+        x[:8] = [0, -0.0, 1e-45, -1e-45, np.inf, -np.inf, 3e38, -3e38]
+        found, back = np.zeros(x.size, kind.removesuffix("_t")), np.zeros(256, np.float32)
+        getattr(library, name)(*(ctypes.c_void_p(a.ctypes.data) for a in (x, found, back)))
+        with np.errstate(over="ignore"):
+            quotient = np.nan_to_num(np.clip(x / scale, -1000, 1000))
+        expected = np.clip(np.rint(quotient).astype(np.int64) + zero, low, high)
+        assert np.array_equal(found[~np.isnan(x)], expected[~np.isnan(x)]), name
+        assert np.array_equal(back, (numbers - zero).astype(np.float32) * scale)
+    with pytest.raises(UnsupportedModelError, match="an input or output of the scale"):
+        mcu._Numbers(1e-40, 0)
 
 
 def random_chain(seed):
@@ -208,12 +254,14 @@ def check_integers(folder, name, model, x, flags=()):
     sizes = x[0].size, expected[0].size
     upper = name.upper()
     quantized_io = f"-D{upper}_QUANTIZED_IO", "-DNET_PLAIN_C"
-    for define, arena in ((), program.arena), (quantized_io, program.arena_quantised):
+    # Floats with the instructions for them, floats without, integers.
+    arenas = {(): program.arena, ("-DNET_PLAIN_C",): program.arena, quantized_io: program.arena_quantised}
+    for define, arena in arenas.items():
         target = folder / f"{len(define)}.so"
         COMPILER.build([folder / f"{name}.c"], target, (*STRICT, *flags, *define))
         library = Library(target, name, sizes, arena)
         library._memory[:] = 0x55
-        if not define:
+        if define != quantized_io:
             assert np.array_equal(library.run(x), expected.reshape(len(x), -1)), name
             continue
         scale, zero = integers.maps[plan.maps[0].start]

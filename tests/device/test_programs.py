@@ -47,7 +47,8 @@ def test_every_bit_is_the_same_on_every_processor(core, integers):
     found = measure(folder, target=core, defines=("NET_QUANTIZED_IO",))
     assert found.data == found.bss == 0  # nothing is kept between calls, and tables are in the flash
     assert not found.stack_doubts
-    assert ran.stack_bytes <= found.stack <= ran.stack_bytes + 8
+    # The lowest words of the deepest frame may be padding, which nothing writes: RISC-V's frames are multiples of 16.
+    assert ran.stack_bytes <= found.stack <= ran.stack_bytes + (12 if core == "rv32imc" else 8)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -29,6 +29,12 @@
 #define ROM_FLOAT(at) (*(at))
 #endif
 
+{% if quantised %}
+#if defined(__SOFTFP__) || defined(__riscv_float_abi_soft) || defined(__AVR__) || defined(NET_PLAIN_C)
+#define WITHOUT_FPU
+#endif
+
+{% endif %}
 /* Layers stay functions of their own: inlined into one, all their variables would be on the stack at once. */
 {% if quantised %}
 #ifdef __AVR__ /* optimised for size, the compiler calls a function for each product: 2.5 times as many cycles in all */
@@ -59,6 +65,10 @@
 #define ROM_NIBBLE(table, n) (ROM_UINT8((table) + ((n) >> 1)) >> (((n) & 1) * 4) & 15)
 {% endif %}
 
+{% if quantised %}
+{% include "mcu/shorten.c" %}
+
+{% endif %}
 {% for kernel in kernels %}
 {{ kernel }}
 {% endfor %}

@@ -1,19 +1,13 @@
-/* Nearest integer to sum * multiplier / 2^shift, plus zero, from low to high. Every bit is what float arithmetic gives with
-   the scale multiplier / 2^shift: sum and product are each rounded to 24 bits first, and halves go to the even neighbour. */
-static {{ type }} requantise(int32_t sum, uint32_t multiplier, uint8_t shift, int zero, int low, int high)
+/* Nearest integer to sum * multiplier / 2^shift, plus zero, from low to high; a scale has the shift in its upper 8 bits and
+   the multiplier below. Every bit is what float arithmetic gives with multiplier / 2^shift: sum and product are each rounded
+   to 24 bits first, and halves go to the even neighbour. */
+static {{ type }} requantise(int32_t sum, uint32_t scale, int zero, int low, int high)
 {
+    const uint32_t multiplier = scale & 0xFFFFFF;
+    uint8_t shift = (uint8_t)(scale >> 24);
     uint32_t size = sum < 0 ? -(uint32_t)sum : (uint32_t)sum, whole = 0;
-    uint8_t drop = 0;
 
-    while (size >> drop >> 24)
-        drop++;
-    if (drop) { /* the sum has more bits than a float */
-        const uint32_t rest = size & (((uint32_t)1 << drop) - 1), half = (uint32_t)1 << (drop - 1);
-        size >>= drop;
-        if (rest > half || (rest == half && (size & 1)))
-            size++;
-        shift -= drop; /* if that was a carry into bit 24, the product below still fits */
-    }
+    shift -= shorten(&size); /* if that carried into bit 24, the product below still fits */
     if (shift < 25) { /* a scale of 1/2 and more */
         if (size >= 4096)
             whole = 1024; /* far outside */
