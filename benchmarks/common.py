@@ -72,7 +72,8 @@ class Benchmark:
     Attributes:
         name: The module's name, and that of benchmarks/results/NAME.json.
         question: One sentence that the table answers.
-        run: Measures and returns the rows, plain JSON data.
+        run: Measures and returns the rows, plain JSON data. One that takes long gives an iterator over the table as
+            it grows instead: all rows, those without an answer yet included, after each step.
         columns: What docs/results.md shows of a row, in this order.
         seeds: Every seed that the measured inputs depend on.
         note: What a reader must know to read the numbers: the conventions, what was held fixed.
@@ -81,31 +82,35 @@ class Benchmark:
 
     name: str
     question: str
-    run: Callable[[], list[Row]]
+    run: Callable[[], list[Row] | Iterator[list[Row]]]
     columns: tuple[Column, ...]
     seeds: tuple[int, ...] = (0,)
     note: str = ""
     own_page: bool = False
 
     def write(self, folder: Path = RESULTS) -> Path:
-        """Run it and write ``folder/NAME.json`` atomically, the machine in each row; return the path."""
+        """Run it and write ``folder/NAME.json`` atomically, the machine in each row; return the path.
+
+        A table that grows is written after each step, so that who stops it, or what kills it, loses the step in hand.
+        """
         started = time.perf_counter()
-        # A row that an earlier run left has its machine.
-        rows = [{"machine": records.machine()} | row for row in self.run()]
         path = folder / f"{self.name}.json"
-        content = {
-            "benchmark": self.name,
-            "question": self.question,
-            "note": self.note,
-            "command": f"python -m benchmarks {self.name}",
-            "seeds": list(self.seeds),
-            "seconds": round(time.perf_counter() - started, 1),
-            "versions": records.versions(),
-            "own_page": self.own_page,
-            "columns": [asdict(column) for column in self.columns],
-            "rows": rows,
-        }
-        records.write_json(path, content)
+        answer = self.run()
+        for rows in [answer] if isinstance(answer, list) else answer:
+            content = {
+                "benchmark": self.name,
+                "question": self.question,
+                "note": self.note,
+                "command": f"python -m benchmarks {self.name}",
+                "seeds": list(self.seeds),
+                "seconds": round(time.perf_counter() - started, 1),
+                "versions": records.versions(),
+                "own_page": self.own_page,
+                "columns": [asdict(column) for column in self.columns],
+                # A row that an earlier run left has its machine.
+                "rows": [{"machine": records.machine()} | row for row in rows],
+            }
+            records.write_json(path, content)
         return path
 
 

@@ -4,7 +4,8 @@ Every network is built small, with random weights, and given random data: the qu
 captured, shrunk and proven, not how well it does. Each has a process and a time limit of its own, smallest first.
 
 RELIEF_NETWORKS_MINUTES bounds the whole: what is not reached then stands in the table as not tried, and
-RELIEF_NETWORKS=rest tries only that, keeping the rows that are there.
+RELIEF_NETWORKS=rest tries only that, keeping the rows that are there. The record is written after each network, so
+that the same goes for a run that was stopped.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ import relief_export as rx
 from benchmarks.common import RESULTS, Benchmark, Column, Row
 from relief_export.calling import run_batch
 from relief_export.errors import MissingExtraError, ReliefError
-from relief_export.records import read_json
+from relief_export.records import machine, read_json
 from relief_export.training.vision import import_torchvision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
 
 SEED = 0
@@ -184,6 +185,33 @@ def _timm(name: str, size: int = 64, **settings: Any) -> Network:  # noqa: ANN40
     return Network(f"timm {name}", "timm", build, pictures(size))
 
 
+def _timm_class(name: str, module: str, build: Callable[[Any], nn.Module], size: int = 32) -> Network:
+    """Return a network whose size timm's create_model does not let one choose, from the module of its class."""
+
+    def built() -> nn.Module:
+        import_torchvision()
+        return build(importlib.import_module(f"timm.models.{module}"))
+
+    return Network(f"timm {name}", "timm", built, pictures(size))
+
+
+_MIXER = {"num_classes": CLASSES, "img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 48}
+
+
+def _poolformer(metaformer: Any) -> nn.Module:  # noqa: ANN401  timm's module
+    return metaformer.MetaFormer(  # type: ignore[no-any-return]
+        depths=(1, 1, 1, 1), dims=(16, 32, 48, 64), num_classes=CLASSES, downsample_norm=None, mlp_act=nn.GELU,
+        mlp_bias=True, norm_layers=metaformer.GroupNorm1, layer_scale_init_values=1e-5, res_scale_init_values=None,
+        use_mlp_head=False,
+    )  # fmt: skip
+
+
+def _resmlp(mixers: Any) -> nn.Module:  # noqa: ANN401  timm's module
+    return mixers.MlpMixer(  # type: ignore[no-any-return]
+        mlp_ratio=4, block_layer=mixers.ResBlock, norm_layer=mixers.Affine, **_MIXER
+    )
+
+
 def _torchvision(name: str, size: int = 64, *, family: str = "", **settings: Any) -> Network:  # noqa: ANN401
     def build() -> nn.Module:
         models = import_torchvision().models
@@ -263,6 +291,9 @@ NETWORKS = (
     _timm("convnext_atto", depths=(1, 1, 1, 1), dims=(16, 32, 48, 64)),
     _timm("swin_tiny_patch4_window7_224", 64, img_size=64, window_size=2, embed_dim=24, depths=(2, 1, 1, 1),
           num_heads=(1, 2, 4, 8)),
+    _timm_class("poolformer_s12", "metaformer", _poolformer, 64),
+    _timm_class("mixer_s32_224", "mlp_mixer", lambda mixers: mixers.MlpMixer(**_MIXER)),
+    _timm_class("resmlp_12_224", "mlp_mixer", _resmlp),
     _timm("mobilenetv3_small_050"),
     _timm("lcnet_050"),
     _timm("tinynet_e"),
@@ -290,7 +321,6 @@ NETWORKS = (
     _timm("hrnet_w18_small"),
     _timm("cs3darknet_focus_s"),
     _timm("resnext26ts"),
-    _timm("poolformer_s12"),
     _timm("coatnet_pico_rw_224", 64, img_size=64),
     _torchvision("regnet_y_400mf", num_classes=CLASSES),
     _torchvision("efficientnet_b0", num_classes=CLASSES),
@@ -306,6 +336,18 @@ NETWORKS = (
 def _keep(network: nn.Module, masks: Any) -> None:  # noqa: ANN401  relief's masks
     """Stand for a retraining, which would say nothing on random data."""
     masks.apply_(network)
+
+
+def draw_zeros(network: nn.Module) -> None:
+    """Give each layer that its library starts at zero the weights that PyTorch starts it with.
+
+    The last norm of a residual branch and some heads start at zero: until a training changes them the branch, or all
+    that the head reads, computes nothing, and relief rightly removes it.
+    """
+    for module in network.modules():
+        weight, reset = getattr(module, "weight", None), getattr(module, "reset_parameters", None)
+        if isinstance(weight, nn.Parameter) and callable(reset) and not weight.any():
+            reset()
 
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -341,6 +383,7 @@ def tried(network: Network, folder: Path) -> Row:
         model = network.build().eval()
         row["parameters"] = sum(parameter.numel() for parameter in model.parameters())
         batches = [network.batch() for _ in range(BATCHES)]
+        draw_zeros(model)
         take_statistics(model, batches)
         row["step"] = "relieve"
         found = rx.relieve(model, batches, iterations=1, retrain=_keep, evaluate=lambda _: 1.0, seed=SEED)
@@ -366,6 +409,9 @@ def tried(network: Network, folder: Path) -> Row:
 
 
 def _child(network: Network, answers: Connection) -> None:
+    # Where memory runs out it is this process that goes, not the table.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     with tempfile.TemporaryDirectory() as scratch:
         # The exporter's progress is no part of the table.
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
@@ -402,6 +448,15 @@ _OVER = "not tried: the time was over"
 _UNANSWERED = ("not tried", "not done")
 
 
+def _unanswered(network: Network) -> Row:
+    return {
+        "network": network.name,
+        "package": network.package,
+        "version": _version(network.package),
+        "outcome": _OVER,
+    }
+
+
 def _kept() -> dict[str, Row]:
     """Return the rows of the record that have an answer, where only the rest is asked for."""
     path = RESULTS / "networks.json"
@@ -419,29 +474,25 @@ def _import_all() -> None:
             importlib.import_module(name)
 
 
-def run() -> list[Row]:
-    """Return one row for each network."""
+def run() -> Iterator[list[Row]]:
+    """Yield one row for each network, after each that was tried; those still to come are not tried."""
     torch.set_num_threads(1)  # a fork of a pool of threads hangs
     end = time.monotonic() + 60 * float(os.environ.get("RELIEF_NETWORKS_MINUTES", "120"))
     if time.monotonic() < end:
         _import_all()
-    rows = []
     kept = _kept()
+    rows = {network.name: kept.get(network.name, _unanswered(network)) for network in NETWORKS}
+    yield list(rows.values())
     for network in NETWORKS:
-        if network.name in kept:
-            rows.append(kept[network.name])
-            continue
         left = end - time.monotonic()
-        row: Row = {"network": network.name, "package": network.package, "version": _version(network.package)}
-        if left <= 0:
+        if network.name in kept or left <= 0:
+            continue
+        row = _unanswered(network) | _row(network, min(LIMIT, left))
+        if left < LIMIT and row["outcome"].startswith("not done"):
             row["outcome"] = _OVER
-        else:
-            row |= _row(network, min(LIMIT, left))
-            if left < LIMIT and row["outcome"].startswith("not done"):
-                row["outcome"] = _OVER
         print(network.name, row.get("step"), row["outcome"], row.get("seconds"), file=sys.stderr, flush=True)
-        rows.append(row)
-    return rows
+        rows[network.name] = {"machine": machine()} | row
+        yield list(rows.values())
 
 
 BENCHMARK = Benchmark(
@@ -459,12 +510,13 @@ BENCHMARK = Benchmark(
     ),
     seeds=(SEED,),
     note=(
-        "Small forms with random weights, batch norms with the statistics of the data, 24 random samples, one "
-        "iteration without retraining, then the formats dense and packed, then validation in ONNX Runtime against the "
-        "pruned network; the outcome is *works* or the sentence that was given. Kept is the share of mask entries. The "
-        "largest error is relative to the largest output, over files and sessions. Seconds are processor time of the "
-        "whole, one thread. With RELIEF_NETWORKS=rest the command tries what has no answer yet; the duration below is "
-        "that of the last such part."
+        "Small forms with random weights, also where a library starts at zero, batch norms with the statistics of the "
+        "data, 24 random samples, one iteration without retraining, then the formats dense and packed, then validation "
+        "in ONNX Runtime against the pruned network; the outcome is *works* or the sentence that was given. Kept is "
+        "the share of mask entries. The largest error is relative to the largest output, over files and sessions. "
+        "Seconds are processor time of the whole, one thread. The record is written after each network; with "
+        "RELIEF_NETWORKS=rest the command tries what has no answer yet, and the duration below is that of the last "
+        "part."
     ),
     own_page=True,
 )

@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,23 @@ def test_batch_norms_take_the_statistics_of_the_data_and_relief_finds_more_than_
     assert row["kept"] > 0.05
 
 
+def test_layers_that_start_at_zero_are_drawn_and_no_others(networks, tmp_path):
+    def built():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))
+        nn.init.zeros_(model[1].weight)
+        nn.init.zeros_(model[4].weight)
+        return model
+
+    model, before = built(), built()
+    networks.draw_zeros(model)
+    assert torch.equal(model[0].weight, before[0].weight)
+    assert model[1].weight.eq(1).all()
+    assert model[4].weight.all()
+    row = networks.tried(networks.Network("a network", "torch", built, lambda: torch.randn(8, 3, 8, 8)), tmp_path)
+    assert row["outcome"] == "works"
+
+
 def test_a_network_that_is_refused_says_why_in_one_sentence(networks, tmp_path):
     class Stubborn(nn.Module):
         def __init__(self):
@@ -80,14 +100,14 @@ def test_the_rest_is_tried_where_the_time_was_over(networks, tmp_path, monkeypat
     monkeypatch.setattr(networks, "RESULTS", tmp_path)
     monkeypatch.setattr(networks, "_import_all", lambda: None)
     monkeypatch.setenv("RELIEF_NETWORKS_MINUTES", "0")
-    rows = networks.run()
+    (rows,) = networks.run()
     assert [row["outcome"] for row in rows] == ["not tried: the time was over"] * 3
     rows[1]["outcome"] = "works"
     (tmp_path / "networks.json").write_text(json.dumps({"rows": rows}))
     monkeypatch.setenv("RELIEF_NETWORKS", "rest")
     monkeypatch.setenv("RELIEF_NETWORKS_MINUTES", "1")
     monkeypatch.setattr(networks, "_row", lambda network, _: {"outcome": f"tried {network.name}"})
-    tried = [row["outcome"] for row in networks.run()]
+    tried = [row["outcome"] for row in list(networks.run())[-1]]
     assert tried == [
         f"tried {rows[0]['network']}",
         "works",
@@ -95,14 +115,49 @@ def test_the_rest_is_tried_where_the_time_was_over(networks, tmp_path, monkeypat
     ]
 
 
+def test_who_stops_it_keeps_what_was_tried_and_the_rest_goes_on(networks, tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "NETWORKS", networks.NETWORKS[:3])
+    monkeypatch.setattr(networks, "RESULTS", tmp_path)
+    monkeypatch.setattr(networks, "_import_all", lambda: None)
+    names = [network.name for network in networks.NETWORKS]
+
+    def stopped(network, _):
+        if network.name == names[1]:
+            raise KeyboardInterrupt
+        return {"outcome": "works"}
+
+    monkeypatch.setattr(networks, "_row", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        networks.BENCHMARK.write(tmp_path)
+    record = tmp_path / "networks.json"
+    assert [row["outcome"] for row in json.loads(record.read_text())["rows"]] == [
+        "works",
+        "not tried: the time was over",
+        "not tried: the time was over",
+    ]
+    monkeypatch.setenv("RELIEF_NETWORKS", "rest")
+    monkeypatch.setattr(networks, "_row", lambda network, _: {"outcome": f"tried {network.name}"})
+    assert networks.BENCHMARK.write(tmp_path) == record
+    rows = json.loads(record.read_text())["rows"]
+    assert [row["outcome"] for row in rows] == ["works", f"tried {names[1]}", f"tried {names[2]}"]
+    assert all(row["machine"] for row in rows)
+
+
+def test_a_network_that_kills_its_process_is_one_row(networks):
+    killed = one(networks, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    assert networks._row(killed, 60.0) == {"outcome": "a fault: the process ended with -9"}
+    slow = one(networks, lambda: time.sleep(60))
+    assert networks._row(slow, 0.2) == {"outcome": "not done within 0 s"}
+
+
 def test_a_network_that_the_end_of_all_time_stopped_counts_as_not_tried(networks, monkeypatch):
     monkeypatch.setattr(networks, "NETWORKS", networks.NETWORKS[:1])
     monkeypatch.setattr(networks, "_import_all", lambda: None)
     monkeypatch.setattr(networks, "_row", lambda _, limit: {"outcome": f"not done within {limit:.0f} s"})
     monkeypatch.setenv("RELIEF_NETWORKS_MINUTES", "1")
-    assert networks.run()[0]["outcome"] == "not tried: the time was over"
+    assert list(networks.run())[-1][0]["outcome"] == "not tried: the time was over"
     monkeypatch.setenv("RELIEF_NETWORKS_MINUTES", "100")
-    assert networks.run()[0]["outcome"] == "not done within 300 s"
+    assert list(networks.run())[-1][0]["outcome"] == "not done within 300 s"
 
 
 def test_every_network_has_its_own_name(networks):
