@@ -111,6 +111,21 @@ def test_the_extras_that_pages_and_messages_name_exist():
     assert named <= set(project["optional-dependencies"])
 
 
+def test_the_oldest_versions_are_the_same_wherever_they_stand():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needs = dict(re.split(">=", need) for need in project["dependencies"] + project["optional-dependencies"]["torch"])
+    floors = (ROOT / "pipelines" / "floors.txt").read_text(encoding="utf-8")
+    pinned = dict(line.split("==") for line in floors.splitlines() if line and not line.startswith("#"))
+    assert set(pinned) == {re.split(">=", need)[0] for need in project["dependencies"]}
+    for name, version in pinned.items():
+        assert version == needs[name] or version.startswith(f"{needs[name]}."), name
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    stated = re.findall(r"(Python|onnx|onnxruntime|numpy|torch) (\d+(?:\.\d+)+)(?= or later|,| and| are)", page)
+    oldest = {"Python": project["requires-python"].removeprefix(">="), **needs}
+    assert {name for name, _ in stated} == {"Python", "onnx", "onnxruntime", "numpy", "torch"}
+    assert [(name, version) for name, version in stated if oldest[name] != version] == []
+
+
 def test_the_example_of_the_size_gate_is_the_file_to_copy():
     page = (ROOT / "docs" / "audit.md").read_text(encoding="utf-8")
     shown = re.search(r"```yaml\n# \.github/workflows/size-gate\.yml\n(.*?)```", page, re.DOTALL)[1]
