@@ -86,7 +86,7 @@ class TrainConfig(Checked):
     """One training: optimizer, and how its learning rate runs."""
 
     epochs: CountOrZero
-    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adam"
     lr: Positive = 1e-3
     """The highest learning rate of the training."""
     milestones: Milestones = ()
@@ -101,7 +101,7 @@ class TrainConfig(Checked):
     decay: Literal["all", "weights"] = "all"
     """What weight decay pulls at: everything, or only weights, not batch norm's terms and biases."""
     momentum: BelowOne = 0.9
-    """Of SGD; Adam does not use it."""
+    """Of SGD and RMSprop; Adam does not use it."""
     nesterov: bool = False
     """SGD with Nesterov's momentum."""
     label_smoothing: BelowOne = 0.0

@@ -335,6 +335,9 @@ def make_optimizer(model: nn.Module, config: TrainConfig, *, captured: bool = Fa
     if config.optimizer == "sgd":
         momentum, nesterov = config.momentum, config.nesterov
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=nesterov, fused=fused)
+    if config.optimizer == "rmsprop":
+        # It has no fused form. Momentum as in the training scripts of torchvision and timm; torch's own default is 0.
+        return torch.optim.RMSprop(groups, lr=rate, momentum=config.momentum, capturable=captured)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=rate, fused=fused, capturable=captured)
 

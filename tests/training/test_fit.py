@@ -55,6 +55,11 @@ PLAIN = {
             optimizer, 0.02, 9 * steps, pct_start=1.5 / 9, cycle_momentum=False
         ),
     ),
+    "rmsprop in steps": (
+        {"optimizer": "rmsprop", "milestones": (3, 6), "gamma": 0.5, "momentum": 0.5},
+        lambda model: torch.optim.RMSprop(model.parameters(), lr=0.02, momentum=0.5, weight_decay=0.01),
+        lambda optimizer, steps: SCHEDULES.MultiStepLR(optimizer, [3 * steps, 6 * steps], gamma=0.5),
+    ),
     "adamw along a cosine": (
         {"optimizer": "adamw", "schedule": "cosine", "label_smoothing": 0.1},
         lambda model: torch.optim.AdamW(model.parameters(), lr=0.02, weight_decay=0.01),
@@ -138,7 +143,7 @@ def test_the_same_seed_gives_the_same_bits_whatever_the_caller_drew(augment):
     assert not states_equal(first, trained(6, caller=1))
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop", "sgd"])
 def test_what_is_masked_is_exactly_zero_at_every_step(optimizer):
     model = build_model(ModelConfig("resnet20"), (1, 8, 8), 3, 0)
     names = ["conv1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.weight", "layer1.0.bn1.bias", "linear.weight"]
@@ -335,7 +340,9 @@ def test_the_same_seed_gives_the_same_bits_on_an_accelerator(precision):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
-@pytest.mark.parametrize(("optimizer", "precision"), [("sgd", "fp32"), ("adam", "bf16"), ("adamw", "fp32")])
+@pytest.mark.parametrize(
+    ("optimizer", "precision"), [("sgd", "fp32"), ("adam", "bf16"), ("adamw", "fp32"), ("rmsprop", "fp32")]
+)
 def test_a_captured_step_does_what_its_operations_do(optimizer, precision):
     model = build_model(ModelConfig("resnet20"), (1, 16, 16), 3, 0)
     masks = {"layer1.0.conv1.weight": torch.arange(16 * 16 * 9).view(16, 16, 3, 3) % 3 > 0}
