@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,7 @@ def shrink_file(
         InputError: ``source`` is absent, no ONNX model, or has a file that ``target`` would replace.
         UnsupportedModelError: The model has something the rewrite must not guess about.
     """
-    model = _read(source, target)
+    model, stored = _read(source, target)
     if dimensions:
         model = with_dimensions(model, dimensions)
     # Of the model as it was read, not as it was folded: the savings of both are shown.
@@ -63,8 +64,9 @@ def shrink_file(
     result = shrink(fold(model), strict=strict)
     del model  # a file is written from copies of the weights: those that were cut need not be there too
     after = cost(result.model, baseline=before)
+    gc.collect()  # what the analysis knew refers to itself in circles, and the runtime is about to need the room
     artifact = _write(result.model, source, target, "dense", formats.Options(verify=verify))
-    return Shrunk(result, before, after, _bytes(source), artifact)
+    return Shrunk(result, before, after, stored, artifact)
 
 
 def convert_file(
@@ -105,7 +107,7 @@ def convert_file(
         raise InputError(f"--layout arranges programs for microcontrollers: use --to c-mcu or leave it out with {kind}")
     if quantized_io and kind != "c-mcu-q8":
         raise InputError(f"--quantized-io is for --to c-mcu-q8: leave it out with {kind}")
-    model = _read(source, target)
+    model, _ = _read(source, target)
     options = formats.Options(
         calibration=calibration, verify=verify, program=program, onnxruntime=onnxruntime, dimensions=dimensions,
         quantized_io=quantized_io, layout=layout,
@@ -146,20 +148,23 @@ def _write(model: ir.Model, source: Path, target: Path, kind: str, options: form
     return replace(written, notes=(*written.notes, note))
 
 
-def _read(source: Path, target: Path) -> ir.Model:
+def _read(source: Path, target: Path) -> tuple[ir.Model, int]:
+    """Read a model that is to be written to ``target``; return the bytes of its files, too.
+
+    Raises:
+        InputError: ``source`` is absent or no model, or has a file that ``target`` would replace.
+    """
     # Weights are mapped from the source while the target, and where it is dense NAME.data, is written or removed. Its
     # files are looked for before it is read, which for a moment takes as much memory again.
-    for own in _files(source) if source.exists() else ():
+    files = _files(source) if source.exists() else []
+    for own in files:
         for written in (target, onnx_file.data_path(target)):
             if written.exists() and own.exists() and written.samefile(own):
                 what = "the input itself" if own == source else "the external data of the input"
                 raise InputError(f"{written} is {what}: write to another file")
-    return formats.read(source)
+    stored = sum(own.stat().st_size for own in files if own.is_file())
+    return formats.read(source), stored
 
 
 def _files(path: Path) -> list[Path]:
     return [path, *filter(Path.is_file, path.rglob("*"))] if path.is_dir() else onnx_file.files(path)
-
-
-def _bytes(path: Path) -> int:
-    return sum(file.stat().st_size for file in _files(path) if file.is_file())

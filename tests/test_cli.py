@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -470,10 +471,15 @@ def test_a_pipe_or_device_is_never_replaced(kind: str, capsys: pytest.CaptureFix
 def test_a_full_disk_is_named_with_the_target(
     kind: str, error: OSError, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    opened = Path.open
+
     def write(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(Path, "write_bytes", write)
+    def to_open(path: Path, mode: str = "r", *rest: Any, **more: Any) -> Any:
+        return opened(path, mode, *rest, **more) if "w" not in mode else write()
+
+    monkeypatch.setattr(Path, "open", to_open)
     monkeypatch.setattr(np, "save", write)
     before = sorted(Path().rglob("*"))
     assert run(["convert", "good.onnx", "out", "--to", kind]) == 2

@@ -29,6 +29,8 @@ from relief_export.formats.runtime import load
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from google.protobuf.message import Message
+
 Array: TypeAlias = np.ndarray[Any, Any]
 
 _OLDEST_IR = 4
@@ -38,6 +40,8 @@ MAX_ELEMENTS = 2**31
 _FREE_BYTES, _BYTES_PER_BYTE = 1 << 28, 1024
 _SMALL = 1024
 """Bytes of a tensor that is checked whole where the model has to be changed for the checker."""
+_STREAMED = 1 << 16
+"""Bytes of a tensor that is written without a copy."""
 _TYPE = "relief_export.type"
 """Key in ``ir.Value.meta`` of a type that onnx_ir has no word for, as a serialised ``TypeProto``."""
 _SIGN_BITS = {np.dtype(np.float16): np.uint16, np.dtype(np.float32): np.uint32, np.dtype(np.float64): np.uint64}
@@ -439,10 +443,8 @@ def save_model(model: ir.Model, path: Path, *, verify: bool, external_bytes: int
     """
     weights = sum(v.const_value.nbytes for v in _initializers(model) if v.const_value is not None)
     if weights <= external_bytes:
-        with _one_file(path) as temporary:
-            _write_proto(to_proto(model), temporary, path)
-            if verify:
-                _verify(temporary, path)
+        with _one_file(path, verify=verify) as temporary:
+            _write_streamed(model, temporary, path)
         return (path,)
     with atomic_files(path, data_path(path).name) as (temporary, data):
         ir.external_data.unload_from_model(model, temporary.parent, data.name, size_threshold_bytes=256)
@@ -463,19 +465,19 @@ def save_proto(proto: onnx.ModelProto, path: Path, *, verify: bool = False) -> N
     Raises:
         UnsupportedModelError: It is too large for one file, or ONNX Runtime refuses it; what was there is left alone.
     """
-    with _one_file(path) as temporary:
+    with _one_file(path, verify=verify) as temporary:
         _write_proto(proto, temporary, path)
-        if verify:
-            _verify(temporary, path)
 
 
 @contextmanager
-def _one_file(path: Path) -> Iterator[Path]:
+def _one_file(path: Path, *, verify: bool) -> Iterator[Path]:
     """Yield a temporary path for a model without external data, and remove that of the model that was at ``path``."""
     # Only what the old model itself refers to is removed: a file of that name may be somebody else's.
     stale = path.is_file() and data_path(path).exists() and data_path(path) in files(path)
     with atomic_files(path) as (temporary,):
         yield temporary
+        if verify:
+            _verify(temporary, path)
     if stale:
         data_path(path).unlink(missing_ok=True)
 
@@ -494,12 +496,93 @@ def _needed_ir(proto: onnx.ModelProto) -> int:
 
 def _write_proto(proto: onnx.ModelProto, temporary: Path, path: Path) -> None:
     """Write ``proto`` without metadata to ``temporary``, which messages call ``path``."""
-    strip(proto)
-    proto.ir_version = _needed_ir(proto)
-    if proto.ByteSize() >= 1 << 31:
-        raise UnsupportedModelError(f"{path} would exceed the 2 GiB of a protobuf file: use format dense or csr")
+    _finish(proto)
+    _check_size(proto.ByteSize(), path)
     # The same model must give the same bytes, since manifests hold their hash.
     temporary.write_bytes(proto.SerializeToString(deterministic=True))
+
+
+def _finish(proto: onnx.ModelProto) -> None:
+    """Leave in ``proto`` what a file holds, in place."""
+    strip(proto)
+    proto.ir_version = _needed_ir(proto)
+
+
+def _check_size(size: int, path: Path) -> None:
+    if size >= 1 << 31:
+        raise UnsupportedModelError(f"{path} would exceed the 2 GiB of a protobuf file: use format dense or csr")
+
+
+def _write_streamed(model: ir.Model, temporary: Path, path: Path) -> None:
+    """Write ``model`` as ``_write_proto`` does, to the byte, but its large weights from where they are.
+
+    A proto holds a copy of every weight, and its serialised form another.
+    """
+    frame = model.clone()
+    streamed: dict[str, ir.Tensor[Any]] = {}
+    for name, value in frame.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.Tensor) and tensor.nbytes > _STREAMED:
+            streamed[name] = tensor
+            value.const_value = ir.Tensor(np.empty(0, tensor.dtype.numpy()), dtype=tensor.dtype, name=name)
+    proto = to_proto(frame)
+    for stub in proto.graph.initializer:
+        if stub.name in streamed:
+            stub.ClearField("raw_data")
+            stub.dims[:] = streamed[stub.name].numpy().shape
+    _finish(proto)
+    parts: list[bytes | ir.Tensor[Any]] = []
+    for tensor in proto.graph.initializer:
+        body: list[bytes | ir.Tensor[Any]] = [tensor.SerializeToString(deterministic=True)]
+        if tensor.name in streamed:
+            head, tail = _around(tensor, "raw_data")
+            body = [head, *_field(tensor, "raw_data", [streamed[tensor.name]]), tail]
+        parts += _field(proto.graph, "initializer", body)
+    head, tail = _around(proto.graph, "initializer")
+    parts = _field(proto, "graph", [head, *parts, tail])
+    head, tail = _around(proto, "graph")
+    parts = [head, *parts, tail]
+    _check_size(sum(map(_size, parts)), path)
+    with temporary.open("wb") as file:
+        for part in parts:
+            if isinstance(part, bytes):
+                file.write(part)
+            else:
+                file.flush()  # onnx_ir writes behind the buffer
+                part.tofile(file)
+
+
+def _around(message: Message, name: str) -> tuple[bytes, bytes]:
+    """Serialise what stands before and what behind a field of ``message``: fields are in the order of their numbers."""
+    number = message.DESCRIPTOR.fields_by_name[name].number
+    before, behind = type(message)(), type(message)()
+    before.CopyFrom(message)
+    behind.CopyFrom(message)
+    for field, _ in message.ListFields():
+        if field.number >= number:
+            before.ClearField(field.name)
+        if field.number <= number:
+            behind.ClearField(field.name)
+    return before.SerializeToString(deterministic=True), behind.SerializeToString(deterministic=True)
+
+
+def _field(message: Message, name: str, body: list[bytes | ir.Tensor[Any]]) -> list[bytes | ir.Tensor[Any]]:
+    """Return ``body`` as it is serialised in a field of ``message``: number and wire type 2, length, then the bytes."""
+    number = message.DESCRIPTOR.fields_by_name[name].number
+    return [_varint(number << 3 | 2) + _varint(sum(map(_size, body))), *body]
+
+
+def _size(part: bytes | ir.Tensor[Any]) -> int:
+    return len(part) if isinstance(part, bytes) else part.nbytes
+
+
+def _varint(number: int) -> bytes:
+    """Return ``number`` in base 128, least significant first, the high bit set where another byte follows."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*out, number])
 
 
 def _verify(temporary: Path, path: Path) -> None:

@@ -1,9 +1,5 @@
 """Operators that mix channels with constant weights, all seen alike: a matrix of kernels, in groups.
 
-Linear operators with constant weights, all seen alike: a matrix of kernels, in groups.
-
-Source: ONNX operators Conv-11, ConvTranspose-11, Gemm-13, MatMul-13, Einsum-12.
-
 Rules of the operators that mix channels with constant weights: Conv, ConvTranspose, Gemm, MatMul, linear Einsum.
 
 All are seen as ``y[o] = b[o] + Σ_c Σ_k W[o, c, k] x[c, …]`` in groups. Write ``nz[o, c]`` where any ``W[o, c, k] ≠ 0``.
@@ -110,7 +106,7 @@ class Matrix:
         key = (self.ctx.node.inputs[1], self.out_axis, self.in_axis, self.groups)
         if key not in seen:
             nonzero = self.grouped(self.weight != 0)
-            seen[key] = np.asarray(nonzero.any(axis=tuple(range(3, nonzero.ndim))))
+            seen[key] = np.asarray(nonzero.any(axis=tuple(range(3, nonzero.ndim)))) if nonzero.ndim > 3 else nonzero
         return seen[key]
 
     def contribution(self, values: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -296,8 +292,7 @@ class Linear(Rule):
 
     def _const(self, ctx: NodeContext, nonzero: NDArray[np.bool_], absorbed: NDArray[np.bool_]) -> NDArray[np.float64]:
         groups, outs, ins = nonzero.shape
-        by_group = absorbed.reshape(groups, 1, ins)
-        const = ~(nonzero & ~by_group).any(axis=2).reshape(-1)
+        const = ~_reads(nonzero, ~absorbed.reshape(groups, ins)).reshape(-1)
         result = np.full(groups * outs, np.nan)
         rows = np.flatnonzero(const)
         values = np.where(absorbed, ctx.recall(LinearFacts).const_in, 0.0)
@@ -315,8 +310,8 @@ class Linear(Rule):
         facts = ctx.walk.facts_of[ctx.source]
         nonzero = ctx.recall(LayerFacts).nonzero
         groups, outs, _ = nonzero.shape
-        wanted = (live[0].reshape(-1) & np.isnan(ctx.recall(LayerFacts).const_out)).reshape(groups, outs, 1)
-        read = (nonzero & wanted).any(axis=1).reshape(-1) & ~ctx.recall(LinearFacts).absorbed
+        wanted = (live[0].reshape(-1) & np.isnan(ctx.recall(LayerFacts).const_out)).reshape(groups, outs)
+        read = _read_by(nonzero, wanted).reshape(-1) & ~ctx.recall(LinearFacts).absorbed
         flat = ~np.isnan(ctx.recall(LinearFacts).const_in)
         ctx.deferred = None
         # Merging moves kernels onto one representative, which another group or another reader of the weight does not
@@ -454,6 +449,28 @@ class Linear(Rule):
         if bias is not None and bias.size == len(dead_out):
             uses[2] = ParameterUse(dead_out.reshape(bias.shape), np.zeros(bias.shape, np.bool_))
         return uses
+
+
+def _reads(nonzero: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which outputs read any of the ``chosen`` inputs: (groups, in/groups) -> (groups, out/groups)."""
+    rows = [(nonzero[:, block] & chosen[:, None]).any(axis=2) for block in _blocks(nonzero)]
+    return np.concatenate(rows, axis=1)
+
+
+def _read_by(nonzero: NDArray[np.bool_], chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which inputs any of the ``chosen`` outputs reads: (groups, out/groups) -> (groups, in/groups)."""
+    groups, _, ins = nonzero.shape
+    read = np.zeros((groups, ins), np.bool_)
+    for block in _blocks(nonzero):
+        read |= (nonzero[:, block] & chosen[:, block, None]).any(axis=1)
+    return read
+
+
+def _blocks(nonzero: NDArray[np.bool_]) -> list[slice]:
+    """Divide a layer's outputs: the layer at once would be one more copy of it, and outside the cache."""
+    groups, outs, ins = nonzero.shape
+    step = max(1, _BLOCK // max(1, groups * ins))
+    return [slice(start, start + step) for start in range(0, max(1, outs), step)]
 
 
 def _narrow(flags: NDArray[np.bool_], facts: ChannelFacts) -> NDArray[np.bool_]:
