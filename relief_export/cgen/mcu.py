@@ -298,6 +298,8 @@ class _Generator:
             calls="\n".join(self.calls),
             libm=any(_LIBM.search(kernel) for kernel in kernels),
             nibbles=any("ROM_NIBBLE" in kernel for kernel in kernels),
+            above=any("ABOVE(" in kernel for kernel in kernels),
+            below=any("BELOW_ZERO(" in kernel for kernel in kernels),
             unrolled=any("UNROLL(" in kernel for kernel in kernels),
             connections=f"{sum(row['connections'] for row in self.layers):,}",
             macs=f"{sum(row['macs'] for row in self.layers):,}",
@@ -546,7 +548,7 @@ class _Generator:
         if isinstance(step, Convolution | Linear) and [op.kind for op in step.chain] in ([], ["Relu"]):
             # A parameter, so that layers with it and without share a function.
             function.take("int relu", len(step.chain))
-            function.lines += ["if (relu && v < 0)", "    v = 0;"]
+            function.lines += ["if (relu && BELOW_ZERO(v))", "    v = 0;"]
         else:
             for k, op in enumerate(step.chain):
                 self._link(function, op, str(k), "v")

@@ -160,6 +160,29 @@ def test_floats_become_integers_and_back_as_in_float_arithmetic(kind, flags, tmp
         mcu._Numbers(1e-40, 0)
 
 
+def test_floats_compared_by_their_bits_are_as_the_processor_compares_them(tmp_path):
+    """All pairs of numbers that are special, next to those, or drawn; zeros of both signs, and what is no number."""
+    (tmp_path / "c.c").write_text(
+        "#include <stdint.h>\n#include <string.h>\n"
+        + mcu.render("mcu/compare.c", above=True)
+        + "void many_run(const float *x, uint8_t *out, void *more)\n{\n    const int n = *(int *)more;\n"
+        "    for (int i = 0; i < n; i++)\n        for (int j = 0; j < n; j++)\n"
+        "            *out++ = (uint8_t)(ABOVE(x[i], x[j]) | BELOW_ZERO(x[i]) << 1);\n}\n"
+    )
+    flags = (*STRICT, "-fsanitize=undefined", "-fno-sanitize-recover=all")
+    COMPILER.build([tmp_path / "c.c"], tmp_path / "c.so", flags)
+    rng = np.random.default_rng(4)
+    special = np.array([0, 1e-45, 1.1754944e-38, 1, 3.4028235e38, np.inf, np.nan], np.float32).view(np.uint32)
+    bits = np.concatenate([special + np.uint32(1), special, special - np.uint32(1), rng.integers(0, 2**31, 200)])
+    x = np.concatenate([bits, bits | 2**31]).astype(np.uint32).view(np.float32)
+    found = np.zeros((len(x), len(x)), np.uint8)
+    function = Library(tmp_path / "c.so", "many", (1, 1), 0)._function
+    count = np.array([len(x)], np.int32)
+    function(x.ctypes.data, found.ctypes.data, count.ctypes.data)
+    assert np.array_equal(found & 1, x[:, None] > x)
+    assert np.array_equal(found >> 1, np.broadcast_to((x < 0)[:, None], found.shape))
+
+
 def random_chain(seed):
     """Return a chain of layers as people quantise them, with masks, in one or two dimensions."""
     choice, rng = random.Random(seed).choice, np.random.default_rng(seed)  # noqa: S311  # no secret

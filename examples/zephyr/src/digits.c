@@ -26,6 +26,10 @@
 #define ROM_FLOAT(at) (*(at))
 #endif
 
+#if defined(__SOFTFP__) || defined(__riscv_float_abi_soft) || defined(__AVR__) || defined(NET_PLAIN_C)
+#define WITHOUT_FPU
+#endif
+
 /* Layers stay functions of their own: inlined into one, all their variables would be on the stack at once. */
 #ifdef __GNUC__
 #define LAYER static __attribute__((noinline)) void
@@ -45,6 +49,38 @@
 
 /* Number n of a table of 4-bit numbers, two a byte, the lower half first. */
 #define ROM_NIBBLE(table, n) (ROM_UINT8((table) + ((n) >> 1)) >> (((n) & 1) * 4) & 15)
+
+#ifdef WITHOUT_FPU
+/* Comparisons of floats by their bits: smaller and faster than the library's. As there, what is no number is neither above
+   nor below anything. */
+#define BELOW_ZERO(v) (bits_of(v) - 0x80000001u < 0x7F800000u)
+static inline uint32_t bits_of(float v)
+{
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    return bits;
+}
+
+#ifdef __AVR__ /* whose library is smaller still */
+#define ABOVE(a, b) ((a) > (b))
+#else
+#define ABOVE(a, b) above(a, b)
+static int32_t ordered(float v)
+{
+    const uint32_t bits = bits_of(v);
+    return bits >> 31 ? -(int32_t)(bits & 0x7FFFFFFF) : (int32_t)bits;
+}
+
+static int above(float a, float b)
+{
+    const int32_t first = ordered(a), second = ordered(b);
+    return first > second && first <= 0x7F800000 && second >= -0x7F800000;
+}
+#endif
+#else
+#define ABOVE(a, b) ((a) > (b))
+#define BELOW_ZERO(v) ((v) < 0)
+#endif
 
 /* Convolution 5 x 5. An output channel has counts[o] kernels, each at a gap from
    the one before it; 255 skips on. The greatest of each 2 x 2 outputs is kept. */
@@ -119,24 +155,24 @@ LAYER conv_5x5_kernels(const float *in, int plane, int pitch, int height, int wi
 #endif
                 }
                 {
-                    if (b > a)
+                    if (ABOVE(b, a))
                         a = b;
-                    if (f > e)
+                    if (ABOVE(f, e))
                         e = f;
-                    if (e > a)
+                    if (ABOVE(e, a))
                         a = e;
-                    if (d > c)
+                    if (ABOVE(d, c))
                         c = d;
-                    if (h > g)
+                    if (ABOVE(h, g))
                         g = h;
-                    if (g > c)
+                    if (ABOVE(g, c))
                         c = g;
                     const float found[2] = { a, c };
                     for (int t = 0; t < 2; t++) {
                         const int row = top / 2, column = left / 2 + t;
                         float v = found[t];
                         v += bias_o;
-                        if (relu && v < 0)
+                        if (relu && BELOW_ZERO(v))
                             v = 0;
                         out[(ptrdiff_t)o * out_plane + (ptrdiff_t)row * out_pitch + column] = v;
                     }
@@ -167,7 +203,7 @@ LAYER linear_pairs(const float *in, const uint8_t *counts, int outputs, const fl
         }
         const float bias_o = ROM_FLOAT(biases + o);
         v += bias_o;
-        if (relu && v < 0)
+        if (relu && BELOW_ZERO(v))
             v = 0;
         out[o] = v;
     }

@@ -110,7 +110,7 @@ LAYER NAME({{ parameters }})
                     {% for t in range(results) %}
                     {% set four = [names[2 * t], names[2 * t + 1], names[columns + 2 * t], names[columns + 2 * t + 1]] %}
                     {% for one, other in [(0, 1), (2, 3), (0, 2)] %}
-                    if ({{ four[other] }} > {{ four[one] }})
+                    if (ABOVE({{ four[other] }}, {{ four[one] }}))
                         {{ four[one] }} = {{ four[other] }};
                     {% endfor %}
                     {% endfor %}

@@ -29,12 +29,10 @@
 #define ROM_FLOAT(at) (*(at))
 #endif
 
-{% if quantised %}
 #if defined(__SOFTFP__) || defined(__riscv_float_abi_soft) || defined(__AVR__) || defined(NET_PLAIN_C)
 #define WITHOUT_FPU
 #endif
 
-{% endif %}
 /* Layers stay functions of their own: inlined into one, all their variables would be on the stack at once. */
 {% if quantised %}
 #ifdef __AVR__ /* optimised for size, the compiler calls a function for each product: 2.5 times as many cycles in all */
@@ -67,6 +65,19 @@
 
 {% if quantised %}
 {% include "mcu/shorten.c" %}
+
+{% endif %}
+{% if above or below %}
+{% if not quantised %}
+#ifdef WITHOUT_FPU
+{% include "mcu/compare.c" %}
+#else
+{% endif %}
+#define ABOVE(a, b) ((a) > (b))
+{% if not quantised %}
+#define BELOW_ZERO(v) ((v) < 0)
+#endif
+{% endif %}
 
 {% endif %}
 {% for kernel in kernels %}

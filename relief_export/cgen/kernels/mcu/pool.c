@@ -17,7 +17,7 @@ LAYER NAME({{ parameters }})
                         if (y >= 0 && y < {{ size[0] }} && x >= 0 && x < {{ size[1] }}) {
                             const {{ element }} u = in[(ptrdiff_t)y * pitch + x];
                             {% if kind == "max" %}
-                            if (u > v)
+                            if (ABOVE(u, v))
                                 v = u;
                             {% else %}
                             v += u;

@@ -10,7 +10,7 @@ LAYER NAME({{ parameters }})
             for (int x = 0; x < width; x++) {
                 const {{ element }} u = in[(ptrdiff_t)y * pitch + x];
                 {% if kind == "max" %}
-                if (u > v)
+                if (ABOVE(u, v))
                     v = u;
                 {% else %}
                 v += u;
