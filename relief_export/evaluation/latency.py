@@ -58,7 +58,7 @@ class Latency:
 
 
 def measure_latency(
-    models: Mapping[str, Path], x: ByName, *, batch: int = 1, repeats: int = 30, warmup: int = 5, threads: int = 1
+    models: Mapping[str, str | Path], x: ByName, *, batch: int = 1, repeats: int = 30, warmup: int = 5, threads: int = 1
 ) -> list[Latency]:
     """Time one inference of each model, optimised, on the same samples.
 

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from relief_export.errors import InputError
 from relief_export.formats.artifact import check_listed
 from relief_export.npz import read_npz
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 Array: TypeAlias = np.ndarray[Any, Any]
 ByName: TypeAlias = Array | Mapping[str, Array]
@@ -62,13 +60,14 @@ def named(what: str, arrays: ByName) -> dict[str, Array]:
     )
 
 
-def load_arrays(path: Path) -> Arrays:
+def load_arrays(path: str | Path) -> Arrays:
     """Read ``x``, and where they are there ``y`` and ``logits``, from an ``.npz`` file; nothing in it is executed.
 
     Raises:
         InputError: There is no such file, no array ``x``, or an array of pickled objects.
         IntegrityError: The file is damaged, or differs from the manifest beside it that lists it.
     """
+    path = Path(path)
     found = read_npz(path, lambda key: key.partition(".")[0] in {"x", "y", "logits"})
     # Samples that an export wrote are as much a part of the proof as its models.
     check_listed(path)

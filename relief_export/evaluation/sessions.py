@@ -145,7 +145,7 @@ class Session:
         return results
 
 
-def open_session(source: Path | ir.Model, *, name: str = "", optimised: bool = True, threads: int = 0) -> Session:
+def open_session(source: str | Path | ir.Model, *, name: str = "", optimised: bool = True, threads: int = 0) -> Session:
     """Load a model into ONNX Runtime on the CPU, deterministic and silent.
 
     Args:
@@ -162,6 +162,7 @@ def open_session(source: Path | ir.Model, *, name: str = "", optimised: bool = T
         UnsupportedModelError: It has an operator that the runtime does not know, an input without a batch axis, or an
             output that is not of numbers.
     """
+    source = Path(source) if isinstance(source, str) else source
     name = name or str(source if isinstance(source, Path) else source.graph.name)
     if isinstance(source, Path) and c.is_program(source):
         return Session(name, ProgramSession(source, vectors=optimised), 1, optimised)

@@ -111,7 +111,7 @@ def test_latency_is_measured_on_each_model(tmp_path):
             value.const_value = ir.tensor(rng.standard_normal(shape).astype(np.float32), name=value.name)
             model.graph.register_initializer(value)
         ir.save(model, tmp_path / f"{name}.onnx")
-    models = {name: tmp_path / f"{name}.onnx" for name in ("narrow", "wide")}
+    models = {"narrow": str(tmp_path / "narrow.onnx"), "wide": tmp_path / "wide.onnx"}
     narrow, wide = measure_latency(models, np.zeros((4, 64), np.float32), batch=4, repeats=7)
     assert (narrow.name, narrow.repeats, narrow.batch, narrow.threads) == ("narrow", 7, 4, 1)
     for row in (narrow, wide):

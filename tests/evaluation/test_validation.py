@@ -189,7 +189,7 @@ def test_a_missing_manifest_or_artifact_is_refused(export, samples, tmp_path):
 def test_arrays_are_read(tmp_path, samples):
     x, y, _ = samples
     np.savez(tmp_path / "test.npz", x=x, y=y)
-    found = load_arrays(tmp_path / "test.npz")
+    found = load_arrays(str(tmp_path / "test.npz"))
     np.testing.assert_array_equal(found.x, x)
     np.testing.assert_array_equal(found.y, y)
     assert found.logits is None
