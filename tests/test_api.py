@@ -354,6 +354,44 @@ def test_other_tasks_are_retrained_and_measured(task, labels, metric):
         assert found.chosen.accuracy == pytest.approx(float(metric(model.eval()(x), labels)), rel=1e-4)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_wrapped_network_is_relieved_and_exported_under_its_own_names(wrap, tmp_path):
+    plain, inner = small(), small()
+    wrapped = wrap(inner)
+    expected = rx.relieve(plain, [X], **OWN, iterations=1)
+    found = rx.relieve(wrapped, [X], **OWN, iterations=1)
+    assert found.masks.same(expected.masks)
+    assert set(found.chosen.layers) == {"0", "2"}
+    assert all(torch.equal(a, b) for a, b in zip(inner.parameters(), plain.parameters(), strict=True))
+    rx.export(wrapped, X[:2], tmp_path / "out", masks=found.masks)
+    assert {each.name for each in onnx.load(tmp_path / "out/original.onnx").graph.initializer} == set(
+        plain.state_dict()
+    )
+    with torch.no_grad():
+        assert rx.validate(tmp_path / "out", X, Y, plain.eval()(X)).ok
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [(torch.float16, 1e-4), (torch.bfloat16, 1e-4), (torch.float32, 1e-2)])
+def test_half_precision_is_proven_in_float32_and_halves_state_what_they_lose(kind, tolerance, tmp_path):
+    model = small().to(kind)
+    found = rx.relieve(model, [X.to(kind)], **OWN, iterations=1)
+    assert found.chosen.kept < found.chosen.dense
+    manifest = rx.export(
+        model, X[:2].to(kind), tmp_path / "out", masks=found.masks, formats=("packed", "packed-f16"), samples=(X, Y)
+    )
+    assert model[0].weight.dtype == kind
+    with torch.no_grad():
+        logits = copy.deepcopy(model).float()(X)
+    proven = rx.validate(tmp_path / "out", X, Y, logits)
+    assert proven.ok
+    # Weights that are halves already lose nothing as halves: the file is held to what exact ones are held to.
+    assert manifest["model.packed-f16.onnx"].tolerance.relative_error == tolerance
+    assert manifest["model.packed.onnx"].tolerance.relative_error == 1e-4
+    errors = {each.file: each.agreement.relative_error for each in proven.measurements}
+    assert errors["model.packed.onnx"] < 1e-6
+    assert (errors["model.packed-f16.onnx"] < 1e-6) == (kind != torch.float32)
+
+
 def test_a_loss_and_a_metric_of_ones_own():
     model = small()
     batches = [{"row": X[i : i + 16], "y": Y[i : i + 16]} for i in range(0, 64, 16)]

@@ -1,6 +1,7 @@
 import copy
 import logging
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -162,6 +163,30 @@ def test_inputs_and_outputs_of_every_form_and_names_of_ones_own():
     handed = capture(Two(), (x, x.long()), output=1, output_names=("same",))
     assert [v.name for v in handed.graph.outputs] == ["same"]
     assert run(handed, x, x.long())[0].tolist() == x.long().tolist()
+
+
+@dataclass
+class Found:
+    """What detectors and the networks of Hugging Face give: a dataclass, in which some fields are empty."""
+
+    logits: torch.Tensor
+    levels: list
+    loss: torch.Tensor | None = None
+
+
+class Detector(nn.Module):
+    def forward(self, x):
+        return Found(2 * x, [x + 1, {"far": x + 2}])
+
+
+def test_the_outputs_of_a_dataclass_have_the_names_of_its_fields():
+    x = torch.randn(4, 3)
+    whole = capture(Detector(), x[:2])
+    assert [v.name for v in whole.graph.outputs] == ["logits", "levels_0", "levels_1_far"]
+    for found, expected in zip(run(whole, x), (2 * x, x + 1, x + 2), strict=True):
+        np.testing.assert_allclose(found, expected.numpy(), rtol=TOLERANCE)
+    one = capture(Detector(), x[:2], output="logits")
+    assert [v.name for v in one.graph.outputs] == ["logits"]
 
 
 @pytest.mark.parametrize(

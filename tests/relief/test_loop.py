@@ -369,6 +369,59 @@ def test_shared_heads_are_relieved_and_what_is_left_whole_is_named_and_whole():
     assert not {"stem.weight", "stem.bias", "frozen.weight", "frozen.bias"} & set(found.masks)
 
 
+def test_frozen_layers_are_relieved_where_it_is_asked_for():
+    model = net()
+    model[0].requires_grad_(False)
+    assert Loop([X], nothing, lambda _: 0.9).run(copy.deepcopy(model), config()).masks.keys() == {"2.weight", "2.bias"}
+    found = Loop([X], nothing, lambda _: 0.9, frozen=True).run(model, config())
+    assert found.left_whole == {}
+    assert not found.masks["0.weight"].all()
+    assert (model[0].weight[~found.masks["0.weight"]] == 0).all()
+
+
+@pytest.mark.parametrize("left", ["skipped", "frozen", None])
+def test_neurons_that_nobody_reads_stay_only_in_a_layer_that_is_left_whole(left):
+    model = net()
+    with torch.no_grad():
+        model[2].weight[:, [1, 4, 5]] = 0  # no activity goes through them, so relief masks them
+    model[0].requires_grad_(left != "frozen")
+    before = model[0].weight.detach().clone()
+    skip = {"skip": ("0",)} if left == "skipped" else {}
+    found = Loop([X], nothing, lambda _: 0.9).run(model, config(iterations=1, **skip))
+    assert not found.masks["2.weight"][:, [1, 4, 5]].any()
+    if left is None:
+        assert not found.masks["0.weight"][[1, 4, 5]].any()
+    else:
+        assert found.masks.keys() == {"2.weight", "2.bias"}
+        assert torch.equal(model[0].weight, before)
+
+
+class Conv1D(nn.Module):
+    """The linear layer of GPT-2, of the name, the place and the arithmetic that it has in transformers."""
+
+    __module__ = "transformers.pytorch_utils"
+
+    def __init__(self, linear):
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.detach().T.clone())  # (in, out)
+        self.bias = nn.Parameter(linear.bias.detach().clone())
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x, self.weight)
+
+
+def test_the_linear_layer_of_gpt2_is_relieved_as_the_plain_one():
+    plain = net()
+    twin = nn.Sequential(Conv1D(plain[0]), nn.ReLU(), Conv1D(plain[2]))
+    settings = config(iterations=2, alpha={"2": 0.6})
+    first, second = (Loop([X], nothing, lambda _: 0.9).run(model, settings) for model in (plain, twin))
+    assert first.chosen.kept == second.chosen.kept < first.chosen.dense
+    assert second.left_whole == {}
+    for name, mask in first.masks.items():
+        assert torch.equal(second.masks[name], mask.T if name.endswith("weight") else mask), name
+    assert [second.chosen.layers[name]["neurons"] for name in ("0", "2")] == [8, 3]
+
+
 def test_layerwise_is_the_order_of_the_authors_code():
     """Their rule, written down again: convolutions on the whole network, then linear layers on the pruned ones.
 
