@@ -18,8 +18,9 @@ import onnx_ir as ir
 
 from benchmarks.c import SEED, Network, networks
 from benchmarks.common import Benchmark, Column, Row
+from relief_export.cgen.connections import Code, coded
 from relief_export.cgen.lower import lower
-from relief_export.cgen.mcu import Code, coded, generate
+from relief_export.cgen.mcu import generate
 from relief_export.cgen.quantised import quantised
 from relief_export.device.emulator import emulate
 from relief_export.device.measure import measure

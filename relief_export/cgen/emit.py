@@ -5,17 +5,15 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from onnx import TensorProto, helper
 
 from relief_export.cgen import host
-from relief_export.cgen.host import render
+from relief_export.cgen.c_source import KERNELS, facts, render, table, times, totals
 from relief_export.cgen.lower import lower
 from relief_export.errors import InputError
-from relief_export.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     import onnx_ir as ir
     from numpy.typing import NDArray
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_TEXT = 2_000_000
 """Bytes of C: where the tables would make more, they become a binary file that the assembler includes."""
-_WIDTH = 110
 _BLOCK = re.compile(r"^/\* @(\w+)(?:: needs ([\w ]+))? \*/\n", re.MULTILINE)
 # Those of C++ too, for the files compile as both.
 _KEYWORDS = frozenset({
@@ -72,35 +69,24 @@ def check_name(name: str) -> None:
 def _files(plan: Plan, program: host.Program, name: str, *, onnxruntime: bool = False) -> dict[str, bytes]:
     check_name(name)
     tables, blob = _tables(program.tables, name)
-    title = (
-        f"{plan.input_name} ({host.times(plan.input_shape)}) -> {plan.output_name} ({host.times(plan.output_shape)})"
-    )
-    facts: dict[str, Any] = {
-        "name": name, "upper": name.upper(), "title": host.comment(title), "version": VERSION,
-        "input_size": int(np.prod(plan.input_shape)), "output_size": int(np.prod(plan.output_shape)),
-        "input_name": host.comment(plan.input_name), "output_name": host.comment(plan.output_name),
-        "input_shape": host.times(plan.input_shape), "output_shape": host.times(plan.output_shape),
-        "arena": program.arena_bytes, "weights": f" {name}_weights.c" if blob else "",
-    }  # fmt: skip
+    said = facts(plan, name) | {"arena": program.arena_bytes, "weights": f" {name}_weights.c" if blob else ""}
     # Comments may mention a name that the code does not use, and the compiler warns about unused parameters.
     code = re.sub(r"/\*.*?\*/", "", "\n".join(program.calls))
+    unused = [word for word in ("input", "arena") if not re.search(rf"\b{word}\b", code)]
     text = render(
-        "net.c", prelude=_prelude(program), tables=tables, calls="\n".join(program.calls),
-        kernels=[k.replace("NAME", program.names[k]) for k in program.kernels],
-        connections=f"{sum(row['connections'] for row in program.choices):,}",
-        macs=f"{sum(row['macs'] for row in program.choices):,}",
-        unused=[word for word in ("input", "arena") if not re.search(rf"\b{word}\b", code)], **facts,
+        "net.c", prelude=_prelude(program), tables=tables, calls="\n".join(program.calls), kernels=program.kernels,
+        unused=unused, **totals(program.choices), **said,
     )  # fmt: skip
     files = {
-        f"{name}.h": render("net.h", **facts), f"{name}.c": text, "example.c": render("example.c", **facts),
+        f"{name}.h": render("net.h", **said), f"{name}.c": text, "example.c": render("example.c", **said),
     }  # fmt: skip
     found = {file: content.encode("ascii") for file, content in files.items()}
     if blob:
         found[f"{name}_weights.bin"] = blob
-        found[f"{name}_weights.c"] = render("weights.c", **facts).encode("ascii")
+        found[f"{name}_weights.c"] = render("weights.c", **said).encode("ascii")
     if onnxruntime:
-        facts["output_dims"] = host.times(plan.output_shape, ", ")
-        found[f"{name}_ort.c"] = render("net_ort.c", **facts).encode("ascii")
+        said["output_dims"] = times(plan.output_shape, ", ")
+        found[f"{name}_ort.c"] = render("net_ort.c", **said).encode("ascii")
         found[f"{name}.onnx"] = _operator(plan)
     return found
 
@@ -124,7 +110,7 @@ def _prelude(program: host.Program) -> str:
     caps = program.caps or (1,)
     kernels = "".join(program.kernels)
     vectors = render("vector.c", caps=caps, evens="evens_" in kernels, pairs="PAIRS" in kernels)
-    text = (host.KERNELS / "activations.c").read_text(encoding="ascii")
+    text = (KERNELS / "activations.c").read_text(encoding="ascii")
     parts = _BLOCK.split(text)
     blocks = {parts[k]: (parts[k + 1] or "", parts[k + 2]) for k in range(1, len(parts), 3)}
     wanted = set(program.functions)
@@ -143,7 +129,7 @@ def _tables(arrays: dict[str, tuple[str, NDArray[Any]]], name: str) -> tuple[str
     """Return the declarations of all tables, and the bytes of a binary file for them where text would be too long."""
     # About as many characters as a number takes in the text: an exact count would mean writing it first.
     if sum(array.size * (13 if kind == "float" else 7) for kind, array in arrays.values()) <= MAX_TEXT:
-        return "\n".join(_table(key, kind, array) for key, (kind, array) in arrays.items()), b""
+        return "\n".join(table(key, kind, array, "ALIGNED") for key, (kind, array) in arrays.items()), b""
     lines = [
         f"/* The tables are in {name}_weights.bin, little-endian, which {name}_weights.c includes. */",
         f"extern const unsigned char {name}_weights[];",
@@ -158,19 +144,3 @@ def _tables(arrays: dict[str, tuple[str, NDArray[Any]]], name: str) -> tuple[str
         parts.append(data)
         at += len(data)
     return "\n".join(lines) + "\n", b"".join(parts)
-
-
-def _table(key: str, kind: str, array: NDArray[Any]) -> str:
-    if kind == "float":
-        words: Iterator[str] = (host.literal(number) for number in array.ravel().tolist())
-    else:
-        words = (str(number) for number in array.ravel().tolist())
-    lines, line = [], "   "
-    for word in words:
-        if len(line) + len(word) + 2 > _WIDTH:
-            lines.append(line)
-            line = "   "
-        line += f" {word},"
-    body = "\n".join([*lines, line])
-    # C has no arrays without elements.
-    return f"static const {kind} {key}[{max(1, array.size)}] ALIGNED = {{\n{body if array.size else '    0'}\n}};\n"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from relief_export.cgen.host import render
+from relief_export.cgen.c_source import render
 from relief_export.version import VERSION
 
 if TYPE_CHECKING:

@@ -262,6 +262,14 @@ class Plan:
         which = np.searchsorted(starts, view, side="right") - 1
         return which, np.where(which >= 0, view - starts[which], 0)
 
+    def index(self, target: Map) -> int:
+        """Return the index of a map."""
+        return next(k for k, m in enumerate(self.maps) if m is target)
+
+    def sources(self, view: View) -> list[int]:
+        """Return the maps that a view reads, by index, ascending."""
+        return [int(k) for k in np.unique(self.locate(view)[0]) if k >= 0]
+
     def planes(self, view: View) -> Planes | None:
         """Return a view (C, H, W) as channels of maps; None where it is no regular part of planes."""
         height, width = view.shape[1:]
@@ -302,13 +310,11 @@ class Plan:
         numbers = {id(m): k for k, m in enumerate(self.maps)}
         for index, step in enumerate(self.steps):
             for view in step.views():
-                for k in np.unique(self.locate(view)[0]):
-                    if k >= 0:
-                        spans[int(k)][1] = index
+                for k in self.sources(view):
+                    spans[k][1] = index
             spans[numbers[id(step.out)]] = [index, index]
-        for k in np.unique(self.locate(self.output)[0]):
-            if k >= 0:
-                spans[int(k)][1] = len(self.steps)
+        for k in self.sources(self.output):
+            spans[k][1] = len(self.steps)
         return {k: (first, last) for k, (first, last) in spans.items()}
 
     def to_dict(self) -> dict[str, Any]:

@@ -226,8 +226,7 @@ def _assign_scales(
             found.maps[start] = activations.get(following.get(step.name, ""), found.maps[start])
         elif isinstance(step, Move) and not step.chain and start not in found.maps:
             # A copy of an operand, which no node stands for, means what its source means.
-            sources = np.unique(plan.locate(step.source)[0])
-            scales = {found.maps.get(plan.maps[int(k)].start) for k in sources if k >= 0}
+            scales = {found.maps.get(plan.maps[k].start) for k in plan.sources(step.source)}
             if len(scales) == 1 and (scale := scales.pop()) is not None:
                 found.maps[start] = scale
     for m in plan.maps:
@@ -249,15 +248,15 @@ def _check(step: Step, plan: Plan, found: Quantisation) -> None:
     for op in step.chain:
         if op.kind not in {"Relu", "Clip"} and op.operand is None:
             raise UnsupportedModelError(f"{step.name}: q8 has no {op.kind} of integers: write it with float arithmetic")
-    if isinstance(step, Pool | Move):
-        for k in np.unique(plan.locate(step.source)[0]):
-            if k >= 0 and found.maps[plan.maps[int(k)].start] != found.own(step):
-                raise UnsupportedModelError(f"{step.name}: its input and output have different scales")
+    if isinstance(step, Pool | Move) and any(
+        found.maps[plan.maps[k].start] != found.own(step) for k in plan.sources(step.source)
+    ):
+        raise UnsupportedModelError(f"{step.name}: its input and output have different scales")
 
 
 def _add_layer(step: Convolution | Linear, plan: Plan, found: Quantisation, constants: dict[str, _Layer]) -> None:
     layer = constants.get(step.name)
-    used = [plan.maps[int(k)] for k in np.unique(plan.locate(step.source)[0]) if k >= 0]
+    used = [plan.maps[k] for k in plan.sources(step.source)]
     if (
         layer is None
         or len(used) != 1
@@ -329,11 +328,9 @@ def _addition(step: Step, own: tuple[float, int], plan: Plan, found: Quantisatio
         kinds = " and ".join(other.kind for other in (op, *more))
         raise UnsupportedModelError(f"{step.name}: q8 has no {kinds} of integers here: write it with float arithmetic")
     assert op.operand is not None  # noqa: S101  # it was chosen for that
-    read = [plan.maps[int(k)].start for k in np.unique(plan.locate(op.operand)[0]) if k >= 0]
-    others = {found.maps[start] for start in read}
+    others = {found.maps[plan.maps[k].start] for k in plan.sources(op.operand)}
     if isinstance(step, Move):
-        sources = [plan.maps[int(k)].start for k in np.unique(plan.locate(step.source)[0]) if k >= 0]
-        owns = {found.maps[start] for start in sources}
+        owns = {found.maps[plan.maps[k].start] for k in plan.sources(step.source)}
         own = next(iter(owns)) if len(owns) == 1 else own
     if len(others) != 1 or (isinstance(step, Convolution) and step.pool):
         raise UnsupportedModelError(f"{step.name}: q8 adds maps of one scale each, before any pooling")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from relief_export.cgen.mcu import Code
+    from relief_export.cgen.connections import Code
 
 __all__ = [
     "EXACT",

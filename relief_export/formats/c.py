@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     import onnx_ir as ir
 
-    from relief_export.cgen.mcu import Code
+    from relief_export.cgen.connections import Code
     from relief_export.cgen.plan import Plan
     from relief_export.cgen.quantised import Quantisation
 
@@ -84,7 +84,7 @@ def write_mcu(
         InputError: ``path`` is something else, the program's name is none, or samples for the calibration are missing.
         UnsupportedModelError: The generator has no code for a node of the model, or for its inputs and outputs.
     """
-    from relief_export.cgen import layouts, mcu  # noqa: PLC0415  # only these formats need the generator
+    from relief_export.cgen import connections, layouts, mcu  # noqa: PLC0415  # only these formats need the generator
     from relief_export.cgen.emit import check_name  # noqa: PLC0415
     from relief_export.cgen.lower import lower  # noqa: PLC0415
 
@@ -98,7 +98,7 @@ def write_mcu(
     if code == "q8":
         plan, integers, notes = _integers(model, options)
     else:
-        plan, integers = mcu.coded(lower(model, dims=options.dimensions), code), None
+        plan, integers = connections.coded(lower(model, dims=options.dimensions), code), None
     made = mcu.generate(plan, code, name=options.program, quantisation=integers, quantized_io=options.quantized_io)
     facts = Program(
         VERSION, options.program, plan.input_name, list(plan.input_shape), plan.output_name, list(plan.output_shape),

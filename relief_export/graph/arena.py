@@ -108,8 +108,7 @@ def plan_arena(model: ir.Model, batch: int = 1) -> ArenaPlan:
     tensors = _lifetimes(inputs, nodes)
     live = _live_bytes(tensors, len(nodes))
     bound = int(live.max())
-    # Greedy placement has no order that is best for every network.
-    plan = min((place(_ordered(tensors, order)) for order in _ORDERS), key=arena_bytes)
+    plan = place_best(tensors)
     peak = int(live.argmax())
     placed = tuple(sorted(plan, key=lambda t: (-t.bytes, t.first, t.name)))
     return ArenaPlan(
@@ -154,9 +153,12 @@ _ORDERS: tuple[Callable[[ArenaTensor], tuple[int, ...]], ...] = (
 )
 
 
-def _ordered(tensors: Sequence[ArenaTensor], order: Callable[[ArenaTensor], tuple[int, ...]]) -> list[ArenaTensor]:
-    # The name breaks ties, so that a model always gets the same plan.
-    return sorted(tensors, key=lambda tensor: (*order(tensor), tensor.name))
+def place_best(tensors: Sequence[ArenaTensor]) -> tuple[ArenaTensor, ...]:
+    """Give each tensor its place, in the order of several that takes the fewest bytes."""
+    # Greedy placement has no order that is best for every network. The name breaks ties, so that a model always gets
+    # the same plan.
+    ordered = (sorted(tensors, key=lambda tensor: (*order(tensor), tensor.name)) for order in _ORDERS)
+    return min((place(one) for one in ordered), key=arena_bytes)
 
 
 def _live_bytes(tensors: Iterable[ArenaTensor], steps: int) -> np.ndarray[Any, np.dtype[np.int64]]:

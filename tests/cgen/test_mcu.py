@@ -21,9 +21,11 @@ import onnxruntime as ort
 import pytest
 
 from relief_export.cgen import mcu
+from relief_export.cgen.c_source import render
 from relief_export.cgen.compiler import Library
+from relief_export.cgen.connections import CODES, coded
 from relief_export.cgen.lower import lower
-from relief_export.cgen.mcu import CODES, coded, generate
+from relief_export.cgen.mcu import generate
 from relief_export.cgen.plan import Convolution, Linear
 from relief_export.cgen.quantised import addition, fixed_point, quantised
 from relief_export.errors import UnsupportedModelError
@@ -86,7 +88,7 @@ def test_codes_keep_the_connections_and_few_values(code):
 
 def test_rounding_is_that_of_float_arithmetic(tmp_path):
     """Sums of all sizes times scales of all sizes, many of them next to a half."""
-    text = mcu.render("mcu/shorten.c") + mcu.render("mcu/requantise.c", type="int8_t")
+    text = render("mcu/shorten.c") + render("mcu/requantise.c", type="int8_t")
     (tmp_path / "r.c").write_text(
         "#include <stdint.h>\n" + text + "void many_run(const int32_t *sums, int8_t *out, const void *more)\n"
         "{\n    const uint32_t *m = (const uint32_t *)more;\n    const uint8_t *s = (const uint8_t *)(m + 100000);\n"
@@ -127,12 +129,12 @@ def test_floats_become_integers_and_back_as_in_float_arithmetic(kind, flags, tmp
     scales += [1.0, 2.0**-7, float(np.nextafter(np.float32(1), np.float32(2))), float(np.float32(1) - 2.0**-24)]
     numbers = np.arange(256) + low
     names, text = [], "#include <stddef.h>\n#include <stdint.h>\n#include <string.h>\n"
-    text += mcu.render("mcu/shorten.c")
+    text += render("mcu/shorten.c")
     values = {"type": kind, "low": low, "high": high}
     for k, scale in enumerate(scales):
         zero = int(rng.integers(low, high + 1))
         both = mcu._Numbers(scale, zero)
-        made = mcu.render("mcu/quantise.c", input=both, output=both, **values)
+        made = render("mcu/quantise.c", input=both, output=both, **values)
         names.append((f"f{k}_run", np.float32(scale), zero))
         for function in ("quantised", "expanded", "quantise", "expand"):
             made = re.sub(rf"\b{function}\(", f"{function}_{k}(", made)
@@ -355,9 +357,7 @@ def test_residual_networks_are_those_of_onnx_runtimes_integers(shortcut, tmp_pat
 def test_sums_are_rounded_as_fused_multiply_adds_of_floats_are(tmp_path):
     """All pairs of integers against ONNX Runtime's QLinearAdd, for scales near and far from each other."""
     (tmp_path / "r.c").write_text(
-        "#include <stdint.h>\n"
-        + mcu.render("mcu/added.c")
-        + "void many_run(const int64_t *k, uint8_t *out, void *more)\n"
+        "#include <stdint.h>\n" + render("mcu/added.c") + "void many_run(const int64_t *k, uint8_t *out, void *more)\n"
         "{\n    (void)more;\n    for (int i = 0; i < 65536; i++)\n"
         "        out[i] = (uint8_t)added(i & 255, k[1], k[2], i >> 8, k[0], (int)k[3], 0, 255);\n}\n"
     )

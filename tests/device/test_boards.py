@@ -5,8 +5,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from relief_export.cgen.connections import coded
 from relief_export.cgen.lower import lower
-from relief_export.cgen.mcu import coded, generate
+from relief_export.cgen.mcu import generate
 from relief_export.cgen.quantised import quantised
 from relief_export.device.emulator import emulate
 from relief_export.device.measure import measure

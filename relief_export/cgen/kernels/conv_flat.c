@@ -7,7 +7,7 @@ static void {{ name }}(const float *RESTRICT in, float *RESTRICT out, float *RES
     int o, t, y, x;
     for (o = 0; o < {{ outputs }}; o++) {
         float *const to = out + o * {{ out_plane }};
-        {% for line in channel_lines %}
+        {% for line in channel %}
         {{ line }}
         {% endfor %}
         for (t = 0; t < {{ count }}; t += {{ tile }} * LANES_16) {

@@ -15,7 +15,7 @@ static void {{ name }}(const float *RESTRICT in, float *RESTRICT out, const uint
             const int x = left < {{ width }} - {{ step }} ? left : {{ width }} - {{ step }};
             for (o = 0; o < {{ outputs }}; o++) {
                 float *const to = out + o * {{ out_plane }};
-                {% for line in channel_lines %}
+                {% for line in channel %}
                 {{ line }}
                 {% endfor %}
                 {% if pool %}

@@ -42,7 +42,7 @@ static void {{ name }}(const float *RESTRICT in, float *RESTRICT out{{ ", const 
         {% endfor %}
         for (o = block; o < block + 16 && o < {{ outputs }}; o++) {
             float v = sums[o - block] + bias[o];
-            {% for line in channel_lines + lines %}
+            {% for line in channel + lines %}
             {{ line | replace("ROW", "0") | replace("COLUMN", "0") }}
             {% endfor %}
             out[o * {{ out_plane }}] = v;

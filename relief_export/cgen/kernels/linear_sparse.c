@@ -8,7 +8,7 @@ static void {{ name }}(const float *RESTRICT in, float *RESTRICT out, const uint
         const uint32_t end = first[o + 1];
         uint32_t j = first[o];
         float a = 0, b = 0, c = 0, d = 0, v;
-        {% for line in channel_lines %}
+        {% for line in channel %}
         {{ line }}
         {% endfor %}
         for (; j + 4 <= end; j += 4) {

@@ -5,7 +5,7 @@ static void {{ name }}(const float *RESTRICT in, float *RESTRICT out, const int3
     for (o = 0; o < {{ outputs }}; o++) {
         const float *const from = place[o] < 0 ? 0 : in + place[o];
         float *const to = out + o * {{ out_plane }};
-        {% for line in channel_lines %}
+        {% for line in channel %}
         {{ line }}
         {% endfor %}
         for (y = 0; y < {{ height }}; y++)

@@ -5,7 +5,7 @@ static void {{ name }}(const float *RESTRICT in, float *RESTRICT out, const int3
     for (o = 0; o < {{ outputs }}; o++) {
         const float *const from = place[o] < 0 ? 0 : in + place[o];
         float a = {{ "from ? from[0] : 0.0f" if kind == "max" else "0.0f" }}, v;
-        {% for line in channel_lines %}
+        {% for line in channel %}
         {{ line }}
         {% endfor %}
         for (y = 0; from && y < {{ height }}; y++)

@@ -5,7 +5,7 @@ static void {{ name }}(const float *RESTRICT in, float *RESTRICT out, const int3
     for (o = 0; o < {{ outputs }}; o++) {
         float *const to = out + o * {{ out_plane }};
         float greatest = -3.402823466e38f, sum = 0.0f;
-        {% for line in channel_lines %}
+        {% for line in channel %}
         {{ line }}
         {% endfor %}
         for (x = 0; x < {{ width }}; x++) {
