@@ -93,12 +93,11 @@ class _Generator:
 
     def run(self) -> Program:
         # Fully connected layers find each element by a table, so they can read the caller's memory as it lies. All
-        # others need the layout of the arena, and the input is copied for them.
-        self.external = all(
-            isinstance(step, Linear) or 0 not in self.plan.sources(view)
-            for step in self.plan.steps
-            for view in step.views()
-        ) and 0 not in self.plan.sources(self.plan.output)  # fmt: skip
+        # others need the layout of the arena, and so do operands of chains: the input is copied for them.
+        elsewhere = [self.plan.output]
+        for step in self.plan.steps:
+            elsewhere += [v for v in step.views() if not (isinstance(step, Linear) and v is step.source)]
+        self.external = all(0 not in self.plan.sources(view) for view in elsewhere)
         self._lay_out()
         if self.external:  # the caller's memory is as ONNX has it
             lay = self.memory.layouts[0]

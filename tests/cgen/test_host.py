@@ -187,6 +187,14 @@ def test_the_judge_is_float64_where_the_runtime_itself_is_off(small, tmp_path):
     assert off.error(case.expected + np.float32(3e-4 * scale)) > RELATIVE  # further off than the runtime
 
 
+def test_an_input_that_is_added_to_what_a_matrix_makes_of_it_is_read_where_it_lies(tmp_path):
+    model = build(
+        "g (float[n, 6] x) => (float[n, 6] y) { h = Gemm<transB=1>(x, w, b) y = Add(h, x) }",
+        {"w": normal(6, 6), "b": normal(6)},
+    )
+    assert programs.failures(tmp_path, [programs.write(tmp_path, "net", model)], FAST) == []
+
+
 def test_nothing_is_kept_between_calls(small, tmp_path):
     program = load(written(tmp_path, small), "net", COMPILER)
     x = np.concatenate([random_feeds(small, seed, n=1)["x"] for seed in range(3)])
