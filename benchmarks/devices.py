@@ -209,8 +209,8 @@ def _row(network: Network, program: Program) -> Row:
         try:
             found = measure(program.folder, target=core, optimise="2", defines=program.defines)
             row |= {
-                f"flash_{core}": found.flash, f"library_{core}": found.flash - found.objects,
-                f"ram_{core}": found.ram, f"stack_{core}": found.stack,
+                f"flash_{core}": found.flash_bytes, f"library_{core}": found.flash_bytes - found.objects_bytes,
+                f"ram_{core}": found.ram_bytes, f"stack_{core}": found.stack_bytes,
             }  # fmt: skip
             if program.floats and core != "cortex-m4f" and program.macs > DEAR:
                 row[f"reason_{core}"] = f"more than {DEAR:,} multiply-adds of floats without an FPU: not run"

@@ -184,6 +184,11 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
+def as_read(content: Any) -> Any:  # noqa: ANN401  # whatever JSON holds
+    """Return plain data as it will be read from a file: tuples as lists, keys as text."""
+    return json.loads(json.dumps(content, allow_nan=False))
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 

@@ -6,6 +6,7 @@ Sizes are bytes and end in ``_bytes``, times are seconds, accuracies and shares 
 from typing import Any, Literal, NotRequired, TypedDict
 
 from relief_export import outcomes
+from relief_export.device.measure import MeasuredSizes
 from relief_export.device.verdicts import DeviceRun
 from relief_export.evaluation.budget import FileSize, Growth
 from relief_export.evaluation.compare import Agreement, Check
@@ -203,38 +204,6 @@ class AuditAnswer(TypedDict):
     arena: outcomes.ArenaEntry | None
     growth: Growth | None
     notes: list[str]
-
-
-class MeasuredSizes(TypedDict):
-    """What a C program takes of a device, as its compiler measures it.
-
-    Attributes:
-        flash_bytes: Code, tables, and the initial values of variables.
-        ram_bytes: Variables, arena, input and output, and the stack as far as it is known.
-        processor: What it was built for. command: The compiler, its flags and the optimisation.
-        text_bytes, data_bytes, bss_bytes: Sections of the linked network.
-        objects_bytes: text and data of its object files alone; the rest of the flash are library routines.
-        arena_bytes, input_bytes, output_bytes: What the caller lends.
-        stack_bytes: The deepest stack of a call; None where it is not known.
-        stack_path: The functions that reach it. stack_doubts: Why it may be deeper, or is not known.
-        estimated: Why the sizes are those of another processor; None where they are measured.
-    """
-
-    flash_bytes: int
-    ram_bytes: int
-    processor: str
-    command: str
-    text_bytes: int
-    data_bytes: int
-    bss_bytes: int
-    objects_bytes: int
-    arena_bytes: int
-    input_bytes: int
-    output_bytes: int
-    stack_bytes: int | None
-    stack_path: list[str]
-    stack_doubts: list[str]
-    estimated: str | None
 
 
 class MeasureAnswer(TypedDict):

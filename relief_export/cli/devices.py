@@ -19,13 +19,14 @@ OPTIMISE = click.Choice(("s", "1", "2", "3"))
 
 def fit_lines(done: Fit) -> Iterator[str]:
     """Lay out measured sizes and the verdict."""
-    parts = ("text", "data", "bss", "arena", "input", "output", "stack")
+    parts = ("flash", "RAM", "text", "data", "bss", "arena", "input", "output", "stack")
     for name, found in done.measured.items():
         yield f"{name} on {found.processor}: {found.command}"
         if found.estimated:
             yield f"ESTIMATED, not measured: {found.estimated}"
-        sizes = ["?" if getattr(found, part) is None else f"{getattr(found, part):,}" for part in parts]
-        yield from table(("bytes", "flash", "RAM", *parts), [("", f"{found.flash:,}", f"{found.ram:,}", *sizes)])
+        taken = found.to_dict()
+        sizes = ["?" if (size := taken[f"{part.lower()}_bytes"]) is None else f"{size:,}" for part in parts]
+        yield from table(("bytes", *parts), [("", *sizes)])
         if found.stack_path:
             yield f"deepest stack: {' > '.join(found.stack_path)}"
         yield from (f"the stack may be deeper: {doubt}" for doubt in found.stack_doubts)

@@ -23,48 +23,40 @@ _BYTES = {"float": 4, "int8_t": 1, "uint8_t": 1}
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """Sizes in bytes.
+class MeasuredSizes:
+    """What a C program takes of a device, as its compiler measures it.
 
     Attributes:
+        flash_bytes: Code, tables, and the initial values of variables.
+        ram_bytes: Variables, arena, input and output, and the stack as far as it is known.
         processor: What it was built for. command: The compiler, its flags and the optimisation.
-        text, data, bss: Sections of the linked network. objects: ``text + data`` of its object files alone, so that the
-            rest of the flash are library routines.
-        arena, input, output: What the caller lends.
-        stack: The deepest stack of a call; None where it is not known.
+        text_bytes, data_bytes, bss_bytes: Sections of the linked network.
+        objects_bytes: text and data of its object files alone; the rest of the flash are library routines.
+        arena_bytes, input_bytes, output_bytes: What the caller lends.
+        stack_bytes: The deepest stack of a call; None where it is not known.
         stack_path: The functions that reach it. stack_doubts: Why it may be deeper, or is not known.
         estimated: Why the sizes are those of another processor; None where they are measured.
     """
 
+    flash_bytes: int
+    ram_bytes: int
     processor: str
     command: str
-    text: int
-    data: int
-    bss: int
-    objects: int
-    arena: int
-    input: int
-    output: int
-    stack: int | None
+    text_bytes: int
+    data_bytes: int
+    bss_bytes: int
+    objects_bytes: int
+    arena_bytes: int
+    input_bytes: int
+    output_bytes: int
+    stack_bytes: int | None
     stack_path: tuple[str, ...]
     stack_doubts: tuple[str, ...]
-    estimated: str | None = None
-
-    @property
-    def flash(self) -> int:
-        """Code, tables, and the initial values of variables."""
-        return self.text + self.data
-
-    @property
-    def ram(self) -> int:
-        """Variables, arena, input and output, and the stack as far as it is known."""
-        return self.data + self.bss + self.arena + self.input + self.output + (self.stack or 0)
+    estimated: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON, the two sums first."""
-        sizes = {"text", "data", "bss", "objects", "arena", "input", "output", "stack"}
-        stated = {f"{key}_bytes" if key in sizes else key: value for key, value in asdict(self).items()}
-        return {"flash_bytes": self.flash, "ram_bytes": self.ram} | stated
+        """Return plain data for JSON."""
+        return asdict(self)
 
 
 def measure(
@@ -74,7 +66,7 @@ def measure(
     cc: str | None = None,
     optimise: str = "s",
     defines: Sequence[str] = (),
-) -> Measurement:
+) -> MeasuredSizes:
     """Cross-compile an artifact and read what it takes.
 
     Args:
@@ -114,21 +106,24 @@ def measure(
         alone = [toolchain.sections(made) for made in objects]
         usage = [path.read_text() for path in sorted(place.glob("*.su"))]
         stack, path, doubts = _stack(toolchain, elf, usage, program)
-    sizes = {
-        kind: int(macros[f"NET_{kind}_SIZE"], 0) * _BYTES[macros.get(f"NET_{kind}_TYPE", "float")]
+    given, returned = (
+        int(macros[f"NET_{kind}_SIZE"], 0) * _BYTES[macros.get(f"NET_{kind}_TYPE", "float")]
         for kind in ("INPUT", "OUTPUT")
-    }
-    return Measurement(
+    )
+    arena = int(macros["NET_ARENA_BYTES"], 0)
+    return MeasuredSizes(
+        flash_bytes=sections.text + sections.data,
+        ram_bytes=sections.data + sections.bss + arena + given + returned + (stack or 0),
         processor=TARGETS[target].title if target in TARGETS else toolchain.title,
         command=" ".join((*toolchain.command, f"-O{optimise}", *(f"-D{name}" for name in defines))),
-        text=sections.text,
-        data=sections.data,
-        bss=sections.bss,
-        objects=sum(part.text + part.data for part in alone),
-        arena=int(macros["NET_ARENA_BYTES"], 0),
-        input=sizes["INPUT"],
-        output=sizes["OUTPUT"],
-        stack=stack,
+        text_bytes=sections.text,
+        data_bytes=sections.data,
+        bss_bytes=sections.bss,
+        objects_bytes=sum(part.text + part.data for part in alone),
+        arena_bytes=arena,
+        input_bytes=given,
+        output_bytes=returned,
+        stack_bytes=stack,
         stack_path=path,
         stack_doubts=doubts,
         estimated=estimated,

@@ -6,7 +6,6 @@ one a cycle, which no core of the table beats for long and slow memories stay fa
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relief_export.device.emulator import emulate
-from relief_export.device.measure import Measurement, measure
+from relief_export.device.measure import MeasuredSizes, measure
 from relief_export.device.targets import CORES, TARGETS, core_of
 from relief_export.device.toolchain import Program, Toolchain
 from relief_export.errors import Failure, InputError
@@ -44,7 +43,7 @@ class Fit:
     """
 
     budget: Budget
-    measured: dict[str, Measurement]
+    measured: dict[str, MeasuredSizes]
     failures: tuple[Failure, ...]
 
     @property
@@ -92,18 +91,17 @@ def fit(
     measured = {path.name: measure(path, target=target, cc=cc, optimise=optimise) for path in c_artifacts(subject)}
     failures = []
     for name, found in measured.items():
-        if budget.flash is not None and found.flash > budget.flash:
+        if budget.flash is not None and found.flash_bytes > budget.flash:
             message = (
-                f"flash: {name} takes {found.flash:,} bytes, {found.text - found.objects + found.data:,} of them "
+                f"flash: {name} takes {found.flash_bytes:,} bytes, {found.flash_bytes - found.objects_bytes:,} of them "
                 f"library routines; the budget is {budget.flash:,}"
             )
-            failures.append(Failure("flash", name, found.flash, budget.flash, "bytes", message))
-        if budget.ram is not None and found.ram > budget.ram:
-            parts = ", ".join(
-                f"{part} {getattr(found, part) or 0:,}" for part in ("arena", "input", "output", "stack", "data", "bss")
-            )
-            message = f"RAM: {name} takes {found.ram:,} bytes ({parts}); the budget is {budget.ram:,}"
-            failures.append(Failure("ram", name, found.ram, budget.ram, "bytes", message))
+            failures.append(Failure("flash", name, found.flash_bytes, budget.flash, "bytes", message))
+        if budget.ram is not None and found.ram_bytes > budget.ram:
+            taken, parts = found.to_dict(), ("arena", "input", "output", "stack", "data", "bss")
+            sizes = ", ".join(f"{part} {taken[f'{part}_bytes'] or 0:,}" for part in parts)
+            message = f"RAM: {name} takes {found.ram_bytes:,} bytes ({sizes}); the budget is {budget.ram:,}"
+            failures.append(Failure("ram", name, found.ram_bytes, budget.ram, "bytes", message))
     return Fit(budget, measured, tuple(failures))
 
 
@@ -228,22 +226,17 @@ def run_on(
         return replace(done, record=str(path))
 
 
-def _outcome(done: DeviceRun, program: Artifact, measured: Measurement) -> dict[str, Any]:
-    """Return what the record of a run holds, as a later reader sees it."""
-    run = {key: value for key, value in done.to_dict().items() if key != "record"}
-    return json.loads(  # type: ignore[no-any-return]  # an object, as it was written
-        json.dumps(
-            {
-                "program": program.name,
-                "format": program.format,
-                "title": measured.processor,
-                "compiler_version": Toolchain.of(target=done.target).version,
-                "sizes": measured.to_dict(),
-                "run": run,
-            },
-            allow_nan=False,
-        )
-    )
+def _outcome(done: DeviceRun, program: Artifact, measured: MeasuredSizes) -> dict[str, Any]:
+    """Return what the record of a run holds."""
+    return {
+        "program": program.name,
+        "format": program.format,
+        "title": measured.processor,
+        "compiler_version": Toolchain.of(target=done.target).version,
+        "sizes": measured.to_dict(),
+        # Without the path of this record, which says nothing in it.
+        "run": {key: value for key, value in done.to_dict().items() if key != "record"},
+    }
 
 
 def _run(  # noqa: PLR0917  # what run_on was given

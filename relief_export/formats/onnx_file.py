@@ -442,16 +442,14 @@ def save_model(model: ir.Model, path: Path, *, verify: bool, external_bytes: int
         UnsupportedModelError: It is too large for one file, or ONNX Runtime refuses it; what was there is left alone.
     """
     weights = sum(v.const_value.nbytes for v in _initializers(model) if v.const_value is not None)
-    if weights <= external_bytes:
-        with _one_file(path, verify=verify) as temporary:
+    beside = () if weights <= external_bytes else (data_path(path),)
+    with _model_files(path, *beside, verify=verify) as temporary:
+        if beside:
+            ir.external_data.unload_from_model(model, temporary.parent, beside[0].name, size_threshold_bytes=256)
+            _write_proto(to_proto(model), temporary, path)
+        else:
             _write_streamed(model, temporary, path)
-        return (path,)
-    with atomic_files(path, data_path(path).name) as (temporary, data):
-        ir.external_data.unload_from_model(model, temporary.parent, data.name, size_threshold_bytes=256)
-        _write_proto(to_proto(model), temporary, path)
-        if verify:
-            _verify(temporary, path)
-    return path, data_path(path)
+    return path, *beside
 
 
 def data_path(path: Path) -> Path:
@@ -465,16 +463,19 @@ def save_proto(proto: onnx.ModelProto, path: Path, *, verify: bool = False) -> N
     Raises:
         UnsupportedModelError: It is too large for one file, or ONNX Runtime refuses it; what was there is left alone.
     """
-    with _one_file(path, verify=verify) as temporary:
+    with _model_files(path, verify=verify) as temporary:
         _write_proto(proto, temporary, path)
 
 
 @contextmanager
-def _one_file(path: Path, *, verify: bool) -> Iterator[Path]:
-    """Yield a temporary path for a model without external data, and remove that of the model that was at ``path``."""
+def _model_files(path: Path, *beside: Path, verify: bool) -> Iterator[Path]:
+    """Yield a temporary path for a model, which files ``beside`` it may share the folder with; open it if it is to be.
+
+    A model without external data leaves none behind of the model that was at ``path``.
+    """
     # Only what the old model itself refers to is removed: a file of that name may be somebody else's.
-    stale = path.is_file() and data_path(path).exists() and data_path(path) in files(path)
-    with atomic_files(path) as (temporary,):
+    stale = not beside and path.is_file() and data_path(path).exists() and data_path(path) in files(path)
+    with atomic_files(path, *(file.name for file in beside)) as (temporary, *_):
         yield temporary
         if verify:
             _verify(temporary, path)

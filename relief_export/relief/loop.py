@@ -8,7 +8,6 @@ accuracy is at most ``accuracy_drop`` below the dense network's, the one with th
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from relief_export.calling import first_samples, inputs_of
 from relief_export.errors import InputError, IntegrityError
 from relief_export.printing import Prints, TextTable, percent
+from relief_export.records import as_read
 from relief_export.relief.activity import measure_activity
 from relief_export.relief.disconnection import Disconnector
 from relief_export.relief.history import History, Iteration, from_main
@@ -511,8 +511,8 @@ class _Run:
         key = {"version": 1, "config": config, **(self.loop.key or {})}
         tensors = tensors_of(self.model)
         key |= {"start": digest_of(tensors), "masks": digest_of(start), "init": digest_of(self.init or {})}
-        # As it will be read from the file: tuples become lists, which would differ otherwise.
-        plain: dict[str, Any] = json.loads(json.dumps(key))
+        # Tuples become lists, which would differ from those of an earlier run.
+        plain: dict[str, Any] = as_read(key)
         return plain
 
     def _tell(self, rows: Sequence[Iteration]) -> None:

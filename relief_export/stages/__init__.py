@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from relief_export.errors import InputError
-from relief_export.records import RECORDS, Record, locked, sha256
+from relief_export.records import RECORDS, Record, as_read, locked, sha256
 from relief_export.stages import learning, shipping
 from relief_export.stages.engine import Done, Job, Stage, is_main_process, perform, read_recipe, write_recipe
 
@@ -178,8 +177,7 @@ def validate(
     found = evaluation.validate(
         folder, samples.x, samples.y, samples.logits, only=name, strict=strict, progress=progress
     )
-    # Through JSON and back, so that the answer is what a reader of the record sees.
-    outcome = json.loads(json.dumps(found.to_dict() | {"source": samples.source, "provisional": False}))
+    outcome = as_read(found.to_dict() | {"source": samples.source, "provisional": False})
     seconds = round(time.perf_counter() - start, 3)
     if name is None and not (folder.parent / "recipe.toml").is_file():
         inputs = {"manifest.json": sha256(folder / "manifest.json")}

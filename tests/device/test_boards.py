@@ -53,7 +53,7 @@ def test_the_programs_in_them_compute_the_network_on_their_boards(layout, target
     ran = emulate(boards.EXAMPLES / layout, target, x[:3])
     expected = np.concatenate([Interpreter(coded(lower(model), "codebook16")).run(each[None]) for each in x[:3]])
     assert np.abs(ran.outputs - expected.reshape(3, -1)).max() <= RELATIVE * np.abs(expected).max()
-    assert measure(boards.EXAMPLES / layout, target=target).flash <= 8000
+    assert measure(boards.EXAMPLES / layout, target=target).flash_bytes <= 8000
 
 
 def test_lenet5_runs_in_two_kilobytes_of_ram(lenet5, tmp_path):
@@ -66,12 +66,12 @@ def test_lenet5_runs_in_two_kilobytes_of_ram(lenet5, tmp_path):
         (tmp_path / name).write_bytes(content)
     defines = ("NET_QUANTIZED_IO",)
     found = measure(tmp_path, target="arduino-uno", defines=defines)
-    assert found.data == found.bss == 0
-    assert found.ram <= TARGETS["arduino-uno"].ram == 2048  # with arena, input, output and the deepest stack
+    assert found.data_bytes == found.bss_bytes == 0
+    assert found.ram_bytes <= TARGETS["arduino-uno"].ram == 2048  # with arena, input, output and the deepest stack
     which = plan.maps[int(plan.locate(plan.output)[0][0])]
     (scale, zero), (out_scale, out_zero) = integers.maps[plan.maps[0].start], integers.maps[which.start]
     given = (np.clip(np.rint(x[:3] / np.float32(scale)), -128 - zero, 127 - zero) + zero).astype(np.int8)
     ran = emulate(tmp_path, "arduino-uno", given, defines=defines)
     expected = np.rint(in_onnx_runtime(int8, x[:3]) / np.float32(out_scale) + out_zero).astype(np.int8)
     assert np.array_equal(ran.outputs, expected.reshape(3, -1))
-    assert ran.stack_bytes <= found.stack
+    assert ran.stack_bytes <= found.stack_bytes

@@ -32,7 +32,7 @@ def test_every_emulated_core_computes_what_numpy_does_within_the_stack_that_is_m
     np.testing.assert_allclose(ran.outputs, expected, atol=3e-6)  # float32 sums of six products
     assert ran.counts.shape == (len(x),)
     assert ran.counts.min() > 7 * 4  # more than one instruction for each connection
-    bound = measure(folder, target=core).stack
+    bound = measure(folder, target=core).stack_bytes
     # What assembler routines push is added up, whichever way is taken through them.
     assert ran.stack_bytes <= bound <= ran.stack_bytes + 8
     if CORES[core].family == "arm":
@@ -72,20 +72,21 @@ def test_what_the_linker_made_is_added_up(toy):
     folder, *_ = toy
     found = measure(folder, target="arduino-uno")
     # On this processor constants lie in RAM unless they are marked: 24 and 12 weights of 4 bytes.
-    assert (found.data, found.bss, found.arena, found.input, found.output) == (144, 0, 16, 24, 12)
-    assert found.ram == 144 + 16 + 24 + 12 + found.stack
-    assert found.flash == found.text + 144
-    assert found.text > found.objects - 144 + 300  # floating-point routines
+    assert (found.data_bytes, found.bss_bytes) == (144, 0)
+    assert (found.arena_bytes, found.input_bytes, found.output_bytes) == (16, 24, 12)
+    assert found.ram_bytes == 144 + 16 + 24 + 12 + found.stack_bytes
+    assert found.flash_bytes == found.text_bytes + 144
+    assert found.text_bytes > found.objects_bytes - 144 + 300  # floating-point routines
     assert "dense" in found.stack_path
 
 
 def test_a_core_with_an_fpu_needs_no_library_for_floats(toy):
     needs("cortex-m4f", emulator=False)
     found = measure(toy[0], target="stm32f4")
-    assert found.objects <= found.flash <= found.objects + 8  # the function that calls it
-    assert found.data == found.bss == 0
+    assert found.objects_bytes <= found.flash_bytes <= found.objects_bytes + 8  # the function that calls it
+    assert found.data_bytes == found.bss_bytes == 0
     same = measure(toy[0], cc="arm-none-eabi-gcc -mcpu=cortex-m4 -mfpu=fpv4-sp-d16 -mfloat-abi=hard -mthumb")
-    assert (same.flash, same.ram) == (found.flash, found.ram)
+    assert (same.flash_bytes, same.ram_bytes) == (found.flash_bytes, found.ram_bytes)
 
 
 LISTING = """
@@ -146,7 +147,7 @@ def test_without_a_compiler_for_xtensa_the_sizes_are_another_cores_and_say_so(to
     if shutil.which(CORES["esp32"].compiler):
         pytest.skip("there is a compiler for Xtensa")
     found = measure(toy[0], target="esp32")
-    assert found.flash == measure(toy[0], target="cortex-m4f").flash
+    assert found.flash_bytes == measure(toy[0], target="cortex-m4f").flash_bytes
     assert "xtensa-esp32-elf-gcc, which is not installed" in found.estimated
     assert found.estimated.endswith("these are the sizes for Arm Cortex-M4 with FPU")
     with pytest.raises(UnsupportedModelError, match="no emulator for Tensilica Xtensa LX6"):
@@ -242,7 +243,7 @@ def test_a_run_of_a_build_folders_program_leaves_a_record_that_the_report_shows(
     assert found["compiler_version"] in banner
     assert {key: done[key] for key in found["run"] if key in done} | {"ok": True, "failures": []} == found["run"]
     text = build_report([built], tmp_path).markdown.read_text().partition("## On the device")[2]
-    row = f"| {sizes.flash:,} | {sizes.ram:,} | {done['mean_count']:,.0f}"
+    row = f"| {sizes.flash_bytes:,} | {sizes.ram_bytes:,} | {done['mean_count']:,.0f}"
     assert row in text
     # The folder of the program is as good as the build folder; a change of the program makes the record an old one.
     assert run([*command[:2], str(program), *command[3:]]) == 0

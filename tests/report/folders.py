@@ -96,11 +96,8 @@ def write_run_on(folder, target, program, **run):
     return path
 
 
-def make_folder(
-    folder, name="tiny", *, description="A tiny network <on> digits & such.", moved=0.0, written_as=("dense", "csr")
-):
-    """Write a whole build folder; ``moved`` shifts one weight of model.onnx, so that validation fails."""
-    rng = np.random.default_rng(7)
+def make_networks(rng, moved):
+    """Return the graphs of a network as it was, masked, and shrunk, and its masks; see ``make_folder``."""
     fc1, b1 = rng.normal(size=(HIDDEN, SIDE * SIDE)), rng.normal(size=HIDDEN)
     fc2, b2 = rng.normal(size=(10, HIDDEN)), rng.normal(size=10)
     keep1 = (rng.random(fc1.shape) < 0.3) & (np.arange(SIDE * SIDE) >= SIDE)  # the first row of pixels is unused
@@ -109,44 +106,73 @@ def make_folder(
     masked = (fc1 * keep1, b1 * (np.arange(HIDDEN) < ALIVE), fc2 * keep2, b2)
     shrunk = (masked[0][:ALIVE] + moved, masked[1][:ALIVE], masked[2][:, :ALIVE], b2)
     graphs = {"original": network(fc1, b1, fc2, b2), "masked": network(*masked), "shrunk": network(*shrunk)}
+    return graphs, {"fc2.weight": keep2, "fc1.weight": keep1}
 
-    artifacts = folder / "artifacts"
+
+def write_artifacts(artifacts, graphs, written_as, rng):
+    """Write the baselines, the files of each format and the samples; return what records say of the first two."""
     artifacts.mkdir(parents=True)
     baselines = {}
     for key in ("original", "masked"):
         made = formats.FORMATS["dense"].write(graphs[key], artifacts / f"{key}.onnx", formats.Options())
-        baselines[key] = {
-            "path": f"{key}.onnx",
-            "file_bytes": made.bytes,
-            "gzip_bytes": made.bytes // 2,
-            "sha256": "0" * 64,
-        }
-    written = [
-        form.write(graphs["shrunk"], artifacts / form.suffix, formats.Options())
-        for form in (formats.FORMATS[key] for key in written_as)
-    ]
+        sizes = {"file_bytes": made.bytes, "gzip_bytes": made.bytes // 2}
+        baselines[key] = {"path": f"{key}.onnx", **sizes, "sha256": "0" * 64}
+    chosen = [formats.FORMATS[key] for key in written_as]
+    written = [form.write(graphs["shrunk"], artifacts / form.suffix, formats.Options()) for form in chosen]
     formats.write_manifest(artifacts, written)
     x = rng.random((64, 1, SIDE, SIDE)).astype(np.float32)
     logits = evaluation.open_session(artifacts / "masked.onnx", optimised=False).run(x)[0]
     y = np.where(np.arange(64) < 60, logits.argmax(axis=1), (logits.argmax(axis=1) + 1) % 10)
     np.savez(artifacts / "reference.npz", x=x, y=y, logits=logits)
-    original = cost(graphs["original"])
-    masks = {"fc2.weight": keep2, "fc1.weight": keep1}
-    write_masks(folder / "relieved" / "masks.safetensors", masks)
+    return baselines, written
 
-    recipe = {
-        "name": name,
-        "description": description,
-        "reproduces": "",
-        "seed": 3,
-        "train": {"epochs": 2, "lr": 0.001},
+
+def export_outcome(artifacts, graphs, baselines, written):
+    """Return what the stage export leaves in its record."""
+    original = cost(graphs["original"])
+    costs = {key: cost(graphs[key], baseline=original) for key in ("masked", "shrunk")}
+    files = ("original.onnx", "masked.onnx", *(artifact.name for artifact in written))
+    breakdowns = {path: formats.size_breakdown(artifacts / path) for path in files}
+    return {
+        "cost": {key: found.to_dict() for key, found in {"original": original, **costs}.items()},
+        "arena": {key: plan_arena(graphs[key]).to_dict() for key in ("original", "shrunk")},
+        "arena_unknown": None,
+        "shrink": {
+            "removed": [removed("fc1", (HIDDEN, ALIVE), (36, 36)), removed("fc2", (10, 10), (HIDDEN, ALIVE))],
+            "stayed": [{"layer": "fc1", "side": "input", "count": SIDE, "reason": "graph input"}],
+        },
+        "ledger": formats.ledger(graphs["shrunk"]).to_dict(),
+        "baselines": baselines,
+        "size_breakdowns": {path: parts.to_dict() for path, parts in breakdowns.items() if parts is not None},
+        "artifacts": [artifact.to_dict() for artifact in written],
     }
-    dense, kept = fc1.size + fc2.size + 22, int(keep1.sum() + keep2.sum()) + ALIVE + 10
+
+
+def validation_outcome(artifacts):
+    """Return what the stage validate leaves in its record; it measures times only where the files are right."""
+    with np.load(artifacts / "reference.npz") as data:
+        x, y, logits = data["x"], data["y"], data["logits"]
+    found = evaluation.validate(artifacts, x, y, logits)
+    models = {name: artifacts / f"{name}.onnx" for name in ("original", "masked")}
+    models["model.onnx"] = artifacts / "model.onnx"
+    latency = evaluation.measure_latency(models, x, repeats=3) if found.ok else []
+    rest = {"source": "test set", "provisional": False, "latency": [row.to_dict() for row in latency]}
+    return found.to_dict() | rest
+
+
+def make_folder(
+    folder, name="tiny", *, description="A tiny network <on> digits & such.", moved=0.0, written_as=("dense", "csr")
+):
+    """Write a whole build folder; ``moved`` shifts one weight of model.onnx, so that validation fails."""
+    rng = np.random.default_rng(7)
+    graphs, masks = make_networks(rng, moved)
+    artifacts = folder / "artifacts"
+    baselines, written = write_artifacts(artifacts, graphs, written_as, rng)
+    write_masks(folder / "relieved" / "masks.safetensors", masks)
+    dense = sum(mask.size for mask in masks.values()) + 22
+    kept = int(sum(mask.sum() for mask in masks.values())) + ALIVE + 10
     history = [iteration(0, dense, 0.95, dense), iteration(1, 300, 0.956, dense, before=0.8)]
     history += [iteration(2, kept, 0.945, dense, before=0.7), iteration(3, kept - 40, 0.6, dense, before=0.2)]
-    found = evaluation.validate(artifacts, x, y, logits)
-    models = {key: artifacts / f"{key}.onnx" for key in baselines} | {"model.onnx": artifacts / "model.onnx"}
-    latency = evaluation.measure_latency(models, x, repeats=3) if found.ok else []
     outcomes = {
         ("train", "dense/record.json"): {
             "validation": 0.95,
@@ -164,29 +190,13 @@ def make_folder(
             "connections": {"dense": dense, "kept": kept},
         },
         ("quantise", "quantised/record.json"): {"values": None},
-        ("export", "artifacts/record.json"): {
-            "cost": {"original": original.to_dict()}
-            | {key: cost(graphs[key], baseline=original).to_dict() for key in ("masked", "shrunk")},
-            "arena": {key: plan_arena(graphs[key]).to_dict() for key in ("original", "shrunk")},
-            "arena_unknown": None,
-            "shrink": {
-                "removed": [removed("fc1", (HIDDEN, ALIVE), (36, 36)), removed("fc2", (10, 10), (HIDDEN, ALIVE))],
-                "stayed": [{"layer": "fc1", "side": "input", "count": SIDE, "reason": "graph input"}],
-            },
-            "ledger": formats.ledger(graphs["shrunk"]).to_dict(),
-            "baselines": baselines,
-            "size_breakdowns": {
-                path: parts.to_dict()
-                for path in ("original.onnx", "masked.onnx", *(artifact.name for artifact in written))
-                if (parts := formats.size_breakdown(artifacts / path)) is not None
-            },
-            "artifacts": [artifact.to_dict() for artifact in written],
-        },
-        ("validate", "validation.json"): found.to_dict()
-        | {"source": "test set", "provisional": False, "latency": [row.to_dict() for row in latency]},
+        ("export", "artifacts/record.json"): export_outcome(artifacts, graphs, baselines, written),
+        ("validate", "validation.json"): validation_outcome(artifacts),
         ("audit", "audit.json"): evaluation.audit(folder, evaluation.Budget.of(flash="1k", ram="64k")).to_dict(),
     }
+    recipe = {"name": name, "description": description, "reproduces": "", "seed": 3}
+    recipe["train"] = {"epochs": 2, "lr": 0.001}
     for (stage, path), outcome in outcomes.items():
         read = {name: sha256(folder / name) for name in READ[stage]}
-        Record(stage, recipe, read, 1.5, json.loads(json.dumps(outcome))).write(folder / path)
+        Record(stage, recipe, read, 1.5, outcome).write(folder / path)
     return folder
