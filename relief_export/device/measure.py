@@ -80,16 +80,7 @@ def measure(
         InputError: The folder holds no network, or the compiler refuses it.
         MissingToolError: The compiler is not installed.
     """
-    estimated = None
-    try:
-        toolchain = Toolchain.of(target=target, cc=cc)
-    except MissingToolError as error:
-        # A compiler that was named by the caller gets no substitute: the error is the answer there.
-        stand_in = core_of(target).stand_in if target is not None else None
-        if stand_in is None:
-            raise
-        toolchain = Toolchain.of(target=stand_in)
-        estimated = f"{error}; these are the sizes for {CORES[stand_in].title}"
+    toolchain, estimated = _toolchain(target, cc)
     program = Program.find(folder)
     macros = toolchain.macros(program, defines)
     with tempfile.TemporaryDirectory() as scratch:
@@ -128,6 +119,22 @@ def measure(
         stack_doubts=doubts,
         estimated=estimated,
     )
+
+
+def _toolchain(target: str | None, cc: str | None) -> tuple[Toolchain, str | None]:
+    """Return the compiler of a target, or that of a core like it and why the sizes are then estimated.
+
+    Raises:
+        MissingToolError: It is not installed, and no other core's compiler says about the same.
+    """
+    try:
+        return Toolchain.of(target=target, cc=cc), None
+    except MissingToolError as error:
+        # A compiler that was named by the caller gets no substitute: the error is the answer there.
+        stand_in = core_of(target).stand_in if target is not None else None
+        if stand_in is None:
+            raise
+        return Toolchain.of(target=stand_in), f"{error}; these are the sizes for {CORES[stand_in].title}"
 
 
 def _stack(

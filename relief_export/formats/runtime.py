@@ -13,7 +13,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 from relief_export.errors import InputError, UnsupportedModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 _UNKNOWN_OPERATOR = re.compile(
@@ -34,7 +34,7 @@ def load(
     fault: type[InputError] = UnsupportedModelError,
     save: Path | None = None,
     without: Collection[str] = (),
-    settings: dict[str, str] | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """Load a model into ONNX Runtime.
 
@@ -59,23 +59,7 @@ def load(
             "behind a DequantizeLinear by channel: write it again with relief-export convert, which states it, or "
             f"install onnxruntime {'.'.join(map(str, _LOOKS_FOR_PERM))}"
         )
-    options = ort.SessionOptions()
-    options.graph_optimization_level = (
-        ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimised else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = 4
-    own = {
-        # Threads that wait by spinning take the cores from whatever else runs, and then from each other.
-        "session.intra_op.allow_spinning": "0",
-        # The int8 kernels for x86 processors without VNNI add pairs of products in 16 bits, which overflows for large
-        # weights beside each other: outputs of a pruned LeNet-5 moved by more than their own size. With this they take
-        # other kernels there, whose sums are those of every other processor; elsewhere it changes nothing.
-        "session.x64quantprecision": "1",
-    }
-    for key, value in {**own, **(settings or {})}.items():
-        options.add_session_config_entry(key, value)
+    options = _options(optimised=optimised, threads=threads, settings=settings or {})
     if save is not None:
         options.optimized_model_filepath = str(save)
     model = source if isinstance(source, bytes) else str(source)
@@ -91,6 +75,29 @@ def load(
                 f"{name} has operator {operator}, which this ONNX Runtime does not know"
             ) from None
         raise fault(f"ONNX Runtime cannot load {name} ({reason(error)}): write it again") from None
+
+
+def _options(*, optimised: bool, threads: int, settings: Mapping[str, str]) -> ort.SessionOptions:
+    """Return what every session here has alike: the same outputs in every run, whatever else the machine does."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = (
+        ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimised else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    )
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.use_deterministic_compute = True
+    # Only what ends a run: whatever it refuses is raised too, and becomes a sentence of ours.
+    options.log_severity_level = 4
+    own = {
+        # Threads that wait by spinning take the cores from whatever else runs, and then from each other.
+        "session.intra_op.allow_spinning": "0",
+        # The int8 kernels for x86 processors without VNNI add pairs of products in 16 bits, which overflows for large
+        # weights beside each other: outputs of a pruned LeNet-5 moved by more than their own size. With this they take
+        # other kernels there, whose sums are those of every other processor; elsewhere it changes nothing.
+        "session.x64quantprecision": "1",
+    }
+    for key, value in {**own, **settings}.items():
+        options.add_session_config_entry(key, value)
+    return options
 
 
 def _fatal_transpose(source: Path | bytes) -> str:

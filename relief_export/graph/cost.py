@@ -526,18 +526,18 @@ def _total(
     def columns(name: str, structural: int, nonzero: int) -> Columns:
         return Columns(None if original is None else getattr(original, name).structural, structural, nonzero)
 
-    def weigh(name: str, chosen: list[_Parameter], *, each_use: bool = False) -> Columns:
+    def counted(name: str, chosen: list[_Parameter], *, each_use: bool = False) -> Columns:
         times = [item.readers if each_use else 1 for item in chosen]
         sizes = sum(item.size * n for item, n in zip(chosen, times, strict=True))
         return columns(name, sizes, sum(item.live * n for item, n in zip(chosen, times, strict=True)))
 
-    everything = weigh("parameters", list(parameters.values()))
-    prunable = weigh("prunable", [item for value, item in parameters.items() if value in weights])
+    everything = counted("parameters", list(parameters.values()))
+    prunable = counted("prunable", [item for value, item in parameters.items() if value in weights])
     first = static_shape(next(iter(data_inputs(model)), None))
     return Cost(
         batch=first[0] if first else 1,
         parameters=everything,
-        parameters_used=weigh("parameters_used", list(parameters.values()), each_use=True),
+        parameters_used=counted("parameters_used", list(parameters.values()), each_use=True),
         prunable=prunable,
         macs=columns("macs", sum(x.macs for x in layers), sum(x.macs_nonzero for x in layers)),
         flops=columns("flops", sum(x.flops for x in layers), sum(x.flops_nonzero for x in layers)),
