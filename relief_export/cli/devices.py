@@ -27,6 +27,7 @@ def fit_lines(done: Fit) -> Iterator[str]:
         taken = found.to_dict()
         sizes = ["?" if (size := taken[f"{part.lower()}_bytes"]) is None else f"{size:,}" for part in parts]
         yield from table(("bytes", *parts), [("", *sizes)])
+        # The stack is the one part of the RAM that is worked out and not read off: who reaches it lets it be checked.
         if found.stack_path:
             yield f"deepest stack: {' > '.join(found.stack_path)}"
         yield from (f"the stack may be deeper: {doubt}" for doubt in found.stack_doubts)

@@ -205,6 +205,7 @@ def cost(model: Path, dimensions: dict[str, int], as_json: bool) -> int:
     if dimensions:
         loaded = with_dimensions(loaded, dimensions)
     found = count(loaded)
+    # Without lengths there is no arena, but everything else can be counted, at least as "at least".
     try:
         arena, unplanned = plan_arena(loaded).to_dict(), None
     except UnsupportedModelError as error:
@@ -338,6 +339,7 @@ def _audit_lines(found: dict[str, Any]) -> list[str]:
         stated = ", ".join(f"{name} {'unknown' if change is None else f'{change:+.2%}'}" for name, change in changes)
         lines.append(f"against {growth['file']} of {growth['baseline']}: {stated}")
     lines += found["notes"]
+    # "Within budget" would be a promise where nothing was compared with anything.
     asked = bool(limited) or (found["growth"] or {}).get("limit") is not None
     verdict = "no budget was given, nothing was checked" if not asked else None
     verdict = verdict or (f"{checked} is within budget" if found["ok"] else f"{checked} is over budget")
@@ -375,6 +377,7 @@ def ops(model: Path | None, as_json: bool) -> int:
         from relief_export.subjects import model_path
 
         names = {}
+        # With those of subgraphs, for what an If or a Loop does needs a rule as well.
         for node in formats.read(model_path(model)).graph.all_nodes():
             name = node.op_type if node.domain in {"", "ai.onnx"} else f"{node.domain}::{node.op_type}"
             names[name] = names.get(name, 0) + 1
@@ -382,7 +385,7 @@ def ops(model: Path | None, as_json: bool) -> int:
     for name in sorted(names):
         rule = RULES.get(name)
         outcome = "unknown" if rule is None else "opaque" if rule is OPAQUE else "rule"
-        # The class of a rule says in its first line what is true of all its operators.
+        # Not typed again here: the class of a rule says in its first line what is true of all its operators.
         handled = "" if rule is None or rule is OPAQUE else (type(rule).__doc__ or "").split("\n")[0].rstrip(".")
         rows.append({"operator": name, "outcome": outcome, "handled": handled, "nodes": names[name]})
     width = max(map(len, names), default=0)

@@ -46,6 +46,7 @@ def masks(path: Path, form: str | None, as_json: bool) -> int:
         }
         for name, mask in found.masks.items()
     ]
+    # A tensor may be without entries, and then has no share: hence the max() below.
     entries, kept = sum(row["entries"] for row in rows), sum(row["kept"] for row in rows)
     result = {"file": str(path), "form": found.form, "entries": entries, "kept": kept, "tensors": rows}
     cells = (

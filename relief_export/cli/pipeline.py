@@ -88,6 +88,7 @@ def _stage(
 
     with bars(wanted=progress) as callback:
         done = stages.run_stage(name, folder, recipe=recipe, force=force, progress=callback)
+    # Under torchrun every process gets here, and the answer is wanted once.
     if stages.is_main_process():
         echo(done.to_dict(), as_json=as_json, lines=_stage_lines(done))
     return 0 if done.ok else 1
@@ -189,6 +190,7 @@ def report(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> int:
     """
     from relief_export.report import build_report
 
+    # A page about several runs belongs to none of their folders.
     paths = build_report(folders, out or (folders[0] if len(folders) == 1 else Path()))
     files = {"html": str(paths.html), "markdown": str(paths.markdown)}
     echo({"ok": True, **files}, as_json=as_json, lines=files.values())
@@ -225,6 +227,7 @@ def _summary(folder: Path) -> dict[str, Any]:
     # Without [quantise] there is no such network: a missing column says so better than an empty one.
     rounded = {} if quantise["values"] is None else {"quantised": quantise["test"]}
     dense, kept = relieve["connections"]["dense"], relieve["connections"]["kept"]
+    # Nothing is timed after a failed validation, so a file may be missing here.
     seconds = {row["name"]: row["median"] for row in validate["latency"]}
     files = [
         {

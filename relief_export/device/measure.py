@@ -93,7 +93,7 @@ def measure(
         placed = (f"-T{script}", "-Wl,--defsym=stack_bytes=0", "-Wl,--no-warn-rwx-segments") if script.exists() else ()
         toolchain.link([*objects, FIRMWARE / "call.c"], elf, flags=(*flags, *placed, "-Wl,-e,entry"))
         sections = toolchain.sections(elf)
-        # Before linking, so that what the libraries add can be told apart.
+        # As they were before linking, so that what the libraries add can be told apart.
         alone = [toolchain.sections(made) for made in objects]
         usage = [path.read_text() for path in sorted(place.glob("*.su"))]
         stack, path, doubts = _stack(toolchain, elf, usage, program)

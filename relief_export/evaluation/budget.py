@@ -301,7 +301,8 @@ def _measure(subject: Path, dimensions: Mapping[str, int]) -> dict[str, _Measure
         unpacked = _unpacked_bytes(path, form, network)
         planned = None if arena is None else arena.bytes
         if formats.c.is_program(path):
-            planned = formats.c.about(path).arena_bytes  # the program has a plan of its own
+            # The program has a plan of its own, with borders around its maps, of which the network knows nothing.
+            planned = formats.c.about(path).arena_bytes
         need = None if planned is None else planned + unpacked
         flash = None if formats.c.is_program(path) else size
         row = FileSize(name, form, drop, flash, need, planned, unpacked, unknown, form not in _NOT_LOADED)
@@ -334,6 +335,7 @@ def _figures(plan: ArenaPlan) -> tuple[object, ...]:
 def _unpacked_bytes(path: Path, form: str, network: ir.Model) -> int:
     """Return the bytes of the weights that are not in the file as they are used: a runtime makes them in memory."""
     stored: set[str] = set()
+    # A program reads its tables where they lie.
     if formats.c.is_program(path):
         return 0
     if form == "ort":

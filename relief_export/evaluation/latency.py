@@ -80,6 +80,7 @@ def measure_latency(
         )
     sessions: dict[str, Session] = {}
     load: dict[str, float] = {}
+    # All are open before any inference is timed: each shares memory and caches with the others as they do with it.
     for name, path in models.items():
         started = time.perf_counter()
         sessions[name] = open_session(path, name=name, threads=threads)
@@ -133,5 +134,6 @@ def _interleaved(
 
 def _quartiles(seconds: list[float]) -> tuple[float, float, float]:
     """Return median, lower and upper quartile."""
+    # Quartiles and no mean: a single interruption by the system would move a mean of thirty.
     lower, median, upper = (float(value) for value in np.quantile(seconds, (0.25, 0.5, 0.75)))
     return median, lower, upper

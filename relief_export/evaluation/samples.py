@@ -100,6 +100,7 @@ def check_labels(y: Array, samples: int, classes: int) -> None:
         raise InputError("labels y need outputs (samples, classes), which these are not: give samples alone")
     if y.shape != (samples,):
         raise InputError(f"labels y have shape {y.shape} for {samples} samples: give one label a sample")
+    # Floats that happen to be whole are refused too: they are more often scores than labels.
     if y.dtype.kind not in "iu":
         raise InputError(f"labels y are {y.dtype}: give whole numbers")
     wrong = np.flatnonzero((y < 0) | (y >= classes))

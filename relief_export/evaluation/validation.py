@@ -219,6 +219,7 @@ def _run(
     for name, wanted in expected.items():
         if name not in outputs:
             raise InputError(f"{artifact.name} has no output {name!r} of the reference: it has {', '.join(outputs)}")
+        # Before any comparison: NumPy would broadcast (N, 1) against (N,) to N x N differences.
         if outputs[name].shape != wanted.shape:
             raise InputError(
                 f"{artifact.name} gives outputs {outputs[name].shape} where the reference has {wanted.shape}: "
@@ -237,6 +238,7 @@ def _masked_logits(folder: Path, x: ByName, progress: Progress | None) -> ByName
     path = folder / MASKED
     if not path.is_file():
         raise InputError(f"{path} does not exist: give the reference's logits, or export again")
+    # Optimisations put sums in another order, and a reference should not depend on which a runtime's version knows.
     session = open_session(path, optimised=False)
     outputs = session.run(x, progress=progress)
     return outputs[0] if len(outputs) == 1 else dict(zip(session.outputs, outputs, strict=True))

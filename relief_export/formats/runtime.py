@@ -1,4 +1,7 @@
-"""The one place that opens ONNX Runtime sessions: on the CPU, silent, deterministic, errors in one sentence."""
+"""The one place that opens ONNX Runtime sessions: on the CPU, silent, deterministic, errors in one sentence.
+
+But for ``relief_export/runtime.py``, whose session belongs to the caller, with the caller's options.
+"""
 
 from __future__ import annotations
 

@@ -305,6 +305,7 @@ def _validate(outcome: Table, facts: Table) -> Table:
     """Join what validation measured to the files: the worst of a file's sessions stands for it."""
     files = tuple(_judged(file, outcome) for file in facts["files"])
     exported = next((file.accuracy for file in files if file.format == "dense"), None)
+    # A folder that an export alone wrote has no trainings: all that is known is what validation measured.
     known: Table = facts.get("accuracy") or {"pruned": (None, outcome["reference_accuracy"])}
     accuracy = known | {"exported, in ONNX Runtime": (None, exported)}
     return {"files": files, "validation": outcome, "accuracy": accuracy}
@@ -325,6 +326,7 @@ def _judged(file: File, outcome: Table) -> File:
         accuracy=worst("accuracy", min),
         error=worst("relative_error", max),
         agreement=worst("same_predictions", min),
+        # What could not be compiled has neither passed nor failed.
         ok=None if unproven and all(verdicts) else all(verdicts) if verdicts else None,
         not_proven=unproven,
     )

@@ -134,6 +134,7 @@ _LOADING = {
 
 def accuracy(run: Run) -> Section | None:
     """Accuracy of each network, on validation and test data."""
+    # Maps, sequences and single numbers have no accuracy, and a table of dashes says less than none.
     if not any(value is not None for pair in run.accuracy.values() for value in pair):
         return None
     dense = run.accuracy.get("dense", (None, None))[1]
@@ -182,6 +183,7 @@ def files(run: Run) -> Section:
     # A bound of int8 values says nothing about files of float32 alone.
     if not all(file.exact for file in run.files):
         marks.append(("entropy bound, int8", run.sizes["bound int8"]))
+    # What a general compressor reaches, and what none can go below, stand apart from what was written.
     rows.append(_reference("original.onnx, gzipped", "for comparison", run.sizes["gzip"], original))
     rows += [_reference(label, "for comparison", size, original) for label, size in marks]
     shown = [("dense network", original), *((file.format, file.bytes) for file in run.files)]
@@ -278,7 +280,7 @@ def rounds(run: Run) -> Section | None:
             percent(row["accuracy"]),
             percent(row["test_accuracy"]),
             *([percent(row.get("peak_test_accuracy"))] if watched else []),
-            format_seconds(sum(value for key, value in row["seconds"].items() if key == "all")),
+            format_seconds(row["seconds"].get("all", 0.0)),
         )
         for index, (row, density) in enumerate(zip(history, densities, strict=True))
     )
@@ -356,6 +358,7 @@ def latency(run: Run) -> Section | None:
     found = (run.validation or {}).get("latency") or []
     if not found:
         return None
+    # The baselines were timed with the files and stand in front of them: the first is the dense network.
     chart = charts.latency_chart(
         [(row["name"], *(1000 * row[key] for key in ("lower", "median", "upper"))) for row in found]
     )
@@ -430,6 +433,7 @@ def device(run: Run) -> Section | None:
     if not run.device and not run.outdated:
         return None
     rows, details, compilers, notes = [], [], [], [_DEVICE] if run.device else []
+    # Three tables and not one, because fourteen columns fit no page: what most ask for is in the first.
     for row in run.device:
         sizes, ran, agreement = row["sizes"], row["run"], row["run"]["agreement"]
         name = (
@@ -441,6 +445,7 @@ def device(run: Run) -> Section | None:
                 *name,
                 *(f"{sizes[key]:,}" for key in ("flash_bytes", "ram_bytes")),
                 f"{ran['mean_count']:,.0f}{'' if ran['unit'] == 'instructions' else ' cycles'}",
+                # A core alone has no clock, only a board has.
                 NONE if ran["nominal_seconds"] is None else format_milliseconds(ran["nominal_seconds"]),
                 "not compared" if agreement is None else "passed" if ran["ok"] else "FAILED",
             )

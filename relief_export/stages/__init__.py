@@ -179,6 +179,7 @@ def validate(
     )
     outcome = as_read(found.to_dict() | {"source": samples.source, "provisional": False})
     seconds = round(time.perf_counter() - start, 3)
+    # One file's answer is none for the folder, and in a build folder the record belongs to the stage.
     if name is None and not (folder.parent / "recipe.toml").is_file():
         inputs = {"manifest.json": sha256(folder / "manifest.json")}
         Record("validate", {}, inputs, seconds, outcome).write(folder / RECORDS["validate"])

@@ -7,7 +7,6 @@ finds, which know by themselves what they belong to.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from relief_export.errors import InputError, ReliefError
 from relief_export.formats import artifact
 from relief_export.recipe import Recipe, load_recipe
-from relief_export.records import RECORDS, Record, read_record, sha256, write_bytes
+from relief_export.records import RECORDS, Record, as_read, read_record, sha256, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,6 +110,7 @@ class Stage:
     def _hashes(self, job: Job) -> dict[str, str]:
         found: dict[str, str] = {}
         folder = job.folder
+        # By content and not by time: a copied or checked-out build folder is still up to date.
         for pattern in (given.format(network=job.network) for given in self.inputs):
             # This stage's own record is left out where it lies beside its inputs.
             files = sorted(path for path in folder.glob(pattern) if path.is_file() and path != folder / self.record)
@@ -218,9 +218,8 @@ def perform(stage: Stage, job: Job, *, force: bool) -> Done:
         _prepare(path, force=force)
     wait()
     start = time.perf_counter()
-    outcome: Outcome = json.loads(
-        json.dumps(stage.work(job), allow_nan=False)
-    )  # as a later reader of the record sees it
+    # Whoever goes on from here must see what a run that finds this stage done will see.
+    outcome: Outcome = as_read(stage.work(job))
     seconds = round(time.perf_counter() - start, 3)
     wait()
     if is_main_process():

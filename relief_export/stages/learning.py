@@ -51,6 +51,7 @@ def train(job: Job) -> Outcome:
         result = fit(model, data, recipe.train, seed=recipe.seed, checkpoint=checkpoint, progress=job.progress)
     if is_main_process():
         save_weights(model, folder / "weights.safetensors")
+        # Only now: whoever is killed before it finds the last epoch done and writes the weights again.
         checkpoint.unlink(missing_ok=True)
     return {
         "fit": result.to_dict(),
@@ -119,6 +120,7 @@ def _went_through_a_network(traceback: TracebackType | None) -> bool:
     """Return True if one frame is torch's call of a module or its backward pass."""
     while traceback is not None:
         path = traceback.tb_frame.f_code.co_filename.replace("\\", "/")
+        # A network's code may lie anywhere, in the user's files or in another library: the frame of torch's call tells.
         if path.endswith(("torch/nn/modules/module.py", "torch/autograd/graph.py")):
             return True
         traceback = traceback.tb_next
@@ -181,6 +183,7 @@ def quantise(job: Job) -> Outcome:
             checkpoint=checkpoint,
             progress=job.progress,
         )
+    # Rounding leaves zeros alone, but what is written is masked by the masks and by nothing that was computed.
     masks.apply_(model)
     if is_main_process():
         weights = folder / "weights.safetensors"

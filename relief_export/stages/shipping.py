@@ -124,7 +124,7 @@ def _capture(job: Job) -> tuple[dict[str, ir.Model], Samples, np.ndarray[Any, An
     sample = data.test.take(recipe.export.reference_samples, seed=recipe.seed)
     x, y = sample.tensors()
     load_weights(model, job.folder / "dense" / "weights.safetensors")
-    # Two samples, because torch.export takes an axis of length 1 for a constant.
+    # One capture for both baselines. Two samples, because torch.export takes an axis of length 1 for a constant.
     captured = job.captured.get("graph") or capture(model, x[:2])
     graphs = {"original": fold(with_values(captured, _state(model)))}
     load_network(model, job.folder, job.network)
@@ -194,6 +194,7 @@ def validate(job: Job) -> Outcome:
     folder = job.folder / "artifacts"
     found = evaluation.validate(folder, samples.x, samples.y, samples.logits, strict=job.strict, progress=job.progress)
     models = {name: folder / f"{name}.onnx" for name in BASELINES}
+    # Either of a file's two sessions says that it runs here: C without a compiler has none, and is not timed.
     models |= {each.file: folder / each.file for each in found.measurements if each.optimised}
     # The time of a file that computes something else is of no interest.
     latency = evaluation.measure_latency(models, samples.x) if found.ok else []
