@@ -46,11 +46,11 @@ def _row(network: Network, program: Program, core: str) -> Row:
     assert program.packed is not None
     allowed = program.packed + ALLOWED
     return row | {
-        "code": found.objects - tables,
-        "library": found.flash - found.objects,
-        "flash": found.flash,
-        "over": found.flash - allowed,
-        "over_without_library": found.objects - allowed,
+        "code": found.objects_bytes - tables,
+        "library": found.flash_bytes - found.objects_bytes,
+        "flash": found.flash_bytes,
+        "over": found.flash_bytes - allowed,
+        "over_without_library": found.objects_bytes - allowed,
     }
 
 

@@ -396,7 +396,7 @@ def export(
     from relief_export.capture import capture, plain_copy
     from relief_export.formats import FORMATS, Options
     from relief_export.graph.prepare import fold
-    from relief_export.stages.shipping import MANIFEST, Samples, ship
+    from relief_export.stages.export_stages import MANIFEST, Samples, write_artifacts
     from relief_export.state import apply_masks
 
     # Refused before the capture, which may take long.
@@ -422,7 +422,7 @@ def export(
         x, logits = _reference(masked, example_input, inputs, graphs["masked"], **how)
         given = x if calibration is None else _by_name(masked, example_input, calibration, graphs["masked"])
         reference = Samples(x, None if y is None else y.cpu().numpy(), logits, "reference")
-        ship(graphs, reference, target, formats, Options(calibration=given), progress=told)
+        write_artifacts(graphs, reference, target, formats, Options(calibration=given), progress=told)
     return read_manifest(target)
 
 

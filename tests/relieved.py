@@ -25,7 +25,7 @@ from relief_export.recipe import ModelConfig
 from relief_export.records import read_record
 from relief_export.relief.masks import Masks
 from relief_export.stages.engine import read_recipe
-from relief_export.stages.learning import load_network, load_task
+from relief_export.stages.training_stages import load_network, load_task
 from relief_export.training.models import build_model
 
 DATA = Path(__file__).parent / "data"

@@ -13,7 +13,7 @@ from relief_export import stages
 from relief_export.recipe import Recipe, load_recipe
 from relief_export.records import read_json
 from relief_export.relief import disconnection
-from relief_export.stages import shipping
+from relief_export.stages import export_stages
 
 ROOT = Path(__file__).parent.parent
 TREES = {"cifar10": (10, 32), "cifar100": (100, 32), "tiny-imagenet-200": (200, 64)}
@@ -91,7 +91,7 @@ def captured_once(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if key not in graphs:
             graphs[key] = capture(module, example, **options)
         state = {name: tensor.detach().cpu().numpy().copy() for name, tensor in module.state_dict().items()}
-        return shipping.with_values(graphs[key], state)
+        return export_stages.with_values(graphs[key], state)
 
     monkeypatch.setattr(capturing, "capture", once)
     monkeypatch.setattr(disconnection, "capture", once)

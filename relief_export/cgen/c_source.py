@@ -63,7 +63,7 @@ def comment(text: str) -> str:
     return re.sub(r"[^\x20-\x7e]|\*/|/\*", "?", text)
 
 
-def facts(plan: Plan, name: str) -> dict[str, Any]:
+def described(plan: Plan, name: str) -> dict[str, Any]:
     """Return what the templates of a program's files say of its network; ``name`` is the prefix of its functions."""
     title = f"{plan.input_name} ({times(plan.input_shape)}) -> {plan.output_name} ({times(plan.output_shape)})"
     return {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from onnx import TensorProto, helper
 
 from relief_export.cgen import host
-from relief_export.cgen.c_source import KERNELS, facts, render, table, times, totals
+from relief_export.cgen.c_source import KERNELS, described, render, table, times, totals
 from relief_export.cgen.lower import lower
 from relief_export.errors import InputError
 
@@ -69,7 +69,7 @@ def check_name(name: str) -> None:
 def _files(plan: Plan, program: host.Program, name: str, *, onnxruntime: bool = False) -> dict[str, bytes]:
     check_name(name)
     tables, blob = _tables(program.tables, name)
-    said = facts(plan, name) | {"arena": program.arena_bytes, "weights": f" {name}_weights.c" if blob else ""}
+    said = described(plan, name) | {"arena": program.arena_bytes, "weights": f" {name}_weights.c" if blob else ""}
     # Comments may mention a name that the code does not use, and the compiler warns about unused parameters.
     code = re.sub(r"/\*.*?\*/", "", "\n".join(program.calls))
     unused = [word for word in ("input", "arena") if not re.search(rf"\b{word}\b", code)]

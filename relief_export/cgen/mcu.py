@@ -25,7 +25,7 @@ from relief_export.cgen.c_source import (
     Functions,
     Tables,
     comment,
-    facts,
+    described,
     literal,
     render,
     table,
@@ -184,7 +184,7 @@ class _Generator:
 
     def _assemble(self) -> Program:
         plan, memory, kernels = self.plan, self.memory, self.functions.texts()
-        said = facts(plan, self.name) | {
+        said = described(plan, self.name) | {
             "values": CODES[self.code], "quantised": self.quantisation is not None, "type": self.element,
             "arena": memory.arena, "arena_quantised": memory.arena_quantised, "quantized_io": self.quantized_io,
         }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from relief_export.errors import InputError
 from relief_export.records import RECORDS, Record, as_read, locked, sha256
-from relief_export.stages import learning, shipping
+from relief_export.stages import export_stages, training_stages
 from relief_export.stages.engine import Done, Job, Stage, is_main_process, perform, read_recipe, write_recipe
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ STAGES: dict[str, Stage] = {
             keys=_LEARNING,
             inputs=(),
             outputs=("dense/weights.safetensors", "dense/init.safetensors"),
-            work=learning.train,
+            work=training_stages.train,
             everyone=True,
         ),
         Stage(
@@ -41,7 +41,7 @@ STAGES: dict[str, Stage] = {
             keys=(*_LEARNING, "relief"),
             inputs=("dense/weights.safetensors", "dense/init.safetensors"),
             outputs=("relieved/weights.safetensors", "relieved/masks.safetensors"),
-            work=learning.relieve,
+            work=training_stages.relieve,
             everyone=True,
         ),
         Stage(
@@ -49,7 +49,7 @@ STAGES: dict[str, Stage] = {
             keys=(*_LEARNING, "quantise"),
             inputs=("relieved/weights.safetensors", "relieved/masks.safetensors"),
             outputs=_NETWORK,
-            work=learning.quantise,
+            work=training_stages.quantise,
             everyone=True,
             after="relieve",
         ),
@@ -58,7 +58,7 @@ STAGES: dict[str, Stage] = {
             keys=("seed", "data", "model", "export"),
             inputs=("dense/weights.safetensors", *_NETWORK),
             outputs=("artifacts/manifest.json", "artifacts/model.onnx", "artifacts/reference.npz"),
-            work=shipping.export,
+            work=export_stages.export,
             whole=True,
             after="{maker}",
         ),
@@ -67,7 +67,7 @@ STAGES: dict[str, Stage] = {
             keys=("seed", "data", "model"),
             inputs=(*_NETWORK, "artifacts/**/*"),
             outputs=(),
-            work=shipping.validate,
+            work=export_stages.validate,
             reads=True,
         ),
         Stage(
@@ -75,7 +75,7 @@ STAGES: dict[str, Stage] = {
             keys=("audit",),
             inputs=("artifacts/manifest.json",),
             outputs=(),
-            work=shipping.audit,
+            work=export_stages.audit,
             reads=True,
         ),
     )
@@ -149,7 +149,7 @@ def check_settings(recipe: Recipe) -> None:
         InputError: A key of [audit] cannot be used.
     """
     try:
-        shipping.budget(recipe.audit)
+        export_stages.budget(recipe.audit)
     except InputError as error:
         raise InputError(f"[audit] of the recipe {recipe.name!r}: {error}") from None
 
@@ -173,7 +173,7 @@ def validate(
     if name is not None and not (folder / "manifest.json").is_file():
         raise InputError(f"{subject} has no manifest.json beside it: give what an export wrote, or compare two models")
     read_manifest(folder)  # before the samples, so that a wrong folder is called wrong and not its samples
-    samples = shipping.stored_samples(folder, data)
+    samples = export_stages.stored_samples(folder, data)
     found = evaluation.validate(
         folder, samples.x, samples.y, samples.logits, only=name, strict=strict, progress=progress
     )
@@ -218,7 +218,7 @@ def audit(
             with _alone_in(subject, shared=True):
                 return perform(STAGES["audit"], Job(subject, recipe), force=True).outcome
         config = recipe.audit
-    limits = shipping.budget(replace(config, **given))  # type: ignore[arg-type]  # checked where it is built
+    limits = export_stages.budget(replace(config, **given))  # type: ignore[arg-type]  # checked where it is built
     return evaluation.audit(subject, limits, dimensions=dimensions, baseline=baseline, max_growth=max_growth).to_dict()
 
 

@@ -84,7 +84,7 @@ class Split:
 
     def take(self, count: int, *, seed: int) -> Split:
         """Return ``count`` samples of this split, stratified and drawn by ``seed``, or all where there are no more."""
-        chosen = spread(self.labels, count, seed)
+        chosen = stratified(self.labels, count, seed)
         return Split(self.pixels, self.indices[chosen], self.labels[chosen], self.mean, self.std)
 
     def steps(self, size: int, *, world: int = 1) -> int:
@@ -185,7 +185,7 @@ def load_data(config: DataConfig, seed: int) -> DataSet:
                 f"data.validation = {config.validation} cannot be cut from {len(raw_train)} training samples"
             )
         chosen = torch.zeros(len(raw_train), dtype=torch.bool)
-        chosen[spread(raw_train.labels, held_out, seed)] = True
+        chosen[stratified(raw_train.labels, held_out, seed)] = True
         rows = (~chosen).nonzero().flatten(), chosen.nonzero().flatten(), torch.arange(len(raw_test))
         # Placed once, before the splits are cut, so that training and validation share one tensor of pixels.
         train, test = _placed(raw_train, config), _placed(raw_test, config)
@@ -211,7 +211,7 @@ def _streams(pixels: FilePixels, config: DataConfig) -> bool:
 def _split(raw: Raw, rows: torch.Tensor, config: DataConfig, seed: int) -> Split:
     if config.limit:
         # After the validation split was cut, so that the splits stay apart whatever the limit.
-        rows = rows[spread(raw.labels[rows], config.limit, seed)]
+        rows = rows[stratified(raw.labels[rows], config.limit, seed)]
     labels, pixels = raw.labels[rows], raw.pixels
     if isinstance(pixels, FilePixels) and config.limit and not _streams(pixels, config):
         pixels, rows = MemoryPixels(pixels.decode(rows)), torch.arange(len(rows))
@@ -239,7 +239,7 @@ def crop_and_flip(
     return padded[samples, planes, rows.to(device)[:, None, :, None], columns.to(device)[:, None, None, :]]
 
 
-def spread(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
+def stratified(labels: torch.Tensor, count: int, seed: int) -> torch.Tensor:
     """Choose ``count`` of the samples, each class by its share (within one sample); return their indices, ascending.
 
     The samples are put in random order, then grouped by class; ``count`` equidistant places of that list are taken.
@@ -298,7 +298,7 @@ class Digits:
         pixels = resized(scans, config.size or self.side)
         labels = torch.from_numpy(bunch.target).long()
         test = torch.zeros(len(labels), dtype=torch.bool)
-        test[spread(labels, self.test, seed=0)] = True  # a fixed split, whatever the recipe's seed
+        test[stratified(labels, self.test, seed=0)] = True  # a fixed split, whatever the recipe's seed
         names = tuple(str(digit) for digit in range(10))
         return tuple(Raw(MemoryPixels(pixels[part]), labels[part], names) for part in (~test, test))  # type: ignore[return-value]
 

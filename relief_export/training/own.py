@@ -17,7 +17,7 @@ import torch
 
 from relief_export.errors import InputError, ReliefError
 from relief_export.schema import did_you_mean
-from relief_export.training.data import DataSet, Split, spread
+from relief_export.training.data import DataSet, Split, stratified
 
 if TYPE_CHECKING:
     from relief_export.recipe import DataConfig
@@ -94,10 +94,10 @@ def load_own_data(config: DataConfig, seed: int) -> DataSet:
         if not 0 < count < len(y):
             raise InputError(f"data.validation = {config.validation} cannot be cut from {len(y)} training samples")
         held = torch.zeros(len(y), dtype=torch.bool)
-        held[spread(y, count, seed)] = True
+        held[stratified(y, count, seed)] = True
         pairs |= {"train": (x[~held], y[~held]), "validation": (x[held], y[held])}
     if config.limit is not None:
-        rows = {name: spread(y, config.limit, seed) for name, (_, y) in pairs.items()}
+        rows = {name: stratified(y, config.limit, seed) for name, (_, y) in pairs.items()}
         pairs = {name: (x[rows[name]], y[rows[name]]) for name, (x, y) in pairs.items()}
     splits = {name: Split.of(*pair) for name, pair in pairs.items()}
     x, y = pairs["train"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from relief_export.errors import UnsupportedModelError
 from relief_export.graph.arena import ALIGNMENT, ArenaTensor, UnknownSizeError, arena_bytes, place, plan_arena
-from relief_export.stages import shipping
+from relief_export.stages import export_stages
 
 HEADER = '<ir_version: 9, opset_import: ["" : 20, "my.domain" : 1]>\n'
 
@@ -157,6 +157,6 @@ def test_sizes_that_are_known_only_at_run_time_leave_no_plan_and_do_not_stop_an_
     )
     with pytest.raises(UnknownSizeError, match="has no known size"):
         plan_arena(model)
-    plan, reason = shipping._arena(model)
+    plan, reason = export_stages._arena(model)
     assert plan is None
     assert "has no known size" in reason

@@ -16,7 +16,7 @@ from relief_export.errors import InputError, IntegrityError
 from relief_export.records import RECORDS
 from relief_export.report import build_report
 from relief_export.report.run import OPTIONAL, read_run
-from relief_export.stages import shipping
+from relief_export.stages import export_stages
 from tests.conftest import assert_tables_are_whole
 from tests.report.folders import ALIVE, HIDDEN, READ, SIDE, make_folder, network, write_run_on
 
@@ -174,8 +174,8 @@ def alone(tmp_path_factory):
     graphs = {"original": network(*whole), "masked": network(*masked)}
     x = rng.random((32, 1, SIDE, SIDE)).astype(np.float32)
     logits = evaluation.open_session(graphs["masked"], optimised=False).run(x)[0]
-    reference = shipping.Samples(x, logits.argmax(axis=1), logits, "reference")
-    shipping.ship(graphs, reference, folder, ("packed", "csr"), formats.Options())
+    reference = export_stages.Samples(x, logits.argmax(axis=1), logits, "reference")
+    export_stages.write_artifacts(graphs, reference, folder, ("packed", "csr"), formats.Options())
     return folder
 
 
@@ -210,8 +210,10 @@ def test_a_model_of_several_inputs_is_run_by_their_names(tmp_path):
     rng = np.random.default_rng(2)
     x = {name: rng.normal(size=(5, 2)).astype(np.float32) for name in "ab"}
     logits = (x["a"] - x["b"]) @ np.array([[1, 0, 2], [0, 3, 0]], np.float32)
-    reference = shipping.Samples(x, None, logits, "reference")
-    shipping.ship({"original": model, "masked": model}, reference, tmp_path / "two", ("packed",), formats.Options())
+    reference = export_stages.Samples(x, None, logits, "reference")
+    export_stages.write_artifacts(
+        {"original": model, "masked": model}, reference, tmp_path / "two", ("packed",), formats.Options()
+    )
     assert run(["validate", str(tmp_path / "two")]) == 0
     text = build_report([tmp_path / "two"], tmp_path).markdown.read_text()
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]

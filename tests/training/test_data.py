@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 from relief_export.errors import InputError
 from relief_export.recipe import DataConfig
-from relief_export.training.data import IMAGENET_MEAN, IMAGENET_STD, Split, crop_and_flip, load_data, spread
+from relief_export.training.data import IMAGENET_MEAN, IMAGENET_STD, Split, crop_and_flip, load_data, stratified
 
 CPU = torch.device("cpu")
 DIGITS = DataConfig("digits", validation=0.15)
@@ -25,18 +25,18 @@ def digits():
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=80), st.integers(1, 80), st.integers(0, 9))
 def test_spread_takes_each_class_by_its_share(labels, count, seed):
     labels, count = torch.tensor(labels), min(count, len(labels))
-    chosen = spread(labels, count, seed)
+    chosen = stratified(labels, count, seed)
     assert len(set(chosen.tolist())) == len(chosen) == count
     assert chosen.tolist() == sorted(chosen.tolist())
     for label in labels.unique():
         share = float((labels == label).sum()) * count / len(labels)
         assert abs(int((labels[chosen] == label).sum()) - share) < 1 + 1e-9
-    assert torch.equal(chosen, spread(labels, count, seed))
+    assert torch.equal(chosen, stratified(labels, count, seed))
 
 
 def test_spread_depends_on_the_seed():
     labels = torch.zeros(100, dtype=torch.int64)
-    assert not torch.equal(spread(labels, 50, 0), spread(labels, 50, 1))
+    assert not torch.equal(stratified(labels, 50, 0), stratified(labels, 50, 1))
 
 
 def test_digits_are_split_once_and_for_all(digits):

@@ -1,7 +1,7 @@
 """Streams as ONNX: constants, and the nodes that ONNX Runtime evaluates once, when a session is created.
 
 Bytes of a small file are mostly nodes, names and headers, so what is alike (bits, halves, short lists of integers) is
-promised under a name at once and stored later, all of a kind in one constant that a Split cuts.
+deferred: named at once and stored later, all of a kind in one constant that a Split cuts.
 
 Operator versions: MatMulInteger 10; BitShift, Compress, CumSum, GatherElements 11; Mod, Sign, Split 13; BitwiseAnd 18,
 in place of BitShift and Mod.
@@ -76,7 +76,7 @@ def field_bytes(message: Message) -> int:
 
 
 class Builder:
-    """Collects nodes and constants; ``finish`` stores what was promised."""
+    """Collects nodes and constants; ``finish`` stores what was deferred."""
 
     def __init__(self, names: Iterator[str], opset: int = _AND_OPSET) -> None:
         self.names, self.opset = names, opset
@@ -124,28 +124,28 @@ class Builder:
         return name
 
     def words(self, words: Array, width: int) -> str:
-        """Promise ``words`` of ``width`` bits, 1 to 8, as int32."""
+        """Defer ``words`` of ``width`` bits, 1 to 8, as int32."""
         if width == 1:
-            return self.node("Cast", self._promise(self._bits, words), to=TensorProto.INT32)
+            return self.node("Cast", self._defer(self._bits, words), to=TensorProto.INT32)
         places = np.arange(width - 1, -1, -1, dtype=np.uint8)
         planes = (words.astype(np.uint8) >> places[:, None]) & 1
-        rows = self.node("Reshape", self._promise(self._bits, planes.ravel()), self.constant([width, words.size]))
+        rows = self.node("Reshape", self._defer(self._bits, planes.ravel()), self.constant([width, words.size]))
         return self.node("MatMulInteger", self.constant(1 << places), rows)
 
     def unary(self, bits: Array) -> str:
-        """Promise ``bits`` as uint8 0 or 1; zeros may follow them."""
-        return self._promise(self._unary, bits)
+        """Defer ``bits`` as uint8 0 or 1; zeros may follow them."""
+        return self._defer(self._unary, bits)
 
     def halves(self, values: Array, out: str | None = None) -> str:
-        """Promise the float32 of ``values``, a vector of halves."""
-        return self._promise(self._halves, values, out)
+        """Defer the float32 of ``values``, a vector of halves."""
+        return self._defer(self._halves, values, out)
 
-    def _promise(self, kind: list[tuple[str, Array]], values: Array, out: str | None = None) -> str:
+    def _defer(self, kind: list[tuple[str, Array]], values: Array, out: str | None = None) -> str:
         kind.append((out or next(self.names), values))
         return kind[-1][0]
 
     def finish(self) -> None:
-        """Store what was promised, ahead of the nodes that use it; nothing may be added after it."""
+        """Store what was deferred, ahead of the nodes that use it; nothing may be added after it."""
         self.flush()
         rest, self.nodes = self.nodes, []
         lists, self._lists = self._lists, []
@@ -162,21 +162,21 @@ class Builder:
         self.nodes.extend(rest)
 
     def flush(self) -> None:
-        """Store the bits and halves promised since the last flush; lists wait for the end."""
+        """Store the bits and halves deferred since the last flush; lists wait for the end."""
         # ONNX wants nodes in topological order, so what stores the bits must come before what uses them.
         users = self.nodes[self._mark :]
         del self.nodes[self._mark :]
         self._flush_bits()
         if self._halves:
             stored = self.constant(np.concatenate([values for _, values in self._halves]).astype(np.float16))
-            self._cut(self._halves, lambda out: self.node("Cast", stored, out=out, to=TensorProto.FLOAT))
+            self._part(self._halves, lambda out: self.node("Cast", stored, out=out, to=TensorProto.FLOAT))
             self._halves.clear()
         self.nodes.extend(users)
         self._mark = len(self.nodes)
 
-    def _cut(self, promised: list[tuple[str, Array]], whole: Callable[[str | None], str]) -> None:
-        """Cut the value that ``whole`` makes into what was promised."""
-        names, sizes = [name for name, _ in promised], [values.size for _, values in promised]
+    def _part(self, deferred: list[tuple[str, Array]], whole: Callable[[str | None], str]) -> None:
+        """Take the value that ``whole`` makes apart into what was deferred."""
+        names, sizes = [name for name, _ in deferred], [values.size for _, values in deferred]
         if len(names) == 1:
             whole(names[0])
         else:
@@ -188,15 +188,15 @@ class Builder:
         The unary bits come last, since zeros may follow them; where there are none, a part is added for what fills the
         last byte.
         """
-        promised = [*self._bits, *self._unary]
-        if not promised:
+        deferred = [*self._bits, *self._unary]
+        if not deferred:
             return
-        bits = np.concatenate([values for _, values in promised]).astype(np.uint8)
+        bits = np.concatenate([values for _, values in deferred]).astype(np.uint8)
         pad = np.zeros(-bits.size % 8, np.uint8)
         if pad.size and self._unary:
-            promised[-1] = promised[-1][0], np.concatenate([promised[-1][1].astype(np.uint8), pad])
+            deferred[-1] = deferred[-1][0], np.concatenate([deferred[-1][1].astype(np.uint8), pad])
         elif pad.size:
-            promised.append((next(self.names), pad))
+            deferred.append((next(self.names), pad))
         planes = np.concatenate([bits, pad]).reshape(8, -1)
         octets, places = self.constant(np.packbits(planes, axis=0)[0]), np.arange(7, -1, -1, dtype=np.uint8)[:, None]
         # All in bytes, and planes along the last axis: a tenth of the time of int64 with octets there.
@@ -206,7 +206,7 @@ class Builder:
         else:
             table = self.node("Sign", self.node("BitwiseAnd", octets, self.constant(1 << places)))
         flat = self.constant([planes.size])
-        self._cut(promised, lambda out: self.node("Reshape", table, flat, out=out))
+        self._part(deferred, lambda out: self.node("Reshape", table, flat, out=out))
         self._bits.clear()
         self._unary.clear()
 
@@ -278,7 +278,7 @@ def _emit_indices(builder: Builder, stream: list[Item], units: Array) -> None:
         # The background has one index for all weights, so that every table needs a zero there.
         tables = tables if whole else [np.pad(table, (0, size + 1 - table.size)) for table in tables]
     buffer = _scatter_indices(builder, units, stored, width, fill)
-    flat = whole and stored.ndim > 1  # nothing was placed, so the words are as they were promised
+    flat = whole and stored.ndim > 1  # nothing was placed, so the words are as they were deferred
     parts = _parts(builder, stream, buffer, stream[0].unit if flat else 1)
     for item, part, table in zip(stream, parts, tables, strict=True):
         grid = builder.node("Reshape", part, builder.constant(list(item.coded.symbols.shape)))

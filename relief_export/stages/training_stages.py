@@ -1,4 +1,4 @@
-"""The stages that learn: dense training, then relief; both need torch, and torchrun's processes share them."""
+"""The stages that train: the dense network, then relief; both need torch, and torchrun's processes share them."""
 
 from __future__ import annotations
 

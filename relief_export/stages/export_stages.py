@@ -1,4 +1,4 @@
-"""The stages that ship: export needs torch for the capture; validation and audit run without it."""
+"""The stages that write files and check them: export needs torch for the capture; validate and audit do without."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def export(job: Job) -> Outcome:
     graphs, reference, calibration = _capture(job)
     config = job.recipe.export
     options = Options(calibration=calibration)
-    return ship(graphs, reference, job.folder / "artifacts", config.formats, options, progress=job.progress)
+    return write_artifacts(graphs, reference, job.folder / "artifacts", config.formats, options, progress=job.progress)
 
 
-def ship(
+def write_artifacts(
     graphs: dict[str, ir.Model],
     reference: Samples,
     target: Path,
@@ -115,7 +115,7 @@ def _capture(job: Job) -> tuple[dict[str, ir.Model], Samples, np.ndarray[Any, An
     """Return the folded baselines, the reference sample, and training inputs for calibration."""
     from relief_export.capture import capture
     from relief_export.graph.prepare import fold
-    from relief_export.stages.learning import load_network, load_task
+    from relief_export.stages.training_stages import load_network, load_task
     from relief_export.training.checkpoints import load_weights
     from relief_export.training.fit import evaluate
 
@@ -209,7 +209,7 @@ def _samples(job: Job) -> Samples:
     """Return the full test set with the masked network's logits, or what can be had without torch or on given data."""
     if importlib.util.find_spec("torch") is None:
         return stored_samples(job.folder / "artifacts", job.data)
-    from relief_export.stages.learning import load_task, shipped_logits
+    from relief_export.stages.training_stages import load_task, shipped_logits
 
     if job.data is not None:
         given = stored_samples(job.folder / "artifacts", job.data)
