@@ -66,7 +66,7 @@ class Entry:
     def epochs(self) -> int:
         """Epochs of the whole run, all rounds of pruning included."""
         again = self.recipe.relief.retrain or self.recipe.train
-        return self.recipe.train.epochs + self.recipe.relief.iterations * again.epochs
+        return self.recipe.train.epochs + self.recipe.relief.rounds * again.epochs
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ class Entry:
         falling = [share for before, share in itertools.pairwise(shares) if share < before]
         if not (self.folder / "dense").exists():
             shutil.copytree(self.relief / "dense", self.folder / "dense")
-        relief = replace(self.recipe.relief, keep=tuple(falling), iterations=len(falling))
+        relief = replace(self.recipe.relief, keep=tuple(falling), rounds=len(falling))
         return replace(self.recipe, relief=relief)
 
 
@@ -128,7 +128,7 @@ def read_list(path: Path, build: Path, settings: dict[str, str]) -> list[Entry]:
             entries.append(Entry(recipe, folder))
         else:
             # The shares are known once relief has run; until then one stands in for them.
-            relief = replace(recipe.relief, score=score, keep=tuple(0.9**k for k in range(recipe.relief.iterations)))
+            relief = replace(recipe.relief, score=score, keep=tuple(0.9**k for k in range(recipe.relief.rounds)))
             plain = replace(recipe, relief=relief, quantise=None)
             entries.append(Entry(plain, folder.with_name(f"{folder.name}-{score}"), folder))
     return entries
@@ -177,7 +177,7 @@ class Queue:
             if rounds < 1:
                 raise
             # The loop's key does not hold the number of its rounds, so that those there are stay.
-            relief = replace(entry.recipe.relief, iterations=rounds)
+            relief = replace(entry.recipe.relief, rounds=rounds)
             passed = stages.run(replace(entry.recipe, relief=relief), entry.folder)
         found = summary(read_run(entry.folder))
         write_json(self.out / f"{found['name']}.json", found)
@@ -241,7 +241,7 @@ def _line(entry: Entry, state: str) -> str:
     elif len(rows) > 1:
         last = rows[-1]
         share = format_percent(last["kept"] / last["dense"])
-        parts.append(f"round {last['iteration']} {format_percent(last['accuracy'])} at {share}")
+        parts.append(f"round {last['round']} {format_percent(last['accuracy'])} at {share}")
     return f"{entry.folder.name:<32} {'; '.join([*parts, state])}"
 
 

@@ -1,4 +1,4 @@
-"""The networks of other people's libraries: relieved for one iteration, exported and validated, or what refuses them.
+"""The networks of other people's libraries: relieved for one round, exported and validated, or what refuses them.
 
 Every network is built small, with random weights, and given random data: the question is whether its layers are found,
 captured, shrunk and proven, not how well it does. Each has a process and a time limit of its own, smallest first.
@@ -386,7 +386,7 @@ def tried(network: Network, folder: Path) -> Row:
         draw_zeros(model)
         take_statistics(model, batches)
         row["step"] = "relieve"
-        found = rx.relieve(model, batches, iterations=1, retrain=_keep, evaluate=lambda _: 1.0, seed=SEED)
+        found = rx.relieve(model, batches, rounds=1, retrain=_keep, evaluate=lambda _: 1.0, seed=SEED)
         kept, dense = (sum(f(mask) for mask in found.masks.values()) for f in (lambda m: int(m.sum()), Tensor.numel))
         row |= {"step": "export", "kept": kept / dense, "left_whole": sorted(found.left_whole)}
         rx.export(model, batches[0], folder / "out", masks=found.masks, formats=("dense", "packed"),
@@ -511,7 +511,7 @@ BENCHMARK = Benchmark(
     seeds=(SEED,),
     note=(
         "Small forms with random weights, also where a library starts at zero, batch norms with the statistics of the "
-        "data, 24 random samples, one iteration without retraining, then the formats dense and packed, then validation "
+        "data, 24 random samples, one round without retraining, then the formats dense and packed, then validation "
         "in ONNX Runtime against the pruned network; the outcome is *works* or the sentence that was given. Kept is "
         "the share of mask entries. The largest error is relative to the largest output, over files and sessions. "
         "Seconds are processor time of the whole, one thread. The record is written after each network; with "

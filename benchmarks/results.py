@@ -39,7 +39,7 @@ PUBLISHED = Path(__file__).with_name("published.json")
 """What others report, by data/network: accuracies are fractions, ``fewer`` is dense over kept connections, ``bytes`` of
 the weights as they store them; null where a publication does not say."""
 EXPORTED = "exported, in ONNX Runtime"
-_HOW_FAR = re.compile(r"(seed|relief\.iterations|relief\.patience)=")
+_HOW_FAR = re.compile(r"(seed|relief\.rounds|relief\.patience)=")
 """Settings in which runs of one group may differ."""
 
 
@@ -154,7 +154,7 @@ def _alike(runs: list[Table]) -> list[list[Table]]:
 
 
 def seed_group(runs: list[Table]) -> Table:
-    """Summarise the runs of one recipe over their seeds: means and extremes, of the results and of each iteration."""
+    """Summarise the runs of one recipe over their seeds: means and extremes, of the results and of each round."""
     columns = {
         "dense": [run["accuracy"]["dense"]["test"] for run in runs],
         "relieved": [run["accuracy"]["relieved"]["test"] for run in runs],

@@ -35,8 +35,8 @@ def summary(run: Run) -> dict[str, Any]:
     """Return the figures of one run that docs/results.md shows, and what it takes to repeat them."""
     seconds = {stage: round(record.seconds, 1) for stage, record in run.records.items()}
     # A relief that was interrupted, or that chose again, has the time of its last call only.
-    seconds["relieve"] = max(seconds["relieve"], round(sum(row["seconds"]["all"] for row in run.iterations), 1))
-    history = ("kept", "dense", "accuracy_before", "accuracy", "test_accuracy", "within_tolerance")
+    seconds["relieve"] = max(seconds["relieve"], round(sum(row["seconds"]["all"] for row in run.rounds), 1))
+    history = ("kept", "dense", "accuracy_before", "accuracy", "test_accuracy", "eligible")
     assert run.connections is not None
     assert run.recipe is not None
     files = [asdict(file) for file in run.files]
@@ -55,9 +55,9 @@ def summary(run: Run) -> dict[str, Any]:
         "chosen": run.chosen,
         "history": [
             {key: row[key] for key in history} | {"peak_test_accuracy": row.get("peak_test_accuracy")}
-            for row in run.iterations
+            for row in run.rounds
         ],
-        "layers": run.iterations[run.chosen]["layers"],
+        "layers": run.rounds[run.chosen]["layers"],
         "costs": {key: dict(zip(("dense", "structural", "nonzero"), run.costs[key], strict=True)) for key in run.costs},
         "paper_flops": {"dense": run.paper_flops[0], "structural": run.paper_flops[1]},
         "arena": {key: plan["arena_bytes"] for key, plan in run.arena.items() if plan},

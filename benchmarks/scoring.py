@@ -104,6 +104,6 @@ BENCHMARK = Benchmark(
     note=(
         f"{SAMPLES} random samples in batches of {CALIBRATION_BATCH}, freshly initialised networks; processor time of "
         f"one thread, medians of {REPEATS} interleaved measurements. Activity contains its one forward pass. "
-        "Disconnection is reported apart, and so is the capture that it needs, made once for all iterations."
+        "Disconnection is reported apart, and so is the capture that it needs, made once for all rounds."
     ),
 )

@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
 
     # Three rounds of pruning by activity and retraining; the smallest network within 1 point of accuracy is kept.
     alphas = {"alpha_conv": 0.85, "alpha_fc": 0.85}  # share of each neuron's activity to keep; less prunes faster
-    found = rx.relieve(model, {"train": train_set, "validation": validation_set}, iterations=3, **alphas)
+    found = rx.relieve(model, {"train": train_set, "validation": validation_set}, rounds=3, **alphas)
     print(f"{found.chosen.kept:,} of {found.chosen.dense:,} connections are left")
 
     formats = ("packed", "csr")  # dense is always written

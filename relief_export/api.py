@@ -42,7 +42,7 @@ def relieve(
     model: nn.Module,
     data: DataSet | Mapping[str, Any] | Iterable[Any],
     *,
-    iterations: int = 5,
+    rounds: int = 5,
     train: TrainConfig | Mapping[str, Any] | None = None,
     retrain: Callable[[nn.Module, Masks], None] | None = None,
     evaluate: Callable[[nn.Module], float] | None = None,
@@ -74,7 +74,7 @@ def relieve(
             the result's ``left_whole``. So are frozen layers. Weights that are computed from others (weight norm,
             spectral norm, parametrisations) become plain parameters of the same value.
         data: See above. A batch is a tensor, a tuple of inputs and labels, or a dictionary; see `calling`.
-        iterations: How often to prune and retrain.
+        rounds: How often to prune and retrain.
         train: The retraining; 10 epochs of Adam by default.
         retrain: Trains the network in place; must call ``masks.apply_(model)`` after every optimizer step.
         evaluate: Returns the accuracy on held-out samples, a fraction; any number that ``float`` takes.
@@ -87,14 +87,14 @@ def relieve(
         init: Initial weights, for ``rewind=True``.
         relieve_frozen: Relieve layers whose weight needs no gradient too.
         seed: Draws the calibration samples and the retraining.
-        folder: Where the iterations are kept; an interrupted call with the same arguments, the trained ``model`` among
+        folder: Where the rounds are kept; an interrupted call with the same arguments, the trained ``model`` among
             them, goes on from there. A folder that is not of a relief is refused.
-        force: Lose the iterations of other settings that the folder holds.
+        force: Lose the rounds of other settings that the folder holds.
         progress: Called as ``progress(task, done, total, note)``; True draws bars.
         **settings: Other fields of ``recipe.ReliefConfig``: alpha_conv, alpha_fc, samples, accuracy_drop, skip, ...
 
     Returns:
-        ``.masks``, ``.chosen`` and the ``.history`` of iterations; ``model`` holds the chosen weights.
+        ``.masks``, ``.chosen`` and the ``.history`` of rounds; ``model`` holds the chosen weights.
 
     Raises:
         InputError: An argument is wrong, the network cannot be captured, or it fails on the data.
@@ -113,7 +113,7 @@ def relieve(
         raise InputError(
             f"{misplaced} is a key of the retraining: give train={{'{misplaced}': {settings[misplaced]!r}}}"
         )
-    config = build(ReliefConfig, {"iterations": iterations, **settings}, "")
+    config = build(ReliefConfig, {"rounds": rounds, **settings}, "")
     where = None if folder is None else Path(folder)
     if (retrain is None) != (evaluate is None):
         raise InputError("retrain and evaluate belong together: give both, or neither and data with labels")

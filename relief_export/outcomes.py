@@ -36,7 +36,7 @@ class Count(TypedDict):
 class Round(TypedDict):
     """One pruning round; round 0 is the dense network."""
 
-    iteration: int
+    round: int
     accuracy_before: float | None
     accuracy: float
     test_accuracy: float | None

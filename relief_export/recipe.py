@@ -134,14 +134,14 @@ class TrainConfig(Checked):
 class ReliefConfig(Checked):
     """The relief loop: how it prunes, retrains and chooses."""
 
-    iterations: CountOrZero
+    rounds: CountOrZero
     alpha_conv: Share = 0.95
     alpha_fc: Share = 0.95
     score: Literal["activity", "magnitude", "magnitude-global", "random"] = "activity"
     """What a connection is worth. activity: the method; the others show what it is worth itself: magnitude is its size
     alone, compared within each neuron as activity is; magnitude-global compares sizes over the whole network."""
     keep: Shares = ()
-    """Share of all connections that each iteration keeps, in place of what α keeps; absent lets α decide."""
+    """Share of all connections that each round keeps, in place of what α keeps; absent lets α decide."""
     samples: Count = 1000
     """Training samples that measure the activity."""
     measure: Literal["at once", "layerwise"] = "at once"
@@ -153,7 +153,7 @@ class ReliefConfig(Checked):
     accuracy_drop: Drop = 0.01
     """Validation accuracy (a fraction) that may be lost against the dense network."""
     patience: Count | None = None
-    """Stop after this many iterations in a row that lose more; absent runs all."""
+    """Stop after this many rounds in a row that lose more; absent runs all."""
     alpha: dict[str, Share] = field(default_factory=dict)
     """Layer name (glob) -> α, over alpha_conv and alpha_fc."""
     skip: tuple[str, ...] = ()
@@ -164,9 +164,9 @@ class ReliefConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.score in ("magnitude-global", "random") and not self.keep:
-            raise InputError(f'score = "{self.score}" has no α: say with keep what share each iteration keeps')
-        if self.keep and self.iterations > len(self.keep):
-            raise InputError(f"keep gives shares for {len(self.keep)} iterations, but there are {self.iterations}")
+            raise InputError(f'score = "{self.score}" has no α: say with keep what share each round keeps')
+        if self.keep and self.rounds > len(self.keep):
+            raise InputError(f"keep gives shares for {len(self.keep)} rounds, but there are {self.rounds}")
         if self.measure == "layerwise" and (self.keep or self.score != "activity"):
             raise InputError('measure = "layerwise" belongs to score = "activity" without keep')
 

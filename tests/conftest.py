@@ -26,8 +26,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 ROOT = Path(__file__).parent.parent
-DEMO = ("digits-lenet5", "--set", "train.epochs=2", "--set", "relief.iterations=1")
-"""The demonstration, with fewer epochs and one iteration."""
+DEMO = ("digits-lenet5", "--set", "train.epochs=2", "--set", "relief.rounds=1")
+"""The demonstration, with fewer epochs and one round."""
 
 
 _parse_model = onnx.parser.parse_model

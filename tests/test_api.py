@@ -48,7 +48,7 @@ def _train(network, x, y, *, steps, masks=None):
 def test_readme_example_from_a_trained_network_to_a_validated_file(model, digits, tmp_path):
     x, y = digits
     data = {"train": (x[:1200], y[:1200]), "validation": (x[1200:1500], y[1200:1500])}
-    found = rx.relieve(model, data, iterations=1, train=rx.TrainConfig(epochs=1), accuracy_drop=1.0)
+    found = rx.relieve(model, data, rounds=1, train=rx.TrainConfig(epochs=1), accuracy_drop=1.0)
     assert 0 < found.chosen.kept < found.chosen.dense
     manifest = rx.export(
         model,
@@ -79,7 +79,7 @@ def test_own_training_loop(model, digits):
             return float((network.eval()(x[1200:1500]).argmax(1) == y[1200:1500]).float().mean())
 
     batches = list(x[:300].split(100))
-    found = rx.relieve(model, batches, iterations=2, retrain=retrain, evaluate=evaluate, accuracy_drop=1.0)
+    found = rx.relieve(model, batches, rounds=2, retrain=retrain, evaluate=evaluate, accuracy_drop=1.0)
     assert calls == [row.kept for row in found.history[1:]]
     for name, mask in found.masks.items():
         assert (model.state_dict()[name][~mask] == 0).all()
@@ -87,7 +87,7 @@ def test_own_training_loop(model, digits):
 
 @pytest.mark.parametrize("number", [torch.tensor, np.float32])
 def test_an_accuracy_of_any_kind_is_kept_in_the_folder(model, digits, tmp_path, number):
-    arguments = {"retrain": lambda *_: None, "evaluate": lambda _: number(0.5), "iterations": 1, "folder": tmp_path}
+    arguments = {"retrain": lambda *_: None, "evaluate": lambda _: number(0.5), "rounds": 1, "folder": tmp_path}
     found = rx.relieve(model, [digits[0][:10]], **arguments)
     assert [row.accuracy for row in found.history] == [0.5, 0.5]
     assert json.loads((tmp_path / "history.jsonl").read_text().splitlines()[1])["accuracy"] == 0.5
@@ -101,8 +101,8 @@ def test_batches_that_are_used_up_are_refused(model, digits):
 def test_a_test_accuracy_is_reported_only_of_test_samples(model, digits):
     x, y = digits
     data = {"train": (x[:100], y[:100]), "validation": (x[1200:1500], y[1200:1500])}
-    assert [row.test_accuracy for row in rx.relieve(model, data, iterations=0).history] == [None]
-    tested = rx.relieve(model, data | {"test": (x[1500:], y[1500:])}, iterations=0).history[0].test_accuracy
+    assert [row.test_accuracy for row in rx.relieve(model, data, rounds=0).history] == [None]
+    tested = rx.relieve(model, data | {"test": (x[1500:], y[1500:])}, rounds=0).history[0].test_accuracy
     with torch.no_grad():
         assert tested == pytest.approx(float((model.eval()(x[1500:]).argmax(1) == y[1500:]).float().mean()))
 
@@ -241,9 +241,7 @@ def test_what_people_have_is_taken_as_it_is(tmp_path):
     """NumPy's float64, tensors in validate, inputs without labels, paths as strings, a mapping that is no dict."""
     model = small()
     data = types.MappingProxyType({name: (X.double().numpy(), Y.numpy()) for name in ("train", "validation")})
-    found = rx.relieve(
-        model, data, iterations=1, train={"epochs": 1}, accuracy_drop=1.0, folder=str(tmp_path / "journal")
-    )
+    found = rx.relieve(model, data, rounds=1, train={"epochs": 1}, accuracy_drop=1.0, folder=str(tmp_path / "journal"))
     out = str(tmp_path / "out")
     rx.export(model, X[:2], out, masks=found.masks, samples=X)
     logits = model.eval()(X)
@@ -273,7 +271,7 @@ def test_several_inputs_and_outputs_from_relief_to_validation(tmp_path):
     loader = torch.utils.data.DataLoader([{"u": u, "v": w, "labels": y} for u, w, y in zip(X, v, Y, strict=True)], 16)
     data = {"train": loader, "validation": [((X, v), Y)]}
     dense = model.state_dict()["a.weight"].clone()
-    found = rx.prune(model, data, iterations=1, output="logits", train={"epochs": 2, "lr": 0.01}, accuracy_drop=1.0)
+    found = rx.prune(model, data, rounds=1, output="logits", train={"epochs": 2, "lr": 0.01}, accuracy_drop=1.0)
     assert found.chosen.kept < found.chosen.dense
     manifest = rx.export(
         model, (X[:4], v[:4]), tmp_path / "out", masks=found.masks, samples=((X, v), Y), formats=("packed", "int8")
@@ -347,7 +345,7 @@ def test_other_tasks_are_retrained_and_measured(task, labels, metric):
         labels[:3] = 255  # not labelled
     data = {"train": (x, labels), "validation": (x, labels)}
     found = rx.relieve(
-        model, data, task=task, iterations=1, train={"epochs": 8, "lr": 0.02, "batch": 16}, accuracy_drop=1.0
+        model, data, task=task, rounds=1, train={"epochs": 8, "lr": 0.02, "batch": 16}, accuracy_drop=1.0
     )
     assert found.history[1].accuracy > found.history[1].accuracy_before
     with torch.no_grad():
@@ -358,8 +356,8 @@ def test_other_tasks_are_retrained_and_measured(task, labels, metric):
 def test_a_wrapped_network_is_relieved_and_exported_under_its_own_names(wrap, tmp_path):
     plain, inner = small(), small()
     wrapped = wrap(inner)
-    expected = rx.relieve(plain, [X], **OWN, iterations=1)
-    found = rx.relieve(wrapped, [X], **OWN, iterations=1)
+    expected = rx.relieve(plain, [X], **OWN, rounds=1)
+    found = rx.relieve(wrapped, [X], **OWN, rounds=1)
     assert found.masks.same(expected.masks)
     assert set(found.chosen.layers) == {"0", "2"}
     assert all(torch.equal(a, b) for a, b in zip(inner.parameters(), plain.parameters(), strict=True))
@@ -374,7 +372,7 @@ def test_a_wrapped_network_is_relieved_and_exported_under_its_own_names(wrap, tm
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float16, 1e-4), (torch.bfloat16, 1e-4), (torch.float32, 1e-2)])
 def test_half_precision_is_proven_in_float32_and_halves_state_what_they_lose(kind, tolerance, tmp_path):
     model = small().to(kind)
-    found = rx.relieve(model, [X.to(kind)], **OWN, iterations=1)
+    found = rx.relieve(model, [X.to(kind)], **OWN, rounds=1)
     assert found.chosen.kept < found.chosen.dense
     manifest = rx.export(
         model, X[:2].to(kind), tmp_path / "out", masks=found.masks, formats=("packed", "packed-f16"), samples=(X, Y)
@@ -398,7 +396,7 @@ def test_a_loss_and_a_metric_of_ones_own():
     found = rx.relieve(
         model,
         {"train": batches, "validation": batches},
-        iterations=1,
+        rounds=1,
         train=rx.TrainConfig(epochs=1),
         accuracy_drop=1.0,
         forward=lambda network, batch: network(batch["row"]),
@@ -412,7 +410,7 @@ def test_a_loss_and_a_metric_of_ones_own():
 
 def test_normalised_weights_are_folded_and_progress_draws_bars(capfd):
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(10, 16)), nn.ReLU(), nn.Linear(16, 3))
-    found = rx.relieve(model, [(X, Y)], **OWN, iterations=1, progress=True)
+    found = rx.relieve(model, [(X, Y)], **OWN, rounds=1, progress=True)
     assert set(model.state_dict()) == {"0.weight", "0.bias", "2.weight", "2.bias"}
     assert found.chosen.layers["0"]["kept"] < found.chosen.layers["0"]["dense"]
     out, err = capfd.readouterr()

@@ -90,13 +90,13 @@ def test_two_runs_of_one_recipe_into_one_folder(tmp_path, capsys):
     folder = tmp_path / "two"
     brief = (
         "--set",
-        "relief.iterations=1",
+        "relief.rounds=1",
         "--set",
         "relief.retrain.epochs=1",
         "--set",
         "relief.retrain.milestones=[]",
     )
-    call = ["run", "digits-lenet300", *TINY, *brief, "--out", str(folder)]
+    call = ["run", "digits-lenet300-100", *TINY, *brief, "--out", str(folder)]
     with subprocess.Popen([sys.executable, "-m", "relief_export", *call], stdout=subprocess.PIPE) as first:
         while first.poll() is None and not (folder / ".lock").exists():
             time.sleep(0.01)
@@ -136,7 +136,7 @@ def test_a_disk_that_is_full_names_the_file(size, file, tmp_path, capsys):
     if os.name != "posix" or os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
         pytest.skip("a small disk takes the right to mount one")
     try:
-        assert run(["run", "digits-lenet300", *TINY, "--out", str(small / "b"), "--json"]) == 2
+        assert run(["run", "digits-lenet300-100", *TINY, "--out", str(small / "b"), "--json"]) == 2
     finally:
         subprocess.run(["umount", str(small)], check=True)
     printed = capsys.readouterr()

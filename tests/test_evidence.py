@@ -14,7 +14,7 @@ from relief_export.relief import loop
 from relief_export.training import checkpoints
 
 ROOT = Path(__file__).parent.parent
-TINY = ("train.epochs=2", "relief.iterations=2", "relief.retrain.epochs=1", "relief.retrain.milestones=[]")
+TINY = ("train.epochs=2", "relief.rounds=2", "relief.retrain.epochs=1", "relief.retrain.milestones=[]")
 TINY += ("train.milestones=[]", "data.limit=60", "relief.accuracy_drop=1", 'export.formats=["dense"]')
 
 
@@ -23,7 +23,7 @@ def call(tmp_path, monkeypatch, capsys):
     """Return a function that calls the queue on a list of two runs, and gives its exit code, output and errors."""
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT)
-    (tmp_path / "list.txt").write_text("# runs\ndigits-lenet300 # the first\n\ndigits-lenet300@sgd 3\n")
+    (tmp_path / "list.txt").write_text("# runs\ndigits-lenet300-100 # the first\n\ndigits-lenet300-100@sgd 3\n")
     places = ["--list", tmp_path / "list.txt", "--build", tmp_path / "build", "--out", tmp_path / "runs"]
     settings = [word for setting in TINY for word in ("--set", setting)]
 
@@ -53,23 +53,23 @@ def test_a_queue_stopped_in_training_and_in_relief_goes_on_and_keeps_a_record_of
             call()
         assert not list((tmp_path / "runs").glob("*"))
     monkeypatch.setattr(checkpoints.Checkpoint, "save", save)
-    dense = read_json(tmp_path / "build" / "digits-lenet300" / "dense" / "record.json")["outcome"]
+    dense = read_json(tmp_path / "build" / "digits-lenet300-100" / "dense" / "record.json")["outcome"]
     assert dense["fit"]["resumed_at"] == 1
     code, printed, _ = call()
     assert code == 0
     first, second = printed.splitlines()[1:]
     kept = {path.stem: read_json(path) for path in (tmp_path / "runs").glob("*.json")}
-    assert set(kept) == {"digits-lenet300", "digits-lenet300@sgd-seed3"}
-    found = kept["digits-lenet300"]
+    assert set(kept) == {"digits-lenet300-100", "digits-lenet300-100@sgd-seed3"}
+    found = kept["digits-lenet300-100"]
     share = found["connections"]["kept"] / found["connections"]["dense"]
     accuracy = {key: f"{100 * found['accuracy'][key]['validation']:.2f} %" for key in ("dense", "relieved")}
-    assert first.startswith("digits-lenet300 ")
+    assert first.startswith("digits-lenet300-100 ")
     assert f"dense {accuracy['dense']}; chosen {accuracy['relieved']} at {100 * share:.2f} %; finished in" in first
-    assert second.startswith("digits-lenet300@sgd-seed3 ")
-    assert kept["digits-lenet300@sgd-seed3"]["seed"] == 3
-    trained = (tmp_path / "build" / "digits-lenet300" / "dense" / "record.json").read_bytes()
-    assert call("digits-lenet300")[0] == 0  # everything is up to date
-    assert (tmp_path / "build" / "digits-lenet300" / "dense" / "record.json").read_bytes() == trained
+    assert second.startswith("digits-lenet300-100@sgd-seed3 ")
+    assert kept["digits-lenet300-100@sgd-seed3"]["seed"] == 3
+    trained = (tmp_path / "build" / "digits-lenet300-100" / "dense" / "record.json").read_bytes()
+    assert call("digits-lenet300-100")[0] == 0  # everything is up to date
+    assert (tmp_path / "build" / "digits-lenet300-100" / "dense" / "record.json").read_bytes() == trained
     log = (tmp_path / "build" / "evidence.log").read_text()
     queue = importlib.import_module("benchmarks.evidence")
     queue.main(["--build", str(tmp_path / "build"), "--status"])
@@ -80,13 +80,14 @@ def test_a_queue_stopped_in_training_and_in_relief_goes_on_and_keeps_a_record_of
 
 def test_a_baseline_keeps_what_relief_kept_from_the_same_dense_network(call, tmp_path):
     (tmp_path / "list.txt").write_text(
-        "digits-lenet300\ndigits-lenet300 magnitude-global\ndigits-lenet300@sgd random\n"
+        "digits-lenet300-100\ndigits-lenet300-100 magnitude-global\ndigits-lenet300-100@sgd random\n"
     )
-    code, printed, errors = call("digits-lenet300", "digits-lenet300-magnitude-global", "digits-lenet300@sgd-random")
+    names = ("digits-lenet300-100", "digits-lenet300-100-magnitude-global", "digits-lenet300-100@sgd-random")
+    code, printed, errors = call(*names)
     assert code == 1, errors  # of the last one relief has not run
-    assert "failed: the run digits-lenet300@sgd, whose shares are kept here, is not finished" in printed
+    assert "failed: the run digits-lenet300-100@sgd, whose shares are kept here, is not finished" in printed
     relief, baseline = (
-        read_json(tmp_path / "runs" / f"digits-lenet300{name}.json") for name in ("", "-magnitude-global")
+        read_json(tmp_path / "runs" / f"digits-lenet300-100{name}.json") for name in ("", "-magnitude-global")
     )
     assert (relief["score"], baseline["score"]) == ("activity", "magnitude-global")
     assert baseline["accuracy"]["dense"] == relief["accuracy"]["dense"]
@@ -108,11 +109,11 @@ def test_limited_time_ends_a_run_with_the_rounds_it_has_or_leaves_it_for_the_nex
         return fit(*arguments, **more)
 
     monkeypatch.setattr(loop.fit, "fit", slow)
-    code, printed, errors = call("--minutes", "30", "digits-lenet300")
+    code, printed, errors = call("--minutes", "30", "digits-lenet300-100")
     assert code == 0, errors
-    found = read_json(tmp_path / "runs" / "digits-lenet300.json")
+    found = read_json(tmp_path / "runs" / "digits-lenet300-100.json")
     assert len(found["history"]) == 1 + 1
-    assert "relief.iterations=1" in found["command"]
+    assert "relief.rounds=1" in found["command"]
     assert found["ok"]
     assert "finished in" in printed
 
@@ -121,12 +122,12 @@ def test_limited_time_ends_a_run_with_the_rounds_it_has_or_leaves_it_for_the_nex
     ("content", "arguments", "message"),
     [
         (
-            "digits-lenet300 x",
+            "digits-lenet300-100 x",
             (),
-            r'list\.txt, line 1: "digits-lenet300 x" is not RECIPE\[@VARIANT\] \[SEED\] \[SCORE\]',
+            r'list\.txt, line 1: "digits-lenet300-100 x" is not RECIPE\[@VARIANT\] \[SEED\] \[SCORE\]',
         ),
         ("\ndigits-lenet9", (), r"list\.txt, line 2: there is no recipe"),
-        ("digits-lenet300", ("digits",), r'list\.txt has no run "digits"'),
+        ("digits-lenet300-100", ("digits",), r'list\.txt has no run "digits"'),
         ("", ("--status",), r"evidence\.log does not exist: no queue was started here"),
     ],
 )

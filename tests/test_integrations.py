@@ -49,7 +49,7 @@ def test_lightning_retrains_and_measures(tmp_path):
         loader,
         retrain=retrain_with(make_trainer, loader),
         evaluate=evaluate_with(make_trainer, "accuracy", loader),
-        iterations=1,
+        rounds=1,
         alpha_fc=0.7,
         accuracy_drop=1.0,
     )
@@ -97,7 +97,7 @@ def test_transformers_retrain_and_measure(tmp_path):
         retrain=retrain_with(make_trainer),
         evaluate=evaluate_with(make_trainer, "eval_accuracy"),
         output="logits",
-        iterations=1,
+        rounds=1,
         alpha_fc=0.7,
         accuracy_drop=1.0,
     )

@@ -12,7 +12,7 @@ import pytest
 from relief_export.records import read_json
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = "--set train.epochs=1 --set relief.iterations=1 --set relief.accuracy_drop=1"
+SETTINGS = "--set train.epochs=1 --set relief.rounds=1 --set relief.accuracy_drop=1"
 FILES = ("dense/record.json", "relieved/record.json", "artifacts/record.json", "artifacts/model.onnx")
 
 
@@ -20,7 +20,8 @@ FILES = ("dense/record.json", "relieved/record.json", "artifacts/record.json", "
 def project(tmp_path):
     """The Makefile and two recipes, copied."""
     (tmp_path / "pipelines").mkdir()
-    for name in ("Makefile", "pipelines/rules.mk", "pipelines/digits-lenet5.toml", "pipelines/digits-lenet300.toml"):
+    recipes = ("pipelines/digits-lenet5.toml", "pipelines/digits-lenet300-100.toml")
+    for name in ("Makefile", "pipelines/rules.mk", *recipes):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
@@ -51,7 +52,7 @@ def test_make_builds_two_recipes_at_once_then_only_what_changed(project):
     assert [stage for stage, _ in planned] == order
     assert not (project / "build").exists()
 
-    names = ("digits-lenet5", "digits-lenet300")
+    names = ("digits-lenet5", "digits-lenet300-100")
     built = stages_of(make(project, "-j2", *names).stdout)
     assert sorted(built) == sorted((stage, name) for stage in order for name in names)
     for name in names:
@@ -63,7 +64,7 @@ def test_make_builds_two_recipes_at_once_then_only_what_changed(project):
 
     recipe = project / "pipelines/digits-lenet5.toml"
     recipe.write_text(recipe.read_text().replace('"sparse", "packed", ', ""))
-    assert make(project, "-q", "digits-lenet300", check=False).returncode == 0
+    assert make(project, "-q", "digits-lenet300-100", check=False).returncode == 0
     printed = make(project, "digits-lenet5").stdout
     assert "train: test accuracy" in printed
     assert printed.count("up to date") == 3  # training, relief and rounding
@@ -71,12 +72,12 @@ def test_make_builds_two_recipes_at_once_then_only_what_changed(project):
     assert not (project / "build/digits-lenet5/artifacts/model.packed.onnx").exists()
     assert make(project, "-q", "digits-lenet5", check=False).returncode == 0
 
-    (project / "build/digits-lenet300/artifacts/record.json").unlink()
-    assert [stage for stage, _ in stages_of(make(project, "-n", "digits-lenet300").stdout)] == order[3:]
+    (project / "build/digits-lenet300-100/artifacts/record.json").unlink()
+    assert [stage for stage, _ in stages_of(make(project, "-n", "digits-lenet300-100").stdout)] == order[3:]
 
     make(project, "clean-digits-lenet5")
     assert not (project / "build/digits-lenet5").exists()
-    assert (project / "build/digits-lenet300").exists()
+    assert (project / "build/digits-lenet300-100").exists()
 
 
 def test_variant_is_a_target_of_its_own(project):
@@ -94,7 +95,7 @@ def test_unknown_recipe_is_refused(project):
 def test_recipes_lists_the_names(project):
     printed = make(project, "recipes").stdout
     assert re.search(r"^digits-lenet5  ", printed, re.MULTILINE)
-    assert re.search(r"^digits-lenet300  ", printed, re.MULTILINE)
+    assert re.search(r"^digits-lenet300-100  ", printed, re.MULTILINE)
 
 
 def test_help_names_the_two_commands(project):

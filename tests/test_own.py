@@ -46,7 +46,7 @@ width = 8
 epochs = 0
 batch = 32
 [relief]
-iterations = 1
+rounds = 1
 alpha_fc = 0.9
 [relief.retrain]
 epochs = 1

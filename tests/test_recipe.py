@@ -37,7 +37,7 @@ epochs = 4
 lr = 0.5
 milestones = [2]
 [relief]
-iterations = 2
+rounds = 2
 [relief.retrain]
 epochs = 1
 [variants.sgd.train]
@@ -139,8 +139,8 @@ def test_any_text_is_read_back_from_the_resolved_recipe(small, tmp_path, text):
         ("relief.alpha_fc", "1.5", r"relief\.alpha_fc must be in \(0, 1\], not 1\.5"),
         ("relief.alpha.fc1", "2", r"relief\.alpha\.fc1 must be in \(0, 1\], not 2\.0"),
         ("relief.keep", "[0.5, 0.5]", r"relief\.keep must be falling shares, not \(0\.5, 0\.5\)"),
-        ("relief.keep", "[0.5]", r"relief: keep gives shares for 1 iterations, but there are 2"),
-        ("relief.score", "random", r'relief: score = "random" has no α: say with keep what share each iteration keeps'),
+        ("relief.keep", "[0.5]", r"relief: keep gives shares for 1 rounds, but there are 2"),
+        ("relief.score", "random", r'relief: score = "random" has no α: say with keep what share each round keeps'),
         ("relief.skip", "[1]", r"relief\.skip\[0\] must be a string, not 1"),
         ("export.formats", '["dnese"]', r'export\.formats\[0\] cannot be "dnese"; did you mean "dense"\?'),
         ("quantise.values", "1", r'quantise\.values must be a number from 2 to 256, or "int8", not 1'),
@@ -194,7 +194,7 @@ def test_variants_that_are_no_tables_are_refused(tmp_path, variants):
 
 def test_configurations_built_in_python_are_checked_too():
     with pytest.raises(InputError, match="alpha_conv must be in"):
-        recipes.ReliefConfig(iterations=1, alpha_conv=1.5)
+        recipes.ReliefConfig(rounds=1, alpha_conv=1.5)
     assert TrainConfig(epochs=1, lr=1, milestones=[1, 2]) == TrainConfig(1, lr=1.0, milestones=(1, 2))
 
 
@@ -244,5 +244,5 @@ def test_the_documentation_counts_the_epochs_of_every_recipe():
         if name.endswith("@fast") or "@" not in name:
             recipe = load_recipe(name)
             again = recipe.relief.retrain or recipe.train
-            expected[name] = recipe.train.epochs + recipe.relief.iterations * again.epochs
+            expected[name] = recipe.train.epochs + recipe.relief.rounds * again.epochs
     assert counted == expected

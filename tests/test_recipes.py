@@ -1,4 +1,4 @@
-"""Every recipe, found by glob, goes through all stages at a tiny scale: made-up pictures, one epoch, one iteration."""
+"""Every recipe, found by glob, goes through all stages at a tiny scale: made-up pictures, one epoch, one round."""
 
 import struct
 from dataclasses import replace
@@ -24,7 +24,7 @@ TINY = {
     "train.epochs": "1",
     "train.batch": "6",
     "train.milestones": "[]",
-    "relief.iterations": "1",
+    "relief.rounds": "1",
     "relief.samples": "12",
     "relief.accuracy_drop": "1",
     # A strict selection leaves a small network, so that writing and running it takes little time.

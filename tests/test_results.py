@@ -85,7 +85,7 @@ def test_several_seeds_of_a_recipe_are_summarised(module, kept):
     command = found["command"].removesuffix("'")
     for seed, accuracy, settings in (
         (1, 0.5, ""),
-        (2, 0.75, " --set relief.iterations=9"),
+        (2, 0.75, " --set relief.rounds=9"),
         (3, 0.1, " --set train.lr=1"),
     ):
         other = json.loads(json.dumps(found)) | {"name": f"demo-{seed}", "seed": seed}
@@ -124,7 +124,7 @@ def test_runs_are_alike_but_for_the_seed_and_how_far_they_went(module):
     commands = {
         "make r": 0,
         "make r SETTINGS='--set seed=1'": 1,
-        "make r SETTINGS='--set relief.iterations=3 --set seed=2'": 2,
+        "make r SETTINGS='--set relief.rounds=3 --set seed=2'": 2,
         "make r SETTINGS='--set data.validation=9 --set seed=1 --set train.lr=1'": 1,
         "make r SETTINGS='--set data.validation=9 --set train.lr=1'": 0,
         "make r SETTINGS='--set train.lr=2'": 0,

@@ -25,7 +25,7 @@ from relief_export.records import locked, read_json, sha256, write_json
 from tests.answers import check_answer
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = {"train.epochs": "2", "relief.iterations": "1"}
+SETTINGS = {"train.epochs": "2", "relief.rounds": "1"}
 
 LEFT = {
     ".lock",
@@ -39,8 +39,8 @@ LEFT = {
     "relieved/relief.json",
     "relieved/weights.safetensors",
     "quantised/record.json",
-    "relieved/iterations/01/masks.safetensors",
-    "relieved/iterations/01/weights.safetensors",
+    "relieved/rounds/01/masks.safetensors",
+    "relieved/rounds/01/weights.safetensors",
     "artifacts/manifest.json",
     "artifacts/masked.onnx",
     "artifacts/model.int8.onnx",
@@ -233,7 +233,7 @@ def test_a_run_traces_the_network_once_before_it_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(capture, "capture", count)
     settings = (
         "train.epochs=1",
-        "relief.iterations=1",
+        "relief.rounds=1",
         "data.limit=60",
         'model.name="resnet20"',
         'export.formats=["dense"]',
@@ -336,7 +336,7 @@ def test_weights_of_another_network_are_refused(built):
     assert contents(built / "artifacts") == before
 
 
-@pytest.mark.parametrize("moment", ["dense/checkpoint.pt", "relieved/iterations/01/retraining.pt"])
+@pytest.mark.parametrize("moment", ["dense/checkpoint.pt", "relieved/rounds/01/retraining.pt"])
 def test_killed_run_goes_on_to_the_same_network(demo, moment, tmp_path):
     """SIGKILL in training and in relief; the same command ends with the same bytes as the run that was never killed."""
     folder = tmp_path / "killed"
@@ -358,9 +358,9 @@ def test_killed_run_goes_on_to_the_same_network(demo, moment, tmp_path):
 def test_several_processes_take_a_recipe_through_all_stages(tmp_path):
     """What torchrun starts: all of them learn, one exports and validates, and one object is printed."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    settings = {"train.epochs": "1", "relief.iterations": "1", "data.limit": "240", "export.formats": '["dense"]'}
+    settings = {"train.epochs": "1", "relief.rounds": "1", "data.limit": "240", "export.formats": '["dense"]'}
     flags = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-    command = [sys.executable, *torchrun, "-m", "relief_export", "run", "digits-lenet300", "--out", str(tmp_path)]
+    command = [sys.executable, *torchrun, "-m", "relief_export", "run", "digits-lenet300-100", "--out", str(tmp_path)]
     done = subprocess.run(
         [*command, *flags, "--json"],
         cwd=ROOT,

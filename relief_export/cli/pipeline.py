@@ -186,7 +186,7 @@ def report(folders: tuple[Path, ...], out: Path | None, as_json: bool) -> int:
 
     \b
     relief-export report build/digits-lenet5
-    relief-export report build/digits-lenet5 build/digits-lenet300 --out build/comparison
+    relief-export report build/digits-lenet5 build/digits-lenet300-100 --out build/comparison
     """
     from relief_export.report import build_report
 

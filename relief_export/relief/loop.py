@@ -1,7 +1,7 @@
 """The relief loop around anybody's way to train and to measure a network.
 
-Iteration k scores the network as it is, selects, removes what is disconnected, keeps masked what earlier iterations
-masked, goes back to the initial weights where it should rewind, and retrains. Among the iterations whose validation
+Round k scores the network as it is, selects, removes what is disconnected, keeps masked what earlier rounds
+masked, goes back to the initial weights where it should rewind, and retrains. Among the rounds whose validation
 accuracy is at most ``accuracy_drop`` below the dense network's, the one with the fewest connections is the result.
 (arXiv 2109.10795)
 """
@@ -21,7 +21,7 @@ from relief_export.printing import Prints, TextTable, percent
 from relief_export.records import as_read
 from relief_export.relief.activity import measure_activity
 from relief_export.relief.disconnection import Disconnector
-from relief_export.relief.history import History, Iteration, from_main
+from relief_export.relief.history import History, Round, from_main
 from relief_export.relief.layers import (
     check_globs,
     connected_layers,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from relief_export.training.data import DataSet, Split
 
     Retrain = Callable[[nn.Module, Masks, int, Path | None], float | None]
-    """Trains the network in place under masks; is given the iteration's number and where it may keep a checkpoint.
+    """Trains the network in place under masks; is given the round's number and where it may keep a checkpoint.
     Returns the highest test accuracy of any epoch, only to be reported, or None."""
     Measure = Callable[[nn.Module], float]
     """Returns an accuracy, a fraction."""
@@ -58,38 +58,38 @@ _ROUNDING = 1e-12
 """A loss of exactly what is allowed passes, whatever the last bit of the difference says."""
 _BISECTIONS = 12
 """Steps towards a given share of connections: to within a 4,000th of all of them."""
-_ONLY_CHOOSES = frozenset({"iterations", "patience", "accuracy_drop"})
-"""Settings on which no iteration depends: they say how many there are, and which of them is the result."""
+_ONLY_CHOOSES = frozenset({"rounds", "patience", "accuracy_drop"})
+"""Settings on which no round depends: they say how many there are, and which of them is the result."""
 
 
 @dataclass(frozen=True)
 class Relieved(Prints):
-    """What relief found; the network's weights are those of the chosen iteration, its masked entries zero.
+    """What relief found; the network's weights are those of the chosen round, its masked entries zero.
 
     Attributes:
-        iteration: The chosen iteration; 0 is the dense network.
+        round: The chosen round; 0 is the dense network.
         masks: Its masks.
-        history: Every iteration, the dense network first.
+        history: Every round, the dense network first.
         accuracy_drop: Validation accuracy that was allowed to be lost.
         left_whole: Module name -> why relief did not touch its weights.
     """
 
-    iteration: int
+    round: int
     masks: Masks
-    history: tuple[Iteration, ...]
+    history: tuple[Round, ...]
     accuracy_drop: float
     left_whole: dict[str, str] = field(default_factory=dict)
 
     @property
-    def chosen(self) -> Iteration:
-        """The row of the chosen iteration."""
-        return self.history[self.iteration]
+    def chosen(self) -> Round:
+        """The row of the chosen round."""
+        return self.history[self.round]
 
     def table(self) -> TextTable:
-        """Return the iterations as a table; the chosen one is marked."""
+        """Return the rounds as a table; the chosen one is marked."""
         rows = [
             (
-                f"{row.iteration}{' <- chosen' if row.iteration == self.iteration else ''}",
+                f"{row.round}{' <- chosen' if row.round == self.round else ''}",
                 f"{row.kept:,}",
                 percent(row.kept / row.dense),
                 percent(row.accuracy_before),
@@ -106,7 +106,7 @@ class Relieved(Prints):
         return TextTable(title, columns, rows)
 
     def plot(self, axes: Any = None) -> Any:  # noqa: ANN401  matplotlib's axes, which are untyped here
-        """Draw accuracy over density, one point an iteration, and return the axes.
+        """Draw accuracy over density, one point a round, and return the axes.
 
         Args:
             axes: Matplotlib axes to draw into; by default those of a new figure.
@@ -119,9 +119,7 @@ class Relieved(Prints):
         if self.history[0].test_accuracy is not None:
             axes.plot(density, [row.test_accuracy for row in self.history], marker="s", label="test")
         axes.axhline(self.history[0].accuracy - self.accuracy_drop, linestyle=":", color="grey", label="lowest allowed")
-        axes.plot(
-            density[self.iteration], self.chosen.accuracy, marker="o", markersize=14, fillstyle="none", color="black"
-        )
+        axes.plot(density[self.round], self.chosen.accuracy, marker="o", markersize=14, fillstyle="none", color="black")
         axes.set_xscale("log")
         axes.invert_xaxis()
         axes.set_xlabel("density (share of weights kept)")
@@ -132,7 +130,7 @@ class Relieved(Prints):
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for a record; masks are a file of their own."""
         return {
-            "chosen": self.iteration,
+            "chosen": self.round,
             "accuracy_drop": self.accuracy_drop,
             "history": [asdict(row) for row in self.history],
             "left_whole": self.left_whole,
@@ -148,7 +146,7 @@ class Loop:
         retrain: Trains in place; must leave masked entries zero (``masks.apply_`` after each optimizer step).
         evaluate: The accuracy that choices are made by.
         test: An accuracy that is only reported.
-        key: What else the iterations depend on: an interrupted loop goes on only where this is the same.
+        key: What else the rounds depend on: an interrupted loop goes on only where this is the same.
         forward, output: How the network is called on a batch, and what of its outputs counts.
         frozen: Whether layers whose weight needs no gradient are relieved too.
     """
@@ -180,8 +178,8 @@ class Loop:
             config: The loop's settings.
             init: The initial weights; needed to rewind.
             masks: What is masked from the start.
-            folder: Where history, masks and weights of the iterations are kept; an interrupted loop goes on from there.
-            force: Remove the iterations of other settings from the folder.
+            folder: Where history, masks and weights of the rounds are kept; an interrupted loop goes on from there.
+            force: Remove the rounds of other settings from the folder.
             progress: Called as ``progress(task, done, total, note)``, in the main process.
 
         Raises:
@@ -219,7 +217,7 @@ def check_layers(model: nn.Module, config: ReliefConfig, *, frozen: bool = False
     check_globs(config.alpha, names, "relief.alpha")
     check_globs(config.skip, names, "relief.skip")
     whole = _left_whole(model, config.skip, frozen=frozen)
-    # Every iteration would otherwise be the dense network, trained again.
+    # Every round would otherwise be the dense network, trained again.
     if set(layers) <= set(whole):
         raise InputError(
             f"every layer of {type(bare(model)).__name__} is left whole ({next(iter(layers))!r} is "
@@ -245,7 +243,7 @@ def _left_whole(model: nn.Module, skip: Sequence[str], *, frozen: bool) -> dict[
 
 
 class _Run:
-    """One loop in progress; ``states`` holds the weights of the latest iteration and of the best so far."""
+    """One loop in progress; ``states`` holds the weights of the latest round and of the best so far."""
 
     def __init__(
         self,
@@ -270,19 +268,19 @@ class _Run:
 
     def run(self, start: Masks, *, force: bool) -> Relieved:
         found = self.past.open(self._key(start), force=force)
-        rows = [replace(row, within_tolerance=self._within(found, row.accuracy)) for row in found]
-        # Another accuracy_drop gives other verdicts on the same iterations, which need no new training.
+        rows = [replace(row, eligible=self._within(found, row.accuracy)) for row in found]
+        # Another accuracy_drop gives other verdicts on the same rounds, which need no new training.
         if rows != found:
             self.past.record(rows)
-        # Later iterations that a longer loop left behind stay in the folder and are not looked at.
+        # Later rounds that a longer loop left behind stay in the folder and are not looked at.
         rows = self._wanted(rows)
         self.states[0] = snapshot(self.model), start
         if not self._done(rows):
             from_main(self._capture)  # a network that cannot be captured is known before hours are spent on it
         if not rows:
             rows = [self._finish([], start, {}, None, started=time.perf_counter())]
-        for iteration in sorted({best_of(rows), len(rows) - 1} - {0}):  # the latest last: the loop goes on from it
-            self._resume(iteration)
+        for number in sorted({best_of(rows), len(rows) - 1} - {0}):  # the latest last: the loop goes on from it
+            self._resume(number)
         masks = self.states[len(rows) - 1][1]
         while not self._done(rows):
             self._tell(rows)
@@ -293,19 +291,19 @@ class _Run:
         restore(self.model, state)
         return Relieved(best, masks, tuple(rows), self.config.accuracy_drop, self.left_whole)
 
-    def _wanted(self, rows: list[Iteration]) -> list[Iteration]:
-        """Return the finished iterations that a loop with these settings would have made."""
-        # Fewer iterations or less patience than last time: the loop must end where a fresh one would.
+    def _wanted(self, rows: list[Round]) -> list[Round]:
+        """Return the finished rounds that a loop with these settings would have made."""
+        # Fewer rounds or less patience than last time: the loop must end where a fresh one would.
         for count in range(1, len(rows)):
             if self._done(rows[:count]):
                 return rows[:count]
         return rows
 
-    def _done(self, rows: Sequence[Iteration]) -> bool:
-        return len(rows) > self.config.iterations or self._given_up(rows)
+    def _done(self, rows: Sequence[Round]) -> bool:
+        return len(rows) > self.config.rounds or self._given_up(rows)
 
     def _capture(self) -> None:
-        if self.disconnector is None and self.config.iterations:
+        if self.disconnector is None and self.config.rounds:
             batch = next(iter(self.loop.calibration), None)
             if batch is None:
                 raise InputError("the calibration set is empty: relief needs at least one sample")
@@ -327,21 +325,21 @@ class _Run:
         layers = [layer for name, layer in connected_layers(network) if name in self.left_whole]
         return frozen | {names[id(own)] for layer in layers for own in layer.parameters(recurse=False)}
 
-    def _resume(self, iteration: int) -> None:
-        masks = self.past.masks(iteration)
+    def _resume(self, number: int) -> None:
+        masks = self.past.masks(number)
         if masks is None:
-            raise IntegrityError(f"the masks of iteration {iteration} are gone: remove the folder to start afresh")
-        self.past.load(iteration, bare(self.model))
-        self.states[iteration] = snapshot(self.model), masks
+            raise IntegrityError(f"the masks of round {number} are gone: remove the folder to start afresh")
+        self.past.load(number, bare(self.model))
+        self.states[number] = snapshot(self.model), masks
 
-    def _iterate(self, rows: list[Iteration], masks: Masks) -> Masks:
+    def _iterate(self, rows: list[Round], masks: Masks) -> Masks:
         """Prune and retrain once, append the row and return the new masks."""
-        iteration, started = len(rows), time.perf_counter()
+        number, started = len(rows), time.perf_counter()
         seconds: dict[str, float] = {}
-        # An interrupted iteration goes on with the very masks that its retraining's checkpoint was made under.
-        found = self.past.masks(iteration)
-        masks = found if found is not None else self._prune(masks, seconds, iteration)
-        self.past.begin(iteration, masks)
+        # An interrupted round goes on with the very masks that its retraining's checkpoint was made under.
+        found = self.past.masks(number)
+        masks = found if found is not None else self._prune(masks, seconds, number)
+        self.past.begin(number, masks)
         apply_masks(self.model, masks)
         # Before rewinding, because the initial weights would say nothing about what pruning cost.
         before = self._measure(self.loop.evaluate)
@@ -349,7 +347,7 @@ class _Run:
             restore(self.model, self.init)
             apply_masks(self.model, masks)
         with _timed(seconds, "retraining"):
-            peak = self.loop.retrain(self.model, masks, iteration, self.past.checkpoint(iteration))
+            peak = self.loop.retrain(self.model, masks, number, self.past.checkpoint(number))
         # A user's own training may forget the masks, and accuracies would then be those of another network.
         if revived := apply_masks(self.model, masks):
             names = ", ".join(revived)
@@ -357,10 +355,10 @@ class _Run:
         rows.append(self._finish(rows, masks, seconds, before, started=started, peak=peak))
         return masks
 
-    def _prune(self, masks: Masks, seconds: dict[str, float], iteration: int) -> Masks:
+    def _prune(self, masks: Masks, seconds: dict[str, float], number: int) -> Masks:
         """Score, select and remove what is disconnected; what is masked stays masked."""
         if self.config.keep:
-            return self._prune_to(self.config.keep[iteration - 1], masks, seconds, iteration)
+            return self._prune_to(self.config.keep[number - 1], masks, seconds, number)
         with _timed(seconds, "scoring"):
             selected = masks & self._select()
         with _timed(seconds, "disconnection"):
@@ -379,14 +377,14 @@ class _Run:
         again = self._score((*self.left_whole, *convs.layers, *convs.joins))
         return first & from_main(lambda: select(again, self.alpha))
 
-    def _prune_to(self, share: float, masks: Masks, seconds: dict[str, float], iteration: int) -> Masks:
+    def _prune_to(self, share: float, masks: Masks, seconds: dict[str, float], number: int) -> Masks:
         """Prune until no more than ``share`` of all connections, rounded, is left, what is disconnected taken away.
 
         The selection is governed by one number, of which less is kept the larger it is: a bisection finds the largest
         network within the share. Where even the mildest selection keeps less, that one it is.
         """
         with _timed(seconds, "scoring"):
-            scored = self._worth(iteration)
+            scored = self._worth(number)
         alphas = [self.alpha.of(name, is_conv=layer.is_conv) for name, layer in scored.layers.items()]
         # Up to where the mildest layer, too, lets everything but its largest connections go.
         # An α of 1 lets nothing go, whatever its factor.
@@ -415,14 +413,14 @@ class _Run:
         with _timed(seconds, "disconnection"):
             return from_main(bisected)
 
-    def _worth(self, iteration: int) -> Scores:
+    def _worth(self, number: int) -> Scores:
         """Return what each connection is worth, by the recipe's score."""
         if self.config.score == "activity":
             return self._score(self.left_whole)
         layers = [name for name, _ in connected_layers(self.model) if name not in self.left_whole]
         sizes = size_scores(self.model, layers)
         if self.config.score == "random":
-            return random_scores(sizes, 1000 * int((self.loop.key or {}).get("seed", 0)) + iteration)
+            return random_scores(sizes, 1000 * int((self.loop.key or {}).get("seed", 0)) + number)
         return sizes
 
     def _score(self, skip: Collection[str]) -> Scores:
@@ -464,49 +462,49 @@ class _Run:
 
     def _finish(
         self,
-        rows: Sequence[Iteration],
+        rows: Sequence[Round],
         masks: Masks,
         seconds: dict[str, float],
         before: float | None,
         *,
         started: float,
         peak: float | None = None,
-    ) -> Iteration:
+    ) -> Round:
         """Measure and record the network as it is now."""
         accuracy = self._measure(self.loop.evaluate)
         test = self._measure(self.loop.test) if self.loop.test else None
         count = masks.count(self.model)
         row = from_main(
-            lambda: Iteration(
-                iteration=len(rows),
+            lambda: Round(
+                round=len(rows),
                 accuracy_before=before,
                 accuracy=accuracy,
                 test_accuracy=test,
                 peak_test_accuracy=peak,
                 dense=count.dense,
                 kept=count.kept,
-                within_tolerance=self._within(rows, accuracy),
+                eligible=self._within(rows, accuracy),
                 layers=_architecture(self.model, masks),
                 unknown=self.unknown,
                 seconds={**seconds, "all": time.perf_counter() - started},
             )
         )
         best = best_of([*rows, row])
-        # Two states at most, whatever the number of iterations: each is a whole network.
+        # Two states at most, whatever the number of rounds: each is a whole network.
         self.states = {k: state for k, state in self.states.items() if k == best}
-        self.states[row.iteration] = snapshot(self.model), masks
+        self.states[row.round] = snapshot(self.model), masks
         self.past.finish([*rows, row], bare(self.model))
         return row
 
-    def _within(self, rows: Sequence[Iteration], accuracy: float) -> bool:
+    def _within(self, rows: Sequence[Round], accuracy: float) -> bool:
         return not rows or accuracy >= rows[0].accuracy - self.config.accuracy_drop - _ROUNDING
 
-    def _given_up(self, rows: Sequence[Iteration]) -> bool:
+    def _given_up(self, rows: Sequence[Round]) -> bool:
         patience = self.config.patience
-        return patience is not None and len(rows) > patience and not any(r.within_tolerance for r in rows[-patience:])
+        return patience is not None and len(rows) > patience and not any(r.eligible for r in rows[-patience:])
 
     def _key(self, start: Masks) -> dict[str, Any]:
-        """Return what the iterations depend on: not their number, nor what only chooses among them."""
+        """Return what the rounds depend on: not their number, nor what only chooses among them."""
         config = {k: v for k, v in asdict(self.config).items() if k not in {*_ONLY_CHOOSES, "retrain"}}
         key = {"version": 1, "config": config, **(self.loop.key or {})}
         tensors = tensors_of(self.model)
@@ -515,17 +513,17 @@ class _Run:
         plain: dict[str, Any] = as_read(key)
         return plain
 
-    def _tell(self, rows: Sequence[Iteration]) -> None:
+    def _tell(self, rows: Sequence[Round]) -> None:
         if self.progress is not None and distributed.is_main():
             last = rows[-1]
             note = f"{last.kept / last.dense:.1%} of connections kept, validation accuracy {last.accuracy:.2%}"
-            self.progress("relief", len(rows) - 1, self.config.iterations, note)
+            self.progress("relief", len(rows) - 1, self.config.rounds, note)
 
 
-def best_of(rows: Sequence[Iteration]) -> int:
-    """Return the iteration with the fewest connections that loses no more than allowed; of equals the most accurate."""
+def best_of(rows: Sequence[Round]) -> int:
+    """Return the round with the fewest connections that loses no more than allowed; of equals the most accurate."""
     # Never empty, since the dense network loses nothing against itself.
-    return min((r.kept, -r.accuracy, r.iteration) for r in rows if r.within_tolerance)[2]
+    return min((r.kept, -r.accuracy, r.round) for r in rows if r.eligible)[2]
 
 
 def _any_matches(name: str, patterns: Iterable[str]) -> bool:
@@ -570,23 +568,23 @@ def recipe_loop(
             they are others.
         config: The loop's settings; ``retrain`` falls back on ``train``.
         train: The dense network's training.
-        seed: Draws the calibration samples and, with the number of the iteration, each retraining.
+        seed: Draws the calibration samples and, with the number of the round, each retraining.
         progress: Called as ``progress(task, done, total, note)``, in the main process.
         frozen: Whether layers whose weight needs no gradient are relieved too.
     """
     settings = config.retrain or train
 
-    def retrain(network: nn.Module, masks: Masks, iteration: int, checkpoint: Path | None) -> float | None:
+    def retrain(network: nn.Module, masks: Masks, number: int, checkpoint: Path | None) -> float | None:
         return fit.fit(
             network,
             data,
             settings,
             masks=masks,
             # A seed of its own for each retraining, so that no two go through the samples in the same order.
-            seed=seed + iteration,
+            seed=seed + number,
             checkpoint=checkpoint,
             progress=progress,
-            task=f"retrain {iteration}/{config.iterations}",
+            task=f"retrain {number}/{config.rounds}",
         ).peak_test_accuracy
 
     return Loop(

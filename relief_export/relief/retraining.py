@@ -2,7 +2,7 @@
 
 `training.fit` trains the classifiers of the recipes, on splits in memory, in several processes, resumable at the epoch.
 Here is the plain loop for the rest: batches as a DataLoader yields them, a task with its loss and its metric, the same
-optimizers and schedules. An interrupted relief goes on at the iteration.
+optimizers and schedules. An interrupted relief goes on at the round.
 
 A metric is at most 1, and higher is better: the relief's accuracy_drop is a difference of it::
 
@@ -177,7 +177,7 @@ class Retraining:
                     f"the batches of {name!r} can be gone through only once: give a list of batches or a DataLoader"
                 )
 
-    def fit(self, model: nn.Module, masks: Masks, iteration: int, progress: Progress | None, name: str) -> None:
+    def fit(self, model: nn.Module, masks: Masks, number: int, progress: Progress | None, name: str) -> None:
         """Train in place under masks; the best epoch by validation is loaded at the end."""
         config, enforce = self.config, mask_enforcer(model, masks)
         optimizer = make_optimizer(model, config)
@@ -193,11 +193,11 @@ class Retraining:
         with torch.random.fork_rng(devices=[]):
             for epoch in range(config.epochs):
                 # From the epoch's number, as in `fit`, so that an epoch draws the same whatever went before it.
-                torch.manual_seed((self.seed + iteration) * 1_000_003 + epoch)
+                torch.manual_seed((self.seed + number) * 1_000_003 + epoch)
                 model.train()
-                for number, batch in enumerate(self.train):
+                for step, batch in enumerate(self.train):
                     for group in optimizer.param_groups:
-                        group["lr"] = learning_rate(config, epoch * steps + number, steps)
+                        group["lr"] = learning_rate(config, epoch * steps + step, steps)
                     with torch.autocast(_device(model), torch.bfloat16, enabled=config.precision == "bf16"):
                         outputs, labels = self._run(model, batch)
                         loss = self._checked(loss_of, outputs, labels)
@@ -209,7 +209,7 @@ class Retraining:
                     enforce()
                     if progress is not None:
                         note = f"epoch {epoch + 1} of {config.epochs}, loss {float(loss.detach()):.3g}"
-                        progress(name, epoch * steps + number + 1, config.epochs * steps, note)
+                        progress(name, epoch * steps + step + 1, config.epochs * steps, note)
                 if (metric := self.measure(model, self.validation)) > best_metric:
                     best, best_metric = snapshot(model), metric
         restore(model, best)
@@ -293,8 +293,8 @@ def batches_loop(
         frozen: Whether layers whose weight needs no gradient are relieved too.
     """
 
-    def retrain(model: nn.Module, masks: Masks, iteration: int, _checkpoint: Path | None) -> None:
-        retraining.fit(model, masks, iteration, progress, f"retrain {iteration}/{config.iterations}")
+    def retrain(model: nn.Module, masks: Masks, number: int, _checkpoint: Path | None) -> None:
+        retraining.fit(model, masks, number, progress, f"retrain {number}/{config.rounds}")
 
     test = retraining.test
     return Loop(

@@ -87,7 +87,7 @@ def score(model: nn.Module, activity: Activity, *, position_norm: PositionNorm =
     Parameters shared by several layers are scored once, by the sum over these layers.
 
     Args:
-        model: The network as it is at the start of the iteration, earlier masks applied.
+        model: The network as it is at the start of the round, earlier masks applied.
         activity: Its mean absolute inputs.
         position_norm: Norm over the output positions of a convolution.
 
@@ -130,7 +130,7 @@ def size_scores(model: nn.Module, names: Collection[str]) -> Scores:
     The mean, and not the sum, makes a kernel and a single weight comparable over the whole network. Joins have no size.
 
     Args:
-        model: The network as it is at the start of the iteration, earlier masks applied.
+        model: The network as it is at the start of the round, earlier masks applied.
         names: The layers to score.
     """
     known = {id(parameter): name for name, parameter in bare(model).named_parameters()}

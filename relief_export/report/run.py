@@ -1,7 +1,7 @@
 """One run as its records tell it: a build folder's, or those of a folder that an export alone wrote.
 
 The report is made from what is read here and from nothing else. A folder that ``relief_export.export`` wrote has no
-training to tell of: ``iterations`` is empty there, and ``validation`` is None until the folder has been validated.
+training to tell of: ``rounds`` is empty there, and ``validation`` is None until the folder has been validated.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Run:
         input_shape: Of one sample that the network was trained on. samples: Of each split.
         accuracy: Network -> (validation, test).
         connections: Weights and biases, dense and pruned; None where no pruning was recorded.
-        iterations: The pruning rounds, as recorded.
+        rounds: The pruning rounds, as recorded.
         chosen: Index in it of the round that was chosen.
         floor: Lowest validation accuracy that the recipe accepts.
         sizes: original and masked, both also after gzip, and the entropy bounds of float32 and int8 values.
@@ -112,7 +112,7 @@ class Run:
     samples: dict[str, int] = field(default_factory=dict)
     accuracy: dict[str, tuple[float | None, float | None]] = field(default_factory=dict)
     connections: tuple[int, int] | None = None
-    iterations: tuple[Table, ...] = ()
+    rounds: tuple[Table, ...] = ()
     chosen: int = 0
     floor: float | None = None
     inputs: InputUse | None = None
@@ -237,7 +237,7 @@ def _relieve(outcome: Table, facts: Table) -> Table:
     return {
         "accuracy": facts["accuracy"] | {"relieved": (outcome["validation"], outcome["test"])},
         "connections": (outcome["connections"]["dense"], outcome["connections"]["kept"]),
-        "iterations": (first, *relief["history"][1:]),
+        "rounds": (first, *relief["history"][1:]),
         "chosen": relief["chosen"],
         "floor": relief["history"][0]["accuracy"] - relief["accuracy_drop"],
     }

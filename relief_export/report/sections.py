@@ -259,7 +259,7 @@ def _bound(run: Run, name: str, code: str) -> str:
 
 def rounds(run: Run) -> Section | None:
     """The pruning rounds."""
-    history = run.iterations
+    history = run.rounds
     if not history:
         return None
     densities = [row["kept"] / row["dense"] for row in history]
@@ -273,7 +273,7 @@ def rounds(run: Run) -> Section | None:
     )
     rows = tuple(
         (
-            f"{row['iteration']}{' (chosen)' if index == run.chosen else ''}",
+            f"{row['round']}{' (chosen)' if index == run.chosen else ''}",
             f"{row['kept']:,}",
             format_percent(density),
             percent(row["accuracy_before"]),
@@ -297,7 +297,7 @@ def layers(run: Run) -> Section | None:
     """Parameters and MACs of each layer, before and after."""
     if not run.layers:
         return None
-    last = run.iterations[run.chosen]["layers"] if run.iterations else {}
+    last = run.rounds[run.chosen]["layers"] if run.rounds else {}
     rows = []
     for layer in run.layers:
         # A layer of the graph may be none of the pruned layers, such as one that pruning left whole.

@@ -38,7 +38,7 @@ _VGG: dict[str, tuple[tuple[int, ...], ...]] = {
 }
 
 
-def lenet300(shape: Shape, classes: int) -> nn.Module:
+def lenet300_100(shape: Shape, classes: int) -> nn.Module:
     """Build LeNet-300-100: two hidden layers of 300 and 100 units."""
     return _named(
         flatten=nn.Flatten(),
@@ -120,7 +120,7 @@ def _kaiming(model: nn.Module) -> nn.Module:
 
 
 ZOO: dict[str, Callable[..., nn.Module]] = {
-    "lenet300-100": lenet300,
+    "lenet300-100": lenet300_100,
     "lenet5": lenet5,
     "vgg-like": partial(vgg, stages=_VGG["vgg16"], hidden=512),
     **{name: partial(vgg, stages=stages) for name, stages in _VGG.items()},

@@ -5,7 +5,7 @@ With I and O the inputs and outputs of a layer that have an unmasked connection 
     y_O = layer(x_I; W[O, I], b_O)      y elsewhere = 0
 
 which is what the whole layer computes, since the rest of W and b is zero; only the order of its sums may differ. The
-saving grows with the iterations of relief: of a network with half of its neurons left, a quarter has to be computed.
+saving grows with the rounds of relief: of a network with half of its neurons left, a quarter has to be computed.
 """
 
 from __future__ import annotations

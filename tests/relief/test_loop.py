@@ -18,7 +18,7 @@ from torch.nn.utils import prune
 
 from relief_export.errors import InputError, IntegrityError
 from relief_export.recipe import ReliefConfig
-from relief_export.relief.history import History, Iteration
+from relief_export.relief.history import History, Round
 from relief_export.relief.loop import Loop, Relieved, _Run, best_of
 from relief_export.relief.masks import Masks
 
@@ -30,31 +30,31 @@ def net():
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def nothing(model, masks, iteration, checkpoint):
+def nothing(model, masks, number, checkpoint):
     """A retraining that leaves the network as it is."""
 
 
 def scripted(accuracies):
-    """Measure: the dense network, then before and after retraining of each iteration."""
+    """Measure: the dense network, then before and after retraining of each round."""
     values = iter(accuracies)
     return lambda _model: next(values)
 
 
 def config(**changes):
-    return ReliefConfig(**({"iterations": 3, "alpha_fc": 0.8, "accuracy_drop": 0.02} | changes))
+    return ReliefConfig(**({"rounds": 3, "alpha_fc": 0.8, "accuracy_drop": 0.02} | changes))
 
 
 def test_the_smallest_network_within_the_tolerance_is_the_result():
     model = net()
     loop = Loop([X], nothing, scripted([0.90, 0.5, 0.89, 0.5, 0.88, 0.5, 0.87]))
     found = loop.run(model, config())
-    assert [row.within_tolerance for row in found.history] == [True, True, True, False]
+    assert [row.eligible for row in found.history] == [True, True, True, False]
     assert [row.accuracy_before for row in found.history] == [None, 0.5, 0.5, 0.5]
     kept = [row.kept for row in found.history]
     assert kept[0] == found.history[0].dense == 6 * 8 + 8 + 8 * 3 + 3
     assert kept == sorted(kept, reverse=True)
     assert kept[3] < kept[2] < kept[1]
-    assert found.iteration == 2
+    assert found.round == 2
     assert found.chosen is found.history[2]
     assert found.masks.count(model).kept == kept[2]
     assert found.masks.apply_(model) == {}  # the network holds the chosen weights
@@ -64,7 +64,7 @@ def test_the_smallest_network_within_the_tolerance_is_the_result():
 def test_the_dense_network_is_the_result_where_nothing_else_is_good_enough():
     model, dense = net(), net()
     found = Loop([X], nothing, scripted([0.9] + [0.1] * 6)).run(model, config())
-    assert (found.iteration, len(found.masks)) == (0, 0)
+    assert (found.round, len(found.masks)) == (0, 0)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), dense.parameters(), strict=True))
 
 
@@ -87,7 +87,7 @@ def test_global_magnitude_keeps_the_largest_weights_of_the_whole_network():
     model, masks = net(), []
     sizes = torch.cat([model[i].weight.detach().abs().flatten() for i in (0, 2)])
     Loop([X], lambda _m, found, _i, _c: masks.append(found), lambda _: 0.9).run(
-        model, config(iterations=1, score="magnitude-global", keep=(0.6,))
+        model, config(rounds=1, score="magnitude-global", keep=(0.6,))
     )
     kept = torch.cat([masks[0][f"{i}.weight"].flatten() for i in (0, 2)])
     selected = sizes >= sizes[kept].min()
@@ -99,19 +99,19 @@ def test_global_magnitude_keeps_the_largest_weights_of_the_whole_network():
     assert kept.sum() < len(kept)
 
 
-def test_random_scores_differ_from_iteration_to_iteration_and_seed_to_seed():
+def test_random_scores_differ_from_round_to_round_and_seed_to_seed():
     found = []
     for seed in (0, 1):
         masks = []
         loop = Loop([X], lambda _m, m, _i, _c, masks=masks: masks.append(m), lambda _: 0.9, key={"seed": seed})
-        loop.run(net(), config(iterations=2, score="random", keep=(0.7, 0.5)))
+        loop.run(net(), config(rounds=2, score="random", keep=(0.7, 0.5)))
         found.append(masks)
     assert not found[0][0].same(found[1][0])
 
 
-def test_patience_counts_iterations_in_a_row():
+def test_patience_counts_rounds_in_a_row():
     script = [0.9, *(0, 0.5), *(0, 0.9), *(0, 0.5), *(0, 0.5), *(0, 0.9)]
-    found = Loop([X], nothing, scripted(script)).run(net(), config(iterations=9, patience=2))
+    found = Loop([X], nothing, scripted(script)).run(net(), config(rounds=9, patience=2))
     assert [row.accuracy for row in found.history] == [0.9, 0.5, 0.9, 0.5, 0.5]
 
 
@@ -132,7 +132,7 @@ def test_rewinding_retrains_the_initial_weights_under_the_masks():
         with torch.no_grad():
             network[0].weight.mul_(2)
 
-    Loop([X], retrain, lambda _: 0.9).run(model, config(iterations=2, rewind=True), init=init)
+    Loop([X], retrain, lambda _: 0.9).run(model, config(rounds=2, rewind=True), init=init)
     for state in given:
         assert set(state["0.weight"].unique().tolist()) == {0.0, 0.25}
     with pytest.raises(InputError, match=r"relief.rewind needs the network's initial weights"):
@@ -153,8 +153,8 @@ def test_an_empty_calibration_set_is_refused():
         Loop([], nothing, lambda _: 0.9).run(net(), config())
 
 
-def row(iteration, kept, accuracy, within):
-    return Iteration(iteration, None, accuracy, None, 100, kept, within, {}, {}, {})
+def row(number, kept, accuracy, within):
+    return Round(number, None, accuracy, None, 100, kept, within, {}, {}, {})
 
 
 def test_among_equally_small_networks_the_more_accurate_is_chosen():
@@ -168,77 +168,75 @@ def test_the_folder_holds_what_resuming_needs_and_no_more(tmp_path):
     names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert names == [
         "history.jsonl",
-        "iterations/01/masks.safetensors",
-        "iterations/01/weights.safetensors",
-        "iterations/02/masks.safetensors",
-        "iterations/02/weights.safetensors",
-        "iterations/03/masks.safetensors",
-        "iterations/03/weights.safetensors",
         "relief.json",
+        "rounds/01/masks.safetensors",
+        "rounds/01/weights.safetensors",
+        "rounds/02/masks.safetensors",
+        "rounds/02/weights.safetensors",
+        "rounds/03/masks.safetensors",
+        "rounds/03/weights.safetensors",
     ]
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [line["kept"] for line in lines] == [row.kept for row in found.history]
     assert set(lines[1]["seconds"]) == {"scoring", "disconnection", "retraining", "all"}
     assert lines[1]["layers"]["0"]["neurons"] == 8
-    # A finished loop is only read; more iterations go on from the latest.
+    # A finished loop is only read; more rounds go on from the latest.
     again = Loop([X], None, scripted([])).run(net(), config(), folder=tmp_path)
     assert again.history == found.history
     assert again.masks.same(found.masks)
-    more = Loop([X], nothing, scripted([0, 0.5])).run(net(), config(iterations=4), folder=tmp_path)
+    more = Loop([X], nothing, scripted([0, 0.5])).run(net(), config(rounds=4), folder=tmp_path)
     assert more.history[:4] == found.history
     assert more.history[4].kept < found.history[3].kept
 
 
-@pytest.mark.parametrize(("drop", "iteration"), [(0.0, 0), (0.01, 1), (0.02, 2), (0.5, 3)])
-def test_another_accuracy_drop_only_chooses_again(tmp_path, drop, iteration):
+@pytest.mark.parametrize(("drop", "chosen"), [(0.0, 0), (0.01, 1), (0.02, 2), (0.5, 3)])
+def test_another_accuracy_drop_only_chooses_again(tmp_path, drop, chosen):
     def drift(network, masks, number, _checkpoint):
         with torch.no_grad():
-            network[0].bias.add_(number)  # every iteration has its own weights
+            network[0].bias.add_(number)  # every round has its own weights
         masks.apply_(network)
 
     loop = Loop([X], drift, scripted([0.90, *(0, 0.89), *(0, 0.88), *(0, 0.5)]))
     first = loop.run(net(), config(), folder=tmp_path)
     model = net()
     again = Loop([X], None, scripted([])).run(model, config(accuracy_drop=drop), folder=tmp_path)
-    assert again.iteration == iteration
+    assert again.round == chosen
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert [line["within_tolerance"] for line in lines] == [True] * (iteration + 1) + [False] * (3 - iteration)
+    assert [line["eligible"] for line in lines] == [True] * (chosen + 1) + [False] * (3 - chosen)
     fresh = net()
-    for number in range(1, iteration + 1):
-        fresh[0].bias.data.add_(number).mul_(Masks.load(tmp_path / f"iterations/0{number}/masks.safetensors")["0.bias"])
+    for number in range(1, chosen + 1):
+        fresh[0].bias.data.add_(number).mul_(Masks.load(tmp_path / f"rounds/0{number}/masks.safetensors")["0.bias"])
     assert torch.equal(model[0].bias, fresh[0].bias)
     assert [row.kept for row in again.history] == [row.kept for row in first.history]
 
 
 def test_other_settings_are_refused_and_lose_what_is_there_only_by_force(tmp_path):
-    Loop([X], nothing, lambda _: 0.9).run(net(), config(iterations=1), folder=tmp_path)
-    (tmp_path / "iterations/thesis.txt").write_text("mine")
+    Loop([X], nothing, lambda _: 0.9).run(net(), config(rounds=1), folder=tmp_path)
+    (tmp_path / "rounds/thesis.txt").write_text("mine")
     loop = Loop([X], nothing, lambda _: 0.8)
-    with pytest.raises(
-        InputError, match=r"holds 1 finished iterations of other settings \(alpha_fc was 0.8 and is 0.7"
-    ):
-        loop.run(net(), config(alpha_fc=0.7, iterations=0), folder=tmp_path)
+    with pytest.raises(InputError, match=r"holds 1 finished rounds of other settings \(alpha_fc was 0.8 and is 0.7"):
+        loop.run(net(), config(alpha_fc=0.7, rounds=0), folder=tmp_path)
     other = net()
     with torch.no_grad():
         other[0].bias.zero_()
     with pytest.raises(InputError, match=r"other settings \(the network's weights changed\): .* force=True"):
-        loop.run(other, config(iterations=1), folder=tmp_path)
-    found = loop.run(net(), config(alpha_fc=0.7, iterations=0), folder=tmp_path, force=True)
+        loop.run(other, config(rounds=1), folder=tmp_path)
+    found = loop.run(net(), config(alpha_fc=0.7, rounds=0), folder=tmp_path, force=True)
     assert [row.accuracy for row in found.history] == [0.8]
-    assert not (tmp_path / "iterations/01").exists()
-    assert (tmp_path / "iterations/thesis.txt").read_text() == "mine"
+    assert not (tmp_path / "rounds/01").exists()
+    assert (tmp_path / "rounds/thesis.txt").read_text() == "mine"
 
 
 def test_a_setting_younger_than_the_folder_is_what_is_now_its_default(tmp_path):
-    Loop([X], nothing, lambda _: 0.9).run(net(), config(iterations=0), folder=tmp_path)
+    Loop([X], nothing, lambda _: 0.9).run(net(), config(rounds=0), folder=tmp_path)
     key = json.loads((tmp_path / "relief.json").read_text())
     del key["config"]["measure"]
     (tmp_path / "relief.json").write_text(json.dumps(key))
-    found = Loop([X], None, scripted([])).run(net(), config(iterations=0), folder=tmp_path)
+    found = Loop([X], None, scripted([])).run(net(), config(rounds=0), folder=tmp_path)
     assert found.history[0].accuracy == 0.9
 
 
-@pytest.mark.parametrize("name", ["iterations/thesis.txt", "history.jsonl", "relief.json"])
+@pytest.mark.parametrize("name", ["rounds/thesis.txt", "history.jsonl", "relief.json"])
 def test_a_folder_of_somebody_else_is_refused(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text('{"mine": 1}')
@@ -249,14 +247,14 @@ def test_a_folder_of_somebody_else_is_refused(tmp_path, name):
     assert (tmp_path / name).read_text() == '{"mine": 1}'
 
 
-def test_a_shorter_loop_chooses_among_its_own_iterations(tmp_path):
+def test_a_shorter_loop_chooses_among_its_own_rounds(tmp_path):
     script = [0.9, *(0, 0.9), *(0, 0.5), *(0, 0.9)]
     whole = Loop([X], nothing, scripted(script)).run(net(), config(), folder=tmp_path)
-    assert whole.iteration == 3
-    for changes, iteration, rows in (({"iterations": 1}, 1, 2), ({"iterations": 0}, 0, 1), ({"patience": 1}, 1, 3)):
+    assert whole.round == 3
+    for changes, chosen, rows in (({"rounds": 1}, 1, 2), ({"rounds": 0}, 0, 1), ({"patience": 1}, 1, 3)):
         model = net()
         found = Loop([X], None, scripted([])).run(model, config(**changes), folder=tmp_path)
-        assert (found.iteration, found.history) == (iteration, whole.history[:rows])
+        assert (found.round, found.history) == (chosen, whole.history[:rows])
         assert found.masks.count(model).kept == found.chosen.kept
         assert found.masks.apply_(model) == {}
     # What the longer loop did is still there.
@@ -274,7 +272,7 @@ def test_a_shorter_loop_chooses_among_its_own_iterations(tmp_path):
 )
 def test_what_is_no_accuracy_is_refused(value, message):
     with pytest.raises(InputError, match=message):
-        Loop([X], nothing, lambda _: value).run(net(), config(iterations=0))
+        Loop([X], nothing, lambda _: value).run(net(), config(rounds=0))
 
 
 @pytest.mark.parametrize(
@@ -325,10 +323,10 @@ def test_networks_with_versions_and_extra_state_are_put_back(tmp_path):
         return nn.Sequential(Odd(6, 8), nn.ReLU(), nn.Linear(8, 3))
 
     model, init = odd(), odd().state_dict()
-    found = Loop([X], nothing, lambda _: 0.9).run(model, config(iterations=1, rewind=True), init=init, folder=tmp_path)
+    found = Loop([X], nothing, lambda _: 0.9).run(model, config(rounds=1, rewind=True), init=init, folder=tmp_path)
     again = odd()
-    Loop([X], None, scripted([])).run(again, config(iterations=1, rewind=True), init=init, folder=tmp_path)
-    assert found.iteration == 1
+    Loop([X], None, scripted([])).run(again, config(rounds=1, rewind=True), init=init, folder=tmp_path)
+    assert found.round == 1
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
     assert found.masks.apply_(again) == {}
 
@@ -355,9 +353,7 @@ class Levels(nn.Module):
 def test_shared_heads_are_relieved_and_what_is_left_whole_is_named_and_whole():
     model, x = Levels(), torch.rand(16, 1, 8, 8)
     stem = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith(("stem", "frozen"))}
-    found = Loop([x], nothing, lambda _: 0.9).run(
-        model, config(iterations=1, alpha_conv=0.4, alpha_fc=0.4, skip=("stem",))
-    )
+    found = Loop([x], nothing, lambda _: 0.9).run(model, config(rounds=1, alpha_conv=0.4, alpha_fc=0.4, skip=("stem",)))
     assert found.chosen.layers["head"]["kept"] < found.chosen.layers["head"]["dense"]
     assert found.left_whole == {
         "stem": "Conv2d, which relief.skip names",
@@ -387,7 +383,7 @@ def test_neurons_that_nobody_reads_stay_only_in_a_layer_that_is_left_whole(left)
     model[0].requires_grad_(left != "frozen")
     before = model[0].weight.detach().clone()
     skip = {"skip": ("0",)} if left == "skipped" else {}
-    found = Loop([X], nothing, lambda _: 0.9).run(model, config(iterations=1, **skip))
+    found = Loop([X], nothing, lambda _: 0.9).run(model, config(rounds=1, **skip))
     assert not found.masks["2.weight"][:, [1, 4, 5]].any()
     if left is None:
         assert not found.masks["0.weight"][[1, 4, 5]].any()
@@ -413,7 +409,7 @@ class Conv1D(nn.Module):
 def test_the_linear_layer_of_gpt2_is_relieved_as_the_plain_one():
     plain = net()
     twin = nn.Sequential(Conv1D(plain[0]), nn.ReLU(), Conv1D(plain[2]))
-    settings = config(iterations=2, alpha={"2": 0.6})
+    settings = config(rounds=2, alpha={"2": 0.6})
     first, second = (Loop([X], nothing, lambda _: 0.9).run(model, settings) for model in (plain, twin))
     assert first.chosen.kept == second.chosen.kept < first.chosen.dense
     assert second.left_whole == {}
@@ -492,11 +488,11 @@ def test_layerwise_is_the_order_of_the_authors_code():
 
 def test_damaged_files_are_named(tmp_path):
     Loop([X], nothing, lambda _: 0.9).run(net(), config(), folder=tmp_path)
-    weights = tmp_path / "iterations/03/weights.safetensors"
+    weights = tmp_path / "rounds/03/weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8])
     with pytest.raises(IntegrityError, match=r"03/weights.safetensors is not a whole safetensors file"):
         Loop([X], nothing, lambda _: 0.9).run(net(), config(), folder=tmp_path)
-    (tmp_path / "history.jsonl").write_text('{"iteration": 0}\n')
+    (tmp_path / "history.jsonl").write_text('{"round": 0}\n')
     with pytest.raises(IntegrityError, match=r"history.jsonl is damaged"):
         Loop([X], nothing, lambda _: 0.9).run(net(), config(), folder=tmp_path)
 
@@ -524,7 +520,7 @@ SCRIPT = textwrap.dedent(
     folder = Path(sys.argv[1])
     with distributed.setup():
         tell = lambda *what: print(*what[:3], flush=True)
-        config = ReliefConfig(iterations=4, alpha_conv=0.8, alpha_fc=0.8, accuracy_drop=1.0, samples=64)
+        config = ReliefConfig(rounds=4, alpha_conv=0.8, alpha_fc=0.8, accuracy_drop=1.0, samples=64)
         data = DataSet(split, split, split, 3, (1, 8, 8))
         loop = recipe_loop(model, data, config, TrainConfig(epochs=6, batch=32), seed=0, progress=tell)
         found = loop.run(model, config, folder=folder, progress=tell)
@@ -562,7 +558,7 @@ def uninterrupted(tmp_path_factory):
 
 def test_a_killed_loop_ends_with_the_same_bits(uninterrupted, tmp_path):
     folder, started = tmp_path / "killed", []
-    # In the first retraining, between two iterations, and in a later retraining.
+    # In the first retraining, between two rounds, and in a later retraining.
     for moment in ("retrain 1/4 288 576", "relief 1 4", "retrain 3/4 384 576"):
         process = start(folder)
         for line in process.stdout:
@@ -581,7 +577,7 @@ def test_a_killed_loop_ends_with_the_same_bits(uninterrupted, tmp_path):
     assert masks == expected_masks
     assert all(torch.equal(tensor, expected_state[name]) for name, tensor in state.items())
     for k in range(1, 5):
-        name = f"iterations/{k:02d}/masks.safetensors"
+        name = f"rounds/{k:02d}/masks.safetensors"
         assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
 
 
@@ -592,7 +588,7 @@ def test_two_processes_find_the_same_masks_and_one_writes(uninterrupted, tmp_pat
     assert masks == other_masks
     assert all(torch.equal(tensor, other_state[name]) for name, tensor in state.items())
     # The first selection sees the same network and samples as one process does; retraining sums in another order.
-    name = "iterations/01/masks.safetensors"
+    name = "rounds/01/masks.safetensors"
     assert (folder / name).read_bytes() == (uninterrupted / name).read_bytes()
     assert len((folder / "history.jsonl").read_text().splitlines()) == 5
 
@@ -607,9 +603,9 @@ def test_a_pruned_layer_is_refused_by_name(tensor):
 
 def test_a_result_prints_its_rounds_and_draws_them():
     rows = [
-        Iteration(0, None, 0.9, None, 1000, 1000, True, {}, {}, {}),
-        Iteration(1, 0.5, 0.89, None, 1000, 250, True, {}, {}, {}),
-        Iteration(2, 0.4, 0.6, None, 1000, 100, False, {}, {}, {}),
+        Round(0, None, 0.9, None, 1000, 1000, True, {}, {}, {}),
+        Round(1, 0.5, 0.89, None, 1000, 250, True, {}, {}, {}),
+        Round(2, 0.4, 0.6, None, 1000, 100, False, {}, {}, {}),
     ]
     found = Relieved(1, Masks(), tuple(rows), 0.01, {"rnn": "LSTM, whose connections are not scored"})
     assert str(found).splitlines() == [

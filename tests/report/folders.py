@@ -58,18 +58,18 @@ def write_masks(path, masks):
     write_bytes(path, struct.pack("<Q", len(text)) + text + data)
 
 
-def iteration(number, kept, accuracy, dense, *, before=None):
+def pruning_round(number, kept, accuracy, dense, *, before=None):
     layers = {"fc1": {"dense": 444, "kept": kept - 60, "neurons": HIDDEN, "alive": ALIVE}}
     layers["fc2"] = {"dense": 130, "kept": 60, "neurons": 10, "alive": 10}
     return {
-        "iteration": number,
+        "round": number,
         "accuracy_before": before,
         "accuracy": accuracy,
         "test_accuracy": accuracy - 0.002,
         "peak_test_accuracy": accuracy + 0.003,
         "dense": dense,
         "kept": kept,
-        "within_tolerance": accuracy >= 0.94,
+        "eligible": accuracy >= 0.94,
         "layers": layers,
         "seconds": {"scoring": 0.25, "disconnection": 0.01, "retraining": 3.5, "all": 3.8},
     }
@@ -171,8 +171,8 @@ def make_folder(
     write_masks(folder / "relieved" / "masks.safetensors", masks)
     dense = sum(mask.size for mask in masks.values()) + 22
     kept = int(sum(mask.sum() for mask in masks.values())) + ALIVE + 10
-    history = [iteration(0, dense, 0.95, dense), iteration(1, 300, 0.956, dense, before=0.8)]
-    history += [iteration(2, kept, 0.945, dense, before=0.7), iteration(3, kept - 40, 0.6, dense, before=0.2)]
+    history = [pruning_round(0, dense, 0.95, dense), pruning_round(1, 300, 0.956, dense, before=0.8)]
+    history += [pruning_round(2, kept, 0.945, dense, before=0.7), pruning_round(3, kept - 40, 0.6, dense, before=0.2)]
     outcomes = {
         ("train", "dense/record.json"): {
             "validation": 0.95,
