@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the field's name for it
 
 from benchmarks.common import Benchmark, Column, Row, Timing, one_thread
+from relief_export.layers import connected_layers, tensor_name
 from relief_export.recipe import ModelConfig
-from relief_export.relief.layers import connected_layers, tensor_name
 from relief_export.relief.masks import Masks
 from relief_export.training.models import build_model
 from relief_export.training.skipping import skipping

@@ -1,6 +1,8 @@
 """What works without torch, and what must not be imported before it is needed."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import onnx
 import onnx.parser
 import pytest
 
+ROOT = Path(__file__).parents[1]
 MODEL = """
 <ir_version: 9, opset_import: ["" : 18]>
 net (float[batch, 4] x) => (float[batch, 2] y)
@@ -36,6 +39,32 @@ def folder(tmp_path: Path) -> Path:
 def test_importing_the_package_loads_neither_torch_nor_a_runtime():
     done = python("import relief_export, sys; print([m for m in ('torch', 'onnxruntime', 'onnx') if m in sys.modules])")
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+def test_a_room_imports_only_rooms_below_it():
+    """As the table of docs/design.md has them; what only annotations need does not count."""
+    table = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("## The rooms from inside")[0]
+    rows = re.findall(r"^\| (`.*?`) \|", table, re.MULTILINE)
+    floor = {name: k for k, row in enumerate(rows) for name in re.findall(r"`(\w+)(?:/|\.py)`", row)}
+    assert {"cli", "api", "state", "graph"} <= set(floor)
+    upward = []
+    for path in sorted((ROOT / "relief_export").rglob("*.py")):
+        own = floor.get(path.relative_to(ROOT / "relief_export").parts[0].removesuffix(".py"))
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        typing = {
+            id(n)
+            for block in ast.walk(tree)
+            if isinstance(block, ast.If) and "TYPE_CHECKING" in ast.dump(block.test)
+            for n in ast.walk(block)
+        }
+        for node in ast.walk(tree):
+            if own is None or not isinstance(node, ast.ImportFrom) or id(node) in typing:
+                continue
+            package, *inner = (node.module or "").split(".")
+            read = {inner[0]} if inner else {alias.name for alias in node.names}
+            if package == "relief_export":
+                upward += [f"{path.name} reads {room}" for room in read if floor.get(room, own) < own]
+    assert upward == []
 
 
 def test_help_loads_neither_torch_nor_a_runtime():

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from relief_export.cgen.plan import Convolution, Linear
-from relief_export.formats.packed.encode import codebook, nearest
+from relief_export.codebooks import codebook, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from relief_export.device.targets import core_of
 from relief_export.device.toolchain import FIRMWARE, Program, Toolchain, require, run
 from relief_export.errors import InputError, UnsupportedModelError
+from relief_export.targets import core_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from relief_export.device.targets import Core
+    from relief_export.targets import Core
 
 Array: TypeAlias = np.ndarray[Any, Any]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from relief_export.device import callgraph
-from relief_export.device.targets import CORES, TARGETS, core_of
 from relief_export.device.toolchain import FIRMWARE, Program, Toolchain
 from relief_export.errors import MissingToolError
+from relief_export.targets import CORES, TARGETS, core_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from relief_export.device.targets import CORES, TARGETS, core_of
 from relief_export.errors import InputError, MissingToolError
+from relief_export.targets import CORES, TARGETS, core_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from relief_export.device.targets import Core
+    from relief_export.targets import Core
 
 FIRMWARE = Path(__file__).parent / "firmware"
 # Functions and tables in sections of their own, so that the linker drops what the network does not use.

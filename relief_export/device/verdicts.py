@@ -15,7 +15,6 @@ import numpy as np
 
 from relief_export.device.emulator import emulate
 from relief_export.device.measure import MeasuredSizes, measure
-from relief_export.device.targets import CORES, TARGETS, core_of
 from relief_export.device.toolchain import Program, Toolchain
 from relief_export.errors import Failure, InputError
 from relief_export.evaluation.budget import Budget
@@ -24,6 +23,7 @@ from relief_export.evaluation.compare import measure as distance
 from relief_export.formats.artifact import check_listed
 from relief_export.printing import TextTable, percent
 from relief_export.records import DEVICE_RECORDS, Record, locked
+from relief_export.targets import CORES, TARGETS, core_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from relief_export import formats
-from relief_export.device.targets import TARGETS, Target
 from relief_export.errors import Failure, InputError, UnsupportedModelError
 from relief_export.evaluation.validation import require_files
 from relief_export.formats import onnx_file
@@ -34,6 +33,7 @@ from relief_export.graph.prepare import with_dimensions
 from relief_export.printing import Prints, TextTable
 from relief_export.schema import did_you_mean, parse_size
 from relief_export.subjects import artifacts_folder, dense_of, is_single
+from relief_export.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

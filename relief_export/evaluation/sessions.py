@@ -13,9 +13,9 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
 from relief_export import formats
-from relief_export.cgen.session import ProgramSession
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
 from relief_export.evaluation import samples
+from relief_export.evaluation.programs import ProgramSession
 from relief_export.formats import c
 from relief_export.formats.runtime import load, reason
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from relief_export.calling import batch_size, call, first_samples, inputs_of, run_batch
 from relief_export.errors import InputError
-from relief_export.relief.layers import CONVS, JOIN_BUFFERS, connected_layers, joins
+from relief_export.layers import CONVS, JOIN_BUFFERS, connected_layers, joins
 from relief_export.state import bare
 from relief_export.training import distributed
 

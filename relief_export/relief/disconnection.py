@@ -22,7 +22,7 @@ import torch
 from relief_export.capture import capture
 from relief_export.graph.analysis import analyse, parameter_use
 from relief_export.graph.prepare import simplify
-from relief_export.relief.layers import JOIN_BUFFERS, NORMS, joins, tensor_name
+from relief_export.layers import JOIN_BUFFERS, NORMS, joins, tensor_name
 from relief_export.relief.masks import Masks
 from relief_export.state import bare, tensors_of
 

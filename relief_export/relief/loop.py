@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 from relief_export.calling import first_samples, inputs_of
 from relief_export.errors import InputError, IntegrityError
-from relief_export.printing import Prints, TextTable, percent
-from relief_export.records import as_read
-from relief_export.relief.activity import measure_activity
-from relief_export.relief.disconnection import Disconnector
-from relief_export.relief.history import History, Round, from_main
-from relief_export.relief.layers import (
+from relief_export.layers import (
     check_globs,
     connected_layers,
     joins,
     outputs_first,
     tensor_name,
 )
+from relief_export.printing import Prints, TextTable, percent
+from relief_export.records import as_read
+from relief_export.relief.activity import measure_activity
+from relief_export.relief.disconnection import Disconnector
+from relief_export.relief.history import History, Round, from_main
 from relief_export.relief.masks import Masks
 from relief_export.relief.scores import Scores, random_scores, score, size_scores
 from relief_export.relief.selection import Alpha, select, select_largest

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from relief_export import records
 from relief_export.capture import plain_copy
 from relief_export.errors import InputError, IntegrityError
+from relief_export.layers import JOIN_BUFFERS, connected_layers, joins, own_tensors, tensor_name
 from relief_export.printing import Prints, TextTable, percent
-from relief_export.relief.layers import JOIN_BUFFERS, connected_layers, joins, own_tensors, tensor_name
 from relief_export.state import apply_masks, bare, check_masks, tensors_of
 
 if TYPE_CHECKING:

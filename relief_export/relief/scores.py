@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from relief_export.errors import InputError
-from relief_export.relief.layers import (
+from relief_export.layers import (
     CONVS,
     JOIN_BUFFERS,
     connected_layers,

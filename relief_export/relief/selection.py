@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from relief_export.errors import InputError
-from relief_export.relief.layers import JOIN_BUFFERS, tensor_name
+from relief_export.layers import JOIN_BUFFERS, tensor_name
 from relief_export.relief.masks import Masks
 
 if TYPE_CHECKING:

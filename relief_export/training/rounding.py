@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from relief_export.codebooks import codebook
 from relief_export.errors import InputError
-from relief_export.formats.packed.encode import codebook
-from relief_export.relief.layers import NORMS, connected_layers, joins, tensor_name
+from relief_export.layers import NORMS, connected_layers, joins, tensor_name
 from relief_export.training import distributed
 from relief_export.training.fit import FitResult, evaluate, fit
 

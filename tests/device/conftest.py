@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from relief_export.device.targets import core_of
+from relief_export.targets import core_of
 
 TOY = Path(__file__).parent / "toy"
 WEIGHTS = np.array([[0.5, -1, 0, 0, 2, 0], [0, 0, 0.25, 0, 0, -3], [1] * 6, [0, 0, 0, 4, 0, 0]], np.float32)

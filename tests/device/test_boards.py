@@ -11,11 +11,11 @@ from relief_export.cgen.mcu import generate
 from relief_export.cgen.quantised import quantised
 from relief_export.device.emulator import emulate
 from relief_export.device.measure import measure
-from relief_export.device.targets import TARGETS
 from relief_export.format_names import LAYOUTS
 from relief_export.formats import Options
 from relief_export.formats.int8 import quantise
 from relief_export.graph.shrink import shrink
+from relief_export.targets import TARGETS
 from tests.cgen.interpret import Interpreter
 from tests.cgen.test_mcu import in_onnx_runtime
 from tests.device import boards

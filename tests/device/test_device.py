@@ -12,11 +12,11 @@ from relief_export.cli import run
 from relief_export.device import callgraph
 from relief_export.device.emulator import emulate
 from relief_export.device.measure import measure
-from relief_export.device.targets import CORES, TARGETS, core_of
 from relief_export.device.toolchain import Program
 from relief_export.errors import InputError, MissingToolError, UnsupportedModelError
 from relief_export.records import locked, read_record
 from relief_export.report import build_report
+from relief_export.targets import CORES, TARGETS, core_of
 from tests.answers import check_answer
 from tests.device.conftest import needs
 from tests.report.folders import make_folder

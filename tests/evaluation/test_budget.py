@@ -14,12 +14,12 @@ import onnxruntime as ort
 import pytest
 
 from relief_export import formats
-from relief_export.device.targets import CORES
 from relief_export.errors import InputError, IntegrityError, UnsupportedModelError
 from relief_export.evaluation import TARGETS, Budget, audit
 from relief_export.formats import FORMATS, Options
 from relief_export.graph.cost import cost
 from relief_export.schema import parse_size
+from relief_export.targets import CORES
 
 
 @pytest.mark.parametrize(

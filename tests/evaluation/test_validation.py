@@ -356,7 +356,7 @@ def test_accuracy_cannot_be_promised_of_maps(samples, weights, tmp_path):
 
 def test_without_a_compiler_c_is_not_proven(export, samples, monkeypatch):
     folder = export("dense", "c")
-    monkeypatch.setattr("relief_export.cgen.session.find_compiler", lambda: None)
+    monkeypatch.setattr("relief_export.evaluation.programs.find_compiler", lambda: None)
     found = validate(folder, *samples)
     assert found.ok
     assert [m.format for m in found.measurements] == ["dense", "dense"]

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from relief_export.codebooks import codebook, has_more, nearest
 from relief_export.formats.onnx_file import positive_zeros
 
 if TYPE_CHECKING:
@@ -54,9 +55,6 @@ _TENSOR_BITS, _UNARY_BITS, _STREAM_BITS = 8 * 40, 8 * 110, 8 * 160
 _MOST = 256
 """Indices that words of at most 8 bits tell apart."""
 _VECTORS = 1 << 10
-_STEPS = 200
-_SAMPLE = 1 << 22
-"""Of more values than this as many, drawn at random from a fixed seed, stand for all in k-means."""
 
 
 @dataclass(frozen=True)
@@ -342,27 +340,11 @@ def error(array: Array, coded: Coded) -> float:
     return worst / largest if largest else 0.0
 
 
-def codebook(values: Array, size: int) -> Array:
-    """Return at most ``size`` ascending float32 values that stand for ``values`` (any shape); deterministic.
-
-    Where there are no more than ``size`` different ones they are these themselves; else the centres of k-means.
-    """
-    values = values.ravel()
-    return np.unique(_centres(values, size).astype(np.float32) if _is_more(values, size) else values)
-
-
-def nearest(values: Array, table: Array) -> Array:
-    """Return the index of the entry of the ascending ``table`` nearest to each value; the lower one on a tie."""
-    # In float64, where the sum of two large float32 does not overflow.
-    middles = (table[1:].astype(np.float64) + table[:-1]) / 2
-    return np.searchsorted(middles, values, side="left").astype(np.uint8)
-
-
 def _codebook(array: Array, size: int) -> Coded:
     """Code ``array`` with ``size`` values, or one more for a convolution that has just as many."""
     weights = array[array != 0]
     with np.errstate(over="ignore", invalid="ignore"):  # of values near the end of float32
-        if _is_more(weights, size + (array.ndim > 2)):
+        if has_more(weights, size + (array.ndim > 2)):
             table = np.unique(codebook(weights, size).astype(np.float16)).astype(np.float32)
         else:
             table = np.unique(weights)
@@ -373,44 +355,3 @@ def _codebook(array: Array, size: int) -> Coded:
         # In the type of the symbols: NumPy 1 adds a scalar in the type of the array, where 255 + 1 is 0.
         np.copyto(symbols[rows], np.add(nearest(array[rows], table), 1, dtype=symbols.dtype), where=array[rows] != 0)
     return Coded("codebook", symbols, np.concatenate([np.zeros(1, np.float32), table]))
-
-
-def _is_more(values: Array, size: int) -> bool:
-    """Return True if ``values`` are more than ``size`` different ones; a few of them show it for almost all."""
-    return any(np.unique(part).size > size for part in (values[: 4 * size], values))
-
-
-def _centres(values: Array, size: int) -> Array:
-    """Return at most ``size`` ascending centres of ``values``, the best of three fixed starts; deterministic.
-
-    The values are sorted once; in one dimension every cluster is then a run, so a Lloyd step is a binary search of the
-    midpoints between centres and a difference of prefix sums.
-    """
-    if values.size > _SAMPLE:  # at random: an even stride may meet the same channels again and again
-        values = values[np.random.default_rng(0).integers(0, values.size, _SAMPLE)]
-    ordered = np.sort(values)
-    total = np.concatenate([[0.0], np.cumsum(ordered, dtype=np.float64)])
-    middles = (np.arange(size) + 0.5) / size
-    ends = np.linspace(ordered[0], ordered[-1], size)
-    starts = (np.quantile(ordered, middles), ends, ordered[0] + middles * (ordered[-1] - ordered[0]))
-    return min((_lloyd(ordered, total, start) for start in starts), key=lambda found: found[1])[0]
-
-
-def _lloyd(ordered: Array, total: Array, centres: Array) -> tuple[Array, float]:
-    for _ in range(_STEPS):
-        counts, sums = _clusters(ordered, total, centres)
-        # A centre without values stays, so that a later step may find it some.
-        moved = np.where(counts > 0, sums / np.maximum(counts, 1), centres)
-        if np.array_equal(moved, centres):
-            break
-        centres = moved
-    counts, sums = _clusters(ordered, total, centres)
-    # Σ (x − c)² without the part that does not depend on c
-    return centres, float((counts * centres**2 - 2 * centres * sums).sum())
-
-
-def _clusters(ordered: Array, total: Array, centres: Array) -> tuple[Array, Array]:
-    """Return number and sum of the values nearest to each centre."""
-    inner = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2, side="right")
-    edges = np.concatenate([[0], inner, [ordered.size]])
-    return np.diff(edges), np.diff(total[edges])
