@@ -256,6 +256,7 @@ def _export(flat: Flat) -> ir.Model:
                 flat,
                 flat.example,
                 dynamo=True,
+                # Folded constants would lose the names of the state_dict, by which layers are told and weights swapped.
                 optimize=False,
                 verbose=False,
                 opset_version=OPSET,

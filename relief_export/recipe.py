@@ -378,6 +378,7 @@ def _parse_override(key: str, value: str) -> dict[str, Any]:
 def _toml_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterable[str]:
     if path:
         yield f"\n[{'.'.join(map(_toml_key, path))}]"
+    # Single values before tables: in TOML whatever follows a header belongs to that table.
     for key, value in table.items():
         if not isinstance(value, dict):
             yield f"{_toml_key(key)} = {_toml_value(value)}"

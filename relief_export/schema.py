@@ -108,6 +108,7 @@ class Checked:
 
 def fields_of(cls: type) -> dict[str, Any]:
     """Return the resolved annotation of each field of the dataclass ``cls``, in order."""
+    # With the extras, for the rules are in what Annotated adds to a type.
     hints = get_type_hints(cls, include_extras=True)
     return {item.name: hints[item.name] for item in dataclasses.fields(cls)}
 
@@ -129,6 +130,7 @@ def build(cls: type[T], content: object, key: str) -> T:
         raise InputError(f"{key} must be a table, not {_shown(content)}")
     prefix = f"{key}." if key else ""
     hints = fields_of(cls)
+    # Before what is missing: of a misspelt key both are true, and its spelling is the cause.
     for name in content:
         if name not in hints:
             raise InputError(f"{prefix}{name} is not a key{did_you_mean(name, hints)}")

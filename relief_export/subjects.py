@@ -58,6 +58,7 @@ def model_path(subject: Path) -> Path:
     try:
         manifest = read_manifest(artifacts_folder(subject))
     except InputError as error:
+        # Where there is something, what is wrong with it says more than that there is no model.
         if (subject / _MANIFEST).is_file() or (subject / "artifacts").is_dir():
             raise
         raise InputError(f"{subject} holds no model: give {KINDS}") from error

@@ -72,6 +72,7 @@ dimension_option = click.option(
 
 def recipe_options(command: F) -> F:
     """Add what ``run`` and ``train`` share: the recipe, its overrides, the build folder."""
+    # As stacked decorators are applied, from the lowest up: the help lists them the other way round.
     for option in (
         click.option("--force", is_flag=True, help="Start afresh even where everything is up to date."),
         click.option("--seed", type=int, help="Seed, over the recipe's."),
@@ -137,8 +138,3 @@ def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]
     with console.capture() as captured:
         console.print(grid)
     return [line.rstrip() for line in captured.get().splitlines()]
-
-
-def percent(share: float | None) -> str:
-    """Write a fraction as a percentage; a dash where it is unknown."""
-    return "-" if share is None else f"{100 * share:.2f} %"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from relief_export.cli.common import PATH, dimension_option, echo, json_option, percent, table
+from relief_export.cli.common import PATH, dimension_option, echo, json_option, table
 from relief_export.cli.devices import OPTIMISE, fit_lines
 from relief_export.format_names import FORMAT_NAMES, LAYOUTS
+from relief_export.printing import percent
 
 if TYPE_CHECKING:
     from relief_export.conversion import Shrunk

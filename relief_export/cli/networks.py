@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from relief_export.cli.common import PATH, echo, json_option, percent, table
+from relief_export.cli.common import PATH, echo, json_option, table
+from relief_export.printing import percent
 
 if TYPE_CHECKING:
     from relief_export.cli.answers import MaskedTensor

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from relief_export.cli.common import PATH, echo, json_option, percent, progress_option, recipe_options, table
+from relief_export.cli.common import PATH, echo, json_option, progress_option, recipe_options, table
+from relief_export.printing import percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
