@@ -86,7 +86,7 @@ class Connections:
             return 0
         # In pairs the gaps lie beside the values.
         gaps = 0 if self.form == "pairs" else sum(_gap_bytes(at) for at, _ in self.rows)
-        return len(self.rows) + gaps
+        return self.counts.nbytes + gaps
 
     def values(self, weight: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.float32] | None]:
         """Return the values as bytes, and the numbers that decode them, if any: int8's scales, a codebook's centres.

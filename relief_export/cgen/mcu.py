@@ -111,7 +111,8 @@ class Program:
     Attributes:
         files: Content by file name.
         arena: Bytes that the caller lends. arena_quantised: The same with integers in and out (q8).
-        layers: One row a layer with weights: its name, the table form chosen, connections, multiply-adds, bytes.
+        layers: One row a layer with weights: its name, the table form chosen, connections, multiply-adds, and the bytes
+            of its tables.
     """
 
     files: dict[str, bytes]
@@ -606,7 +607,7 @@ class _Generator:
         if self.code == "int8":
             call.channel.append("const float scale_o = ROM_FLOAT(scales + o);")
         call.take(f"const {_STORED[self.code]} *values", self.tables.add(f"values_{self.index}", stored))
-        taken = 4 * len(bias)
+        taken = 4 * len(bias) + (0 if decoding is None else decoding.nbytes)
         if self.quantisation:
             multiplier, shift = self.quantisation.requantisation(step)
             # A multiplier has 24 bits, so its shift fits on top of it.

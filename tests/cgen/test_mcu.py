@@ -428,6 +428,19 @@ def test_the_forms_of_tables_are_those_that_take_fewest_bytes(lenet):
     assert rows[1]["macs"] == 6 * 6 * 9 * 6 * 9
 
 
+@pytest.mark.parametrize("code", ["f32", "int8", "codebook16"])
+def test_a_layers_bytes_are_those_of_its_tables(code):
+    weight = np.zeros((2, 700), np.float32)
+    weight[0, :600:2], weight[1, 5] = 0.5, -0.25  # more connections than a byte counts
+    text = "g (float[n, 700] x) => (float[n, 2] y) { y = Gemm<transB=1>(x, w, b) }"
+    plan = coded(lower(build(text, {"w": weight, "b": np.ones(2, np.float32)})), code)
+    program = generate(plan, code)
+    declared = re.findall(rb"static const (\w+) \w+\[(\d+)\] NET_ROM", program.files["net.c"])
+    sizes = {b"float": 4, b"uint16_t": 2, b"uint8_t": 1, b"int8_t": 1}
+    assert program.layers[0]["form"] != "dense"
+    assert program.layers[0]["bytes"] == sum(sizes[kind] * int(count) for kind, count in declared)
+
+
 def test_single_connections_of_a_codebook_have_gap_and_value_in_one_byte(tmp_path):
     """Gaps around what 4 bits hold and what a skip reaches, and beyond."""
     gaps = [0, 1, 14, 15, 16, 29, 30, 254, 255, 256, 270, 600]
@@ -442,7 +455,7 @@ def test_single_connections_of_a_codebook_have_gap_and_value_in_one_byte(tmp_pat
     skips = 5 + 3 * 2 + 3 + -(-1940 // 240)
     (row,) = program.layers
     assert row["form"] == "pairs"
-    assert row["bytes"] == 12 + 58 + skips + 2 * 4 + 2  # and two biases and two counts
+    assert row["bytes"] == 12 + 58 + skips + 13 * 4 + 2 * 4 + 2  # and the values, two biases and two counts
     case = programs.write(tmp_path, "pairs", model, partial(sources, code="codebook16"))
     # Thirteen values are few enough to be kept as they are.
     assert programs.failures(tmp_path, [case], STRICT) == []
