@@ -71,7 +71,7 @@ class Relieved(Prints):
         masks: Its masks.
         history: Every round, the dense network first.
         accuracy_drop: Validation accuracy that was allowed to be lost.
-        left_whole: Module name -> why relief did not touch its weights.
+        left_whole: Module name -> why relief did not touch its weights; of the network itself the parameter's name.
     """
 
     round: int
@@ -232,8 +232,12 @@ def _left_whole(model: nn.Module, skip: Sequence[str], *, frozen: bool) -> dict[
     for name, module in bare(model).named_modules():
         kind = type(module).__name__
         if name not in layers:
-            if any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):
+            held = [own for own, parameter in module.named_parameters(recurse=False) if parameter.ndim > 1]
+            if held and name:
                 found[name] = f"{kind}, whose connections are not scored"
+            # The network itself has no name: what it holds beside its layers, such as embeddings of positions, has.
+            elif held:
+                found |= dict.fromkeys(held, f"a parameter of {kind} itself, whose connections are not scored")
         elif _any_matches(name, skip):
             found[name] = f"{kind}, which relief.skip names"
         elif not frozen and not layers[name].weight.requires_grad:

@@ -365,6 +365,20 @@ def test_shared_heads_are_relieved_and_what_is_left_whole_is_named_and_whole():
     assert not {"stem.weight", "stem.bias", "frozen.weight", "frozen.bias"} & set(found.masks)
 
 
+def test_what_the_network_itself_holds_is_named_by_its_parameters():
+    class Placed(nn.Sequential):
+        def __init__(self):
+            super().__init__(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+            self.places = nn.Parameter(torch.randn(1, 6))
+
+        def forward(self, x):
+            return super().forward(x + self.places)
+
+    found = Loop([X], nothing, lambda _: 0.9).run(Placed(), config(iterations=1))
+    assert found.left_whole == {"places": "a parameter of Placed itself, whose connections are not scored"}
+    assert str(found).splitlines()[0].endswith("left whole: places")
+
+
 def test_frozen_layers_are_relieved_where_it_is_asked_for():
     model = net()
     model[0].requires_grad_(False)
