@@ -224,6 +224,12 @@ def _torchvision(name: str, size: int = 64, *, family: str = "", **settings: Any
     return Network(f"torchvision {name}", "torchvision", build, pictures(size), output)
 
 
+def _convnext() -> nn.Module:
+    convnext = import_torchvision().models.convnext
+    blocks = [convnext.CNBlockConfig(16 * 2**i, 32 * 2**i if i < 3 else None, 1) for i in range(4)]
+    return convnext.ConvNeXt(blocks, num_classes=CLASSES)  # type: ignore[no-any-return]
+
+
 def _ssdlite() -> nn.Module:
     detection = import_torchvision().models.detection
     return _RawHeads(detection.ssdlite320_mobilenet_v3_large(weights_backbone=None, num_classes=CLASSES))
@@ -306,7 +312,6 @@ NETWORKS = (
     _timm("regnetx_002"),
     _timm("ese_vovnet19b_slim_dw"),
     _timm("resnet10t"),
-    _timm("efficientnet_b0"),
     _timm("densenet121", growth_rate=8, block_config=(3, 3, 3, 3)),
     _torchvision("squeezenet1_1", num_classes=CLASSES),
     _torchvision("shufflenet_v2_x0_5", num_classes=CLASSES),
@@ -320,17 +325,18 @@ NETWORKS = (
     Network("segmentation_models_pytorch Unet", "segmentation_models_pytorch", _unet, pictures(64)),
     _timm("repvgg_a0"),
     _timm("levit_128s", 64, img_size=64),
-    _timm("hrnet_w18_small"),
     _timm("cs3darknet_focus_s"),
     _timm("resnext26ts"),
     _timm("coatnet_pico_rw_224", 64, img_size=64),
-    _torchvision("regnet_y_400mf", num_classes=CLASSES),
-    _torchvision("efficientnet_b0", num_classes=CLASSES),
     _torchvision("googlenet", num_classes=CLASSES, aux_logits=False, init_weights=False),
-    _torchvision("densenet121", num_classes=CLASSES),
+    _torchvision("DenseNet", growth_rate=8, block_config=(2, 2, 2, 2), num_init_features=16, num_classes=CLASSES),
     _torchvision("resnet18", num_classes=CLASSES),
-    _torchvision("convnext_tiny", num_classes=CLASSES),
+    Network("torchvision ConvNeXt", "torchvision", _convnext, pictures(64)),
     _torchvision("deeplabv3_mobilenet_v3_large", family="segmentation", weights_backbone=None, num_classes=CLASSES),
+    _timm("efficientnet_b0"),
+    _torchvision("efficientnet_b0", num_classes=CLASSES),
+    _torchvision("regnet_y_400mf", num_classes=CLASSES),
+    _timm("hrnet_w18_small"),
     _torchvision("fcn_resnet50", family="segmentation", weights_backbone=None, num_classes=CLASSES),
 )  # fmt: skip
 
