@@ -441,7 +441,7 @@ def _row(network: Network, left: float) -> Row:
     process.start()
     sends.close()
     try:
-        return receives.recv() if receives.poll(left) else {"outcome": _OVER}  # type: ignore[no-any-return]
+        return receives.recv() if receives.poll(left) else {"outcome": _OVER}
     except EOFError:
         process.join()
         if process.exitcode == -signal.SIGXCPU:

@@ -111,6 +111,14 @@ def test_the_extras_that_pages_and_messages_name_exist():
     assert named <= set(project["optional-dependencies"])
 
 
+def test_the_tests_that_show_what_can_be_brought_exist():
+    page = (ROOT / "docs" / "guide" / "networks.md").read_text(encoding="utf-8")
+    named = re.findall(r"`((?:\w+/)?test_\w+\.py)::(test_\w+)`", page)
+    assert len(named) == page.count("::") > 20
+    for file, test in named:
+        assert f"\ndef {test}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), test
+
+
 def test_the_oldest_versions_are_the_same_wherever_they_stand():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needs = dict(re.split(">=", need) for need in project["dependencies"] + project["optional-dependencies"]["torch"])
