@@ -374,7 +374,7 @@ def test_what_the_network_itself_holds_is_named_by_its_parameters():
         def forward(self, x):
             return super().forward(x + self.places)
 
-    found = Loop([X], nothing, lambda _: 0.9).run(Placed(), config(iterations=1))
+    found = Loop([X], nothing, lambda _: 0.9).run(Placed(), config(rounds=1))
     assert found.left_whole == {"places": "a parameter of Placed itself, whose connections are not scored"}
     assert str(found).splitlines()[0].endswith("left whole: places")
 
