@@ -132,7 +132,10 @@ def check(drawn: Drawn, seed: int) -> None:
     result = shrink(drawn.model)
     rng = np.random.default_rng(seed)
     inputs = [rng.normal(size=(3, 3, 6, 6)).astype(np.float32) for _ in range(INPUTS if drawn.rounds else 1)]
-    assert not all(is_wrong(drawn, result.model, x) for x in inputs)
+    if result.modified:
+        assert not all(is_wrong(drawn, result.model, x) for x in inputs)
+    else:  # stale shapes included, which the runtime may refuse in the source as it does here
+        assert ir.to_proto(result.model) == ir.to_proto(drawn.model)
     assert parameters(result.model) <= parameters(drawn.model)
     before, after = cost(drawn.model), cost(result.model)
     if not any("shape" in unknown.reason for unknown in before.unknown):  # it is legal at the batch that is counted
