@@ -425,7 +425,8 @@ class _Generator:
         values[:, inside] = step.values
         table = self.tables.add(f"constant_{self.index}", values)
         self.calls.append(f"    /* {comment(step.name)}: constants, {times(step.out.shape)} */")
-        self.calls.append(f"    memcpy(arena + {lay.base}, {table}, sizeof {table});")
+        self.calls.append(f"    {{ const float *from = {table}; HIDE(from);")
+        self.calls.append(f"      memcpy(arena + {lay.base}, from, sizeof {table}); }}")
 
 
 _EMITTERS: dict[type[Step], Callable[[Any, Any], None]] = {

@@ -51,6 +51,14 @@ def test_random_networks(first, tmp_path):
     assert programs.failures(tmp_path, plain, ("-O1", "-DNET_PLAIN_C", *STRICT)) == []
 
 
+@pytest.mark.parametrize("flags", [("-O1", "-march=native"), FAST])
+def test_constants_are_copied_whole(flags, tmp_path):
+    """GCC 12 fills a whole vector of AVX-512 with the number that only its first half holds (network 2446)."""
+    cases = programs.networks(tmp_path, range(2446, 2447), 1)
+    assert "memcpy(arena" in (tmp_path / "n2446.c").read_text()
+    assert programs.failures(tmp_path, cases, flags) == []
+
+
 CONV = "g (float[n, {c}, {h}, {w}] x) => (float[n, o, p, q] y) {{ a = Conv<{attributes}>(x, w, b) y = {end} }}"
 SHAPES = [  # weight, height, width, attributes, what follows
     ((9, 8, 3, 3), 16, 16, "pads=[1,1,1,1]", "Relu(a)"),

@@ -37,6 +37,14 @@
 #define KEEP(v) (void)0
 #endif
 
+/* GCC 12 copies a constant array by storing its numbers, and with AVX-512 stores one into all 16 lanes of a vector of
+   which it fills only the first 8: let it not see what the pointer points to. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define HIDE(p) __asm__("" : "+r"(p))
+#else
+#define HIDE(p) (void)0
+#endif
+
 /* A product and a sum may be one instruction, even where the compiler is told to follow C99 to the letter. */
 #if LANES > 1 && defined(__clang__)
 #pragma STDC FP_CONTRACT ON
