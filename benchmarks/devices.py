@@ -37,6 +37,8 @@ CORES = ("cortex-m0plus", "cortex-m4f", "rv32imc", "avr")
 CODES: tuple[Code, ...] = ("f32", "int8", "codebook16", "q8")
 PACKED = {"f32": "packed", "int8": "packed-int8", "codebook16": "packed-codebook16", "q8": "packed-int8"}
 """Value code -> the packed ONNX format of the same values."""
+AVR_RAM = 16 * 1024
+"""Of the ATmega1284P, with which the compiler and the emulator stand for AVR."""
 DEAR = 5_000_000
 """Multiply-adds of floats in software that are not worth the minutes that an emulator takes for them."""
 _KEYWORDS = """g (float[n, 10, 49] x) => (float[n, 12] y)
@@ -196,7 +198,7 @@ def _emx(model: ir.Model, network: Network, folder: Path) -> Path | None:
 _WHY = {
     "too large": "an array above 32 KiB",
     "region .text": "flash",
-    "will not fit in region|region .data|stack": "RAM",
+    "^RAM|will not fit in region|region .data|stack": "RAM",
 }
 """What compilers, linkers and our emulation say -> what the chip has too little of."""
 
@@ -212,7 +214,9 @@ def _row(network: Network, program: Program) -> Row:
                 f"flash_{core}": found.flash_bytes, f"library_{core}": found.flash_bytes - found.objects_bytes,
                 f"ram_{core}": found.ram_bytes, f"stack_{core}": found.stack_bytes,
             }  # fmt: skip
-            if program.floats and core != "cortex-m4f" and program.macs > DEAR:
+            if core == "avr" and found.ram_bytes > AVR_RAM:
+                row["reason_avr"] = f"RAM: {found.ram_bytes:,} bytes, and the chip has {AVR_RAM:,}"
+            elif program.floats and core != "cortex-m4f" and program.macs > DEAR:
                 row[f"reason_{core}"] = f"more than {DEAR:,} multiply-adds of floats without an FPU: not run"
             else:
                 ran = emulate(program.folder, core, program.x, optimise="2", defines=program.defines)

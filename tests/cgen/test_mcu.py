@@ -282,7 +282,7 @@ def check_integers(folder, name, model, x, flags=()):
     # Floats with the instructions for them, floats without, integers.
     arenas = {(): program.arena, ("-DNET_PLAIN_C",): program.arena, quantized_io: program.arena_quantised}
     for define, arena in arenas.items():
-        target = folder / f"{len(define)}.so"
+        target = folder / f"{name}{len(define)}.so"
         COMPILER.build([folder / f"{name}.c"], target, (*STRICT, *flags, *define))
         library = Library(target, name, sizes, arena)
         library._memory[:] = 0x55
@@ -304,12 +304,18 @@ def check_integers(folder, name, model, x, flags=()):
 
 
 def test_every_bit_is_that_of_onnx_runtimes_integers(tmp_path):
+    """In this process, and each in a block of exactly its size under the sanitizers."""
+    cases = []
     for seed in range(NETWORKS):
         model = random_chain(seed)
         x = random_feeds(model, seed, n=40)["x"]
         sanitizer = ("-fsanitize=undefined", "-fno-sanitize-recover=all") if seed % 3 == 0 or NETWORKS > 100 else ()
         quantised_model, _ = quantise(model, Options(calibration=x))
-        check_integers(tmp_path / str(seed), f"q{seed}", quantised_model, x, sanitizer)
+        program = check_integers(tmp_path, f"q{seed}", quantised_model, x, sanitizer)
+        expected = in_onnx_runtime(quantised_model, x[:1])
+        cases.append(programs.Case(f"q{seed}", x[:1], expected, program.arena, quantised_model))
+    for flags in ("-O0",), ("-O1", "-DNET_PLAIN_C"):
+        assert programs.sanitized(tmp_path, cases, flags) == []
 
 
 RESIDUAL = """g (float[n, 3, 9, 10] x) => (float[n, 5] y)
