@@ -342,8 +342,10 @@ class _Lowering:
             if not plain or not isinstance(before, Convolution) or readers[numbers[before.out.start]] != 1:
                 continue
             # A negative slope would turn the greatest into the smallest. A Clip with a negative lower bound is left out
-            # with it, which costs only speed.
-            monotone = all(op.kind in _MONOTONE and not any(c < 0 for c in op.constants[:1]) for op in pool.chain)
+            # with it, which costs only speed. What stands before the pool counts as well: a back end may take the
+            # greatest first and work on that one alone, as the one for microcontrollers does.
+            chain = [*before.chain, *pool.chain]
+            monotone = all(op.kind in _MONOTONE and not any(c < 0 for c in op.constants[:1]) for op in chain)
             whole = np.array_equal(pool.source, before.out.view)
             if (
                 whole

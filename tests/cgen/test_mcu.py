@@ -426,6 +426,19 @@ def test_two_convolutions_run_in_stripes_where_that_saves_memory(lenet, tmp_path
     assert program.arena == program.arena_quantised + 400  # and the integers of the input
 
 
+@pytest.mark.parametrize("between", ["Abs(a)", "Neg(a)", "Max(a, d)", "Add(a, d)", "Relu(a)"])
+def test_what_stands_between_a_convolution_and_a_pool_is_done_before_the_pool(between, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.normal(size=(3, 2, 3, 3)).astype(np.float32) for name in "wv"}
+    arrays |= {name: rng.normal(size=3).astype(np.float32) for name in "bc"}
+    text = f"""g (float[n, 2, 8, 8] x) => (float[n, 3, 3, 3] y)
+    {{ d = Conv(x, v, c) a = Conv(x, w, b) e = {between} y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(e) }}"""
+    model = build(text, arrays)
+    assert programs.failures(tmp_path, [programs.write(tmp_path, "pooled", model, sources)], STRICT) == []
+    pooled = "2 x 2 max-pool" in (tmp_path / "pooled.c").read_text()
+    assert pooled == (between == "Relu(a)")
+
+
 def test_the_forms_of_tables_are_those_that_take_fewest_bytes(lenet):
     forms = [row["form"] for row in generate(lower(lenet)).layers]
     assert forms == ["dense", "kernels", "elements"]
