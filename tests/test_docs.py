@@ -90,6 +90,15 @@ def test_links_lead_to_pages_and_headings(page):
             assert anchor in slugs, f"{target}#{anchor} is no heading"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_row_of_a_table_has_the_cells_of_its_head(page):
+    """A pipe that is not escaped ends a cell, and what follows is lost on the page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        cells = [len(re.findall(r"(?<!\\)\|", row)) for row in block.splitlines()]
+        assert set(cells) == {cells[0]}, block.splitlines()[next(k for k, n in enumerate(cells) if n != cells[0])]
+
+
 def test_the_examples_of_a_page_are_found():
     """The pattern above is what keeps this file honest: it must see setups, skips and both kinds of blocks."""
     page = "<!-- setup\na = 1\n-->\n```python\nb\n```\n<!-- not run: slow -->\n```sh\nc\n```\n```sh\nd\n```\n"

@@ -121,12 +121,42 @@ def api_page() -> str:
             "```",
             "",
         ]
-        for method, function in vars(thing).items() if isinstance(thing, type) else ():
+        lines += _methods(name, thing)
+    lines += ["## What they return", "", "The functions above make these; those with a `table` print as one.", ""]
+    for result in _results():
+        lines += [f"### {result.__name__}", "", "```text", inspect.getdoc(result) or "", "```", ""]
+        fields = [field.name for field in dataclasses.fields(result)]
+        own = [k for k, v in vars(result).items() if isinstance(v, property) and not k.startswith("_")]
+        lines += [
+            f"Fields: {', '.join(f'`{each}`' for each in (*fields, *own))}.",
+            "",
+            *_methods(result.__name__, result),
+        ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _results() -> tuple[type, ...]:
+    """Return the classes of what the public functions return."""
+    from relief_export.evaluation import Audit, Comparison, Validation  # noqa: PLC0415  the other pages need no torch
+    from relief_export.formats import Artifact, Manifest  # noqa: PLC0415
+    from relief_export.graph.cost import Cost  # noqa: PLC0415
+    from relief_export.graph.shrink import ShrinkResult  # noqa: PLC0415
+    from relief_export.relief.loop import Relieved  # noqa: PLC0415
+    from relief_export.training.rounding import Rounded  # noqa: PLC0415
+
+    return Relieved, Rounded, Manifest, Artifact, Validation, ShrinkResult, Comparison, Audit, Cost
+
+
+def _methods(name: str, thing: Any) -> list[str]:  # noqa: ANN401
+    """Return signature and docstring of each public method of a class; nothing of a function."""
+    lines: list[str] = []
+    if isinstance(thing, type):
+        for method, function in vars(thing).items():
             if method.startswith("_") or not (callable(function) or isinstance(function, (classmethod, staticmethod))):
                 continue
             bound = getattr(thing, method)
             lines += ["```text", f"{name}.{method}{_parameters(bound)}", "", inspect.getdoc(bound) or "", "```", ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return lines
 
 
 def _parameters(thing: Any) -> str:  # noqa: ANN401
@@ -194,7 +224,11 @@ def _table(table: Any) -> list[str]:  # noqa: ANN401
     if not meanings:
         rows = [f"| `{name}` | {_kind(annotation)} |" for name, annotation in fields.items()]
         return ["| key | value |", "| --- | --- |", *rows, ""]
-    rows = [f"| `{name}` | {_kind(annotation)} | {meanings.get(name, '')} |" for name, annotation in fields.items()]
+    rows = [
+        # A pipe would end the cell.
+        f"| `{name}` | {_kind(annotation)} | {meanings.get(name, '').replace('|', chr(92) + '|')} |"
+        for name, annotation in fields.items()
+    ]
     return ["| key | value | meaning |", "| --- | --- | --- |", *rows, ""]
 
 
