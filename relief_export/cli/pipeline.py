@@ -283,7 +283,7 @@ def _summary_lines(result: dict[str, Any]) -> list[str]:
         rows.append((title, *(f"{column[name]:,}" for name in ("dense", "structural", "nonzero"))))
     lines += ["", *table(("", "dense", "structural", "non-zero"), rows)]
     slow = result["original_seconds_per_sample"]
-    sizes = [("dense network, ONNX", f"{original:,}", "1.0", percent(accuracy["dense"]), *_speed(slow, slow))]
+    sizes = [("original network, ONNX", f"{original:,}", "1.0", percent(accuracy["dense"]), *_speed(slow, slow))]
     for file in result["files"]:
         smaller = f"{original / file['file_bytes']:.1f}"
         speed = _speed(file["seconds_per_sample"], slow)

@@ -142,7 +142,7 @@ def rounds_chart(
 
     def plot(axes: Axes) -> None:
         if dense is not None:
-            axes.axhline(dense, color=MUTED, linewidth=1, linestyle="--", label="dense")
+            axes.axhline(dense, color=MUTED, linewidth=1, linestyle="--", label="original")
         if floor is not None:
             axes.axhline(floor, color=SECOND, linewidth=1, linestyle=":", label="lowest accepted")
         axes.plot(density, accuracy, color=ACCENT, marker="o", markersize=4, linewidth=1.5, label="after retraining")

@@ -191,7 +191,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
             (run.name, "not run" if run.validation is None else "passed" if run.ok else "FAILED", share, *cells)
         )
         files = [(file.name, file.bytes, file.accuracy) for file in run.files if file.ok and file.accuracy is not None]
-        start = [] if dense is None else [("dense", run.sizes["original"], dense)]
+        start = [] if dense is None else [("original", run.sizes["original"], dense)]
         points.append((run.name, start + files))
     drawn = [(name, found) for name, found in points if found]
     return Comparison(TableView(heads, tuple(rows), words=(5,)), charts.pareto_chart(drawn) if drawn else None)

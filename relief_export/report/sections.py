@@ -174,7 +174,7 @@ def costs(run: Run) -> Section:
 def files(run: Run) -> Section:
     """Bytes of each file beside the references, size against accuracy, and what validation measured."""
     original = run.sizes["original"]
-    rows = [_reference("original.onnx", "the dense network", original, original)]
+    rows = [_reference("original.onnx", "the original network", original, original)]
     rows.append(_reference("masked.onnx", "zeros in place", run.sizes["masked"], original))
     for file in sorted(run.files, key=lambda file: -file.bytes):
         size = (f"{file.bytes:,}", format_ratio(original, file.bytes))
@@ -186,7 +186,7 @@ def files(run: Run) -> Section:
     # What a general compressor reaches, and what none can go below, stand apart from what was written.
     rows.append(_reference("original.onnx, gzipped", "for comparison", run.sizes["gzip"], original))
     rows += [_reference(label, "for comparison", size, original) for label, size in marks]
-    shown = [("dense network", original), *((file.format, file.bytes) for file in run.files)]
+    shown = [("original network", original), *((file.format, file.bytes) for file in run.files)]
     drawn = [(charts.bytes_chart(sorted(shown, key=lambda pair: -pair[1]), marks), f"Bytes of each file. {_SIZES}")]
     if (scatter := _size_against_accuracy(run)) is not None:
         drawn.append(scatter)
@@ -210,7 +210,7 @@ def _size_against_accuracy(run: Run) -> tuple[Markup, str] | None:
     dense = run.accuracy.get("dense", (None, None))[1]
     if dense is not None:
         # In front, so that what everything is compared with has the first colour.
-        points.insert(0, ("dense network", run.sizes["original"], dense))
+        points.insert(0, ("original network", run.sizes["original"], dense))
     # One point is no comparison.
     if len(points) < 2:
         return None

@@ -159,7 +159,7 @@ def test_several_runs_share_one_page_with_a_pareto_chart(pages):
     text, twin = pages["both"]
     assert "Comparison of 2 runs" in text
     assert text.count("<article>") == 2
-    assert "Test accuracy against bytes. tiny: dense" in text
+    assert "Test accuracy against bytes. tiny: original" in text
     assert twin.index("Comparison of 2 runs") < twin.index("# tiny")
 
 
