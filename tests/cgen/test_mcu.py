@@ -61,7 +61,7 @@ def test_sanitizers_find_nothing_and_the_codes_store_what_they_say(code, tmp_pat
     cases = []
     for case in programs.networks(tmp_path, range(50_000, 60_000), NETWORKS, partial(sources, code=code)):
         plan = coded(lower(programs.network(int(case.name[1:]))), code)
-        cases.append(replace(case, expected=Interpreter(plan).run(case.x)))
+        cases.append(replace(case, coded=Interpreter(plan).run(case.x)))
     for flags in ("-O0",), ("-O1", "-DNET_PLAIN_C"):
         assert programs.sanitized(tmp_path, cases, flags) == []
 
