@@ -638,9 +638,9 @@ def audit(
     ram: str | None = None,
     target: str | None = None,
     file: str | None = None,
-    accuracy_drop: float = 0.0,
+    accuracy_drop: float | str = 0.0,
     baseline: str | Path | None = None,
-    max_growth: float | None = None,
+    max_growth: float | str | None = None,
 ) -> Audit:
     """Measure a model, or every file of an exported folder, and check one against a budget; ``.ok`` is the answer.
 
@@ -650,9 +650,12 @@ def audit(
         ram: What there is of RAM.
         target: A board's name, whose sizes count where they are not given.
         file: The file to check; by default the smallest that fits.
-        accuracy_drop: Largest loss of accuracy that the tolerance of a chosen file may allow.
+        accuracy_drop: Largest loss of accuracy that the tolerance of a chosen file may allow, such as 0.01 or "1%".
         baseline: An older model or folder to compare sizes with.
-        max_growth: By which share of the baseline's size a file may have grown.
+        max_growth: By which share of the baseline's size a file may have grown, such as "2%" or 0.02.
+
+    Raises:
+        InputError: A size, share or name is wrong, or there is no such model.
     """
     from relief_export import evaluation
 

@@ -57,6 +57,11 @@ class Prints:
         printer.text(str(self))  # type: ignore[attr-defined]  # IPython's printer, which is not imported here
 
 
-def percent(share: float | None) -> str:
-    """Write a fraction as a percentage; a dash where it is unknown."""
-    return "-" if share is None else f"{100 * share:.2f} %"
+def percent(share: float | None, *, sign: bool = False) -> str:
+    """Write a fraction as a percentage, a change with its sign; a dash where it is unknown."""
+    return "-" if share is None else f"{100 * share:{'+' if sign else ''}.2f} %"
+
+
+def counted(count: int, what: str) -> str:
+    """Write a number with what it counts, "1 file" and "2 files"; ``what`` is the singular of a regular noun."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -55,29 +55,39 @@ _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*([a-z]*)\s*", re.IGNORECASE)
 _SHARE = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(%?)\s*")
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: object) -> int:
     """Return bytes: "256KiB" and "256k" are 256·1024 (as linkers count), "256kB" is 256·1000, "256B" is itself.
 
     Raises:
         InputError: It is no size. A bare number is refused too: 256 is taken for KiB as often as for bytes.
     """
-    match = _SIZE.fullmatch(text)
+    match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     unit = _UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None:
         raise InputError(f"{text!r} is no size: write a number with B, k, KiB, kB, M, MiB, MB, G, GiB or GB")
     return int(float(match[1]) * unit)
 
 
-def parse_share(text: str) -> float:
-    """Return a fraction: "2%" is 0.02, and so is "0.02".
+def parse_share(text: object) -> float:
+    """Return a fraction: "2%" is 0.02, and so are "0.02" and the number 0.02.
 
     Raises:
-        InputError: It is neither.
+        InputError: It is neither. A whole number without % is refused too, but for 0, and whatever is above 1: 2 is
+            meant as 2 % as often as it is meant as twice.
     """
-    match = _SHARE.fullmatch(text)
-    if match is None:
-        raise InputError(f'{text!r} is no share: write a percentage like "2%", or a fraction like 0.02')
-    return float(match[1]) / (100 if match[2] else 1)
+    match = _SHARE.fullmatch(text) if isinstance(text, str) else None
+    if match is not None and match[2]:
+        return float(match[1]) / 100
+    whole = isinstance(text, int) if match is None else "." not in match[1]
+    value = math.nan if match is None else float(match[1])
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        value = float(text)
+    how = 'write a percentage such as "2%", or a fraction such as 0.02'
+    if not 0 <= value < math.inf:
+        raise InputError(f"{text!r} is no share: {how}")
+    if value > 1 or (value and whole):
+        raise InputError(f"{text!r} may be a percentage or a multiple: {how}")
+    return value
 
 
 def is_size(text: str) -> bool:

@@ -131,6 +131,9 @@ def test_files_are_converted_compared_and_audited_by_path(model, digits, tmp_pat
     assert rx.compare(str(tmp_path / "out"), tmp_path / "packed.onnx", x, y).ok
     assert not rx.audit(str(tmp_path / "packed.onnx"), flash="1KiB").ok
     assert rx.audit(tmp_path / "out", flash="1MiB", ram="1MiB").ok
+    assert rx.audit(tmp_path / "out", baseline=tmp_path / "out", max_growth="2%").growth.limit == 0.02
+    with pytest.raises(InputError, match="45 is no size: write a number with B, k, KiB"):
+        rx.audit(tmp_path / "out", flash=45)
     with pytest.raises(InputError, match="there is no format 'pack'; did you mean \"packed\""):
         rx.convert(tmp_path / "out", tmp_path / "x.onnx", "pack")
     text = str(rx.cost(tmp_path / "packed.onnx")).splitlines()

@@ -290,13 +290,13 @@ def test_audit_prints_what_every_file_takes(capsys: pytest.CaptureFixture[str]):
     assert re.search(rf"^good\.onnx +onnx +- +{size} +32 +50\.00 % +200\.00 %$", printed, re.MULTILINE)
     assert f"of {2 * size} flash" in printed
     assert "RAM of good.onnx: activations 32 bytes at Gemm y (lower bound 32)" in printed
-    assert re.search(r"^audit: good\.onnx is over budget\nFAILED: RAM: good\.onnx needs 32", printed, re.MULTILINE)
+    assert re.search(r"^audit: good\.onnx: over budget\nFAILED: RAM: good\.onnx needs 32", printed, re.MULTILINE)
 
 
 def test_audit_without_a_budget_says_that_nothing_was_checked(capsys: pytest.CaptureFixture[str]):
     assert run(["audit", "good.onnx"]) == 0
     printed = capsys.readouterr().out
-    assert "audit: no budget was given, nothing was checked" in printed
+    assert "audit: good.onnx: no budget was given, nothing was checked" in printed
     assert "within" not in printed
 
 
@@ -307,7 +307,16 @@ def test_a_pull_request_is_held_to_its_baseline(capsys: pytest.CaptureFixture[st
     grown = Path("wide.onnx").stat().st_size / Path("good.onnx").stat().st_size - 1
     against = ["audit", "wide.onnx", "--baseline", "good.onnx", "--max-growth"]
     assert run([*against, "60%"]) == 0
-    assert f"against good.onnx of good.onnx: flash {grown:+.2%}, RAM +0.00%" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    # The baseline is the file itself, and is named once.
+    assert f"\nagainst good.onnx: flash {100 * grown:+.2f} %, RAM +0.00 %\n" in printed
+    # Of growth alone, for no budget was given.
+    assert printed.endswith("audit: wide.onnx: grown by no more than is allowed\n")
+    assert run([*against, "2%"]) == 1
+    failed = capsys.readouterr().out
+    assert "audit: wide.onnx: grown by more than is allowed\nFAILED: flash: wide.onnx needs" in failed
+    assert "of good.onnx; 2.00 % more is allowed" in failed
+    assert "budget" not in printed + failed
     assert run([*against, "0.02", "--annotate", "github", "--json"]) == 1
     printed = capsys.readouterr()
     answer = json.loads(printed.out)
@@ -316,9 +325,13 @@ def test_a_pull_request_is_held_to_its_baseline(capsys: pytest.CaptureFixture[st
     assert (failure["code"], failure["limit"], failure["unit"]) == ("flash_growth", 0.02, "fraction")
     annotation = printed.err.splitlines()[0]
     assert annotation.startswith("::error file=wide.onnx,title=relief-export flash_growth::flash: wide.onnx needs")
-    assert "2.00%25 more is allowed" in annotation  # a bare % would start an escape there
+    assert "2.00 %25 more is allowed" in annotation  # a bare % would start an escape there
     assert run(["audit", "good.onnx", "--max-growth", "2%"]) == 2
-    assert run(["audit", "good.onnx", "--baseline", "good.onnx", "--max-growth", "two"]) == 2
+    capsys.readouterr()
+    # A bare 2 would be 200 %, which nobody means and every file passes.
+    for text in ("two", "2", "1", "2.5", "-2%"):
+        assert run(["audit", "good.onnx", "--baseline", "good.onnx", "--max-growth", text]) == 2
+        assert 'write a percentage such as "2%", or a fraction such as 0.02' in capsys.readouterr().err
 
 
 def test_a_gain_of_accuracy_is_no_failure(capsys: pytest.CaptureFixture[str]):

@@ -193,11 +193,12 @@ class CostAnswer(TypedDict):
 
 
 class AuditAnswer(TypedDict):
-    """What every file takes; ``checked`` is the one that the budget is about."""
+    """What every file takes; ``checked`` is the one that the budget is about, ``verdict`` the answer in words."""
 
     subject: str
     budget: outcomes.BudgetEntry
     checked: str
+    verdict: str
     files: list[FileSize]
     weights_gzip_bytes: int
     weights_bound_bytes: int

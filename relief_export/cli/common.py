@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from relief_export.errors import Failure
+from relief_export.errors import Failure, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -48,6 +48,24 @@ progress_option = click.option(
 )
 # Paths are checked by the readers, which say in one sentence what is wrong with them.
 PATH = click.Path(path_type=Path)
+
+
+class Share(click.ParamType):
+    """A fraction, written as one or as a percentage; see ``schema.parse_share``."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
+        """Return the fraction."""
+        from relief_export.schema import parse_share
+
+        try:
+            return parse_share(value)
+        except InputError as error:
+            self.fail(str(error), param, ctx)
+
+
+SHARE = Share()
 
 
 def _dimensions(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, int]:

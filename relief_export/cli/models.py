@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from relief_export.cli.common import PATH, dimension_option, echo, json_option, table
+from relief_export.cli.common import PATH, SHARE, dimension_option, echo, json_option, table
 from relief_export.cli.devices import OPTIMISE, fit_lines
 from relief_export.format_names import FORMAT_NAMES, LAYOUTS
 from relief_export.printing import percent
@@ -145,8 +145,8 @@ def convert(
 )
 @click.option(
     "--accuracy-drop",
-    type=float,
-    help="Accuracy, as in 0.01, that B may lose against A; without it B must predict what A does.",
+    type=SHARE,
+    help="Accuracy, as in 1% or 0.01, that B may lose against A; without it B must predict what A does.",
 )
 @json_option
 def compare(
@@ -164,9 +164,8 @@ def compare(
     from relief_export.formats import Tolerance
     from relief_export.subjects import model_path
 
-    for name, value in (("--relative-error", relative_error), ("--accuracy-drop", accuracy_drop)):
-        if value is not None and not 0 <= value < float("inf"):
-            raise click.BadParameter(f"{name} must be a finite number, 0 or more, not {value}")
+    if relative_error is not None and not 0 <= relative_error < float("inf"):
+        raise click.BadParameter(f"--relative-error must be a finite number, 0 or more, not {relative_error}")
     # Whoever allows accuracy to fall expects other outputs: no bound on them is meant then.
     default = 1e-4 if accuracy_drop is None else None
     limits = Tolerance(default if relative_error is None else relative_error, accuracy_drop or 0.0)
@@ -241,9 +240,9 @@ def _cost_lines(found: Cost, arena: dict[str, Any] | None, unplanned: str | None
 @click.option("--target", metavar="NAME", help="A well-known board whose memories are the budget.")
 @click.option("--file", metavar="NAME", help="Check this file of a folder.  [default: the smallest that fits]")
 @click.option("--exact", is_flag=True, help="Choose among the exact files, whatever the recipe allows.")
-@click.option("--accuracy-drop", type=float, help="Choose lossy files too whose tolerance is within this, as in 0.01.")
+@click.option("--accuracy-drop", type=SHARE, help="Choose lossy files too whose tolerance is within this, as in 1%.")
 @click.option("--baseline", type=PATH, help="An older model or folder to compare sizes with.")
-@click.option("--max-growth", metavar="SHARE", help="Largest growth over the baseline, as in 2%.")
+@click.option("--max-growth", type=SHARE, help="Largest growth over the baseline, as in 2%.")
 @click.option("--annotate", type=click.Choice(["github"]), help="Print the failures as annotations of GitHub's CI.")
 @click.option("--measure", is_flag=True, help="Compile the C artifacts for the target and read what they really take.")
 @click.option("--cc", metavar="COMMAND", help="With --measure: a compiler with its flags in place of the target's.")
@@ -253,7 +252,7 @@ def _cost_lines(found: Cost, arena: dict[str, Any] | None, unplanned: str | None
 def audit(
     subject: Path,
     exact: bool,
-    max_growth: str | None,
+    max_growth: float | None,
     annotate: str | None,
     measure: bool,
     cc: str | None,
@@ -276,7 +275,6 @@ def audit(
     relief-export audit net-c --measure --cc 'arm-none-eabi-gcc -mcpu=cortex-m4 -mthumb' --flash 64KiB
     """
     from relief_export import stages
-    from relief_export.schema import parse_share
 
     if measure:
         from relief_export.device import verdicts
@@ -292,8 +290,7 @@ def audit(
         raise click.UsageError("--exact and --accuracy-drop say different things: give one of them")
     if max_growth is not None and options["baseline"] is None:
         raise click.UsageError("--max-growth needs something to compare with: give --baseline OLD")
-    growth = None if max_growth is None else parse_share(max_growth)
-    found = stages.audit(subject, max_growth=growth, **options | ({"accuracy_drop": 0.0} if exact else {}))
+    found = stages.audit(subject, max_growth=max_growth, **options | ({"accuracy_drop": 0.0} if exact else {}))
     if annotate == "github":
         for failure in found["failures"]:
             # On stderr where stdout belongs to the JSON object; the runner reads both.
@@ -317,9 +314,12 @@ def _annotation(subject: Path, failure: dict[str, Any]) -> str:
 
 def _audit_lines(found: dict[str, Any]) -> list[str]:
     """Lay out what every file takes, and close with the verdict about the one that was checked."""
+    from relief_export.evaluation import Growth
+
     budget, checked = found["budget"], found["checked"]
     limits = {"flash": budget["flash_bytes"], "ram": budget["ram_bytes"]}
     limited = [name for name, limit in limits.items() if limit is not None]
+    asked = bool(limited) or (found["growth"] or {}).get("limit") is not None
     heads = ["file", "format", "accuracy", "flash, bytes", "RAM, bytes"]
     heads += [f"of {limits[name]:,} {'RAM' if name == 'ram' else name}" for name in limited]
     rows = []
@@ -329,7 +329,7 @@ def _audit_lines(found: dict[str, Any]) -> list[str]:
         if row["accuracy_drop"]:
             lossy = f"-{100 * row['accuracy_drop']:g} points"
         sizes = ("unknown" if row[key] is None else f"{row[key]:,}" for key in ("flash_bytes", "ram_bytes"))
-        mark = " <- checked" if row["file"] == checked and len(found["files"]) > 1 else ""
+        mark = " <- checked" if asked and row["file"] == checked and len(found["files"]) > 1 else ""
         shares = (percent(None if (need := row[f"{name}_bytes"]) is None else need / limits[name]) for name in limited)
         rows.append((row["file"] + mark, row["format"], lossy, *sizes, *shares))
     lines = [*table(heads, rows), ""]
@@ -337,14 +337,12 @@ def _audit_lines(found: dict[str, Any]) -> list[str]:
     lines.append(_ram_line(size, found["arena"]))
     if (growth := found["growth"]) is not None:
         changes = (("flash", growth["flash_change"]), ("RAM", growth["ram_change"]))
-        stated = ", ".join(f"{name} {'unknown' if change is None else f'{change:+.2%}'}" for name, change in changes)
-        lines.append(f"against {growth['file']} of {growth['baseline']}: {stated}")
+        stated = ", ".join(
+            f"{name} {'unknown' if change is None else percent(change, sign=True)}" for name, change in changes
+        )
+        lines.append(f"against {Growth(**growth).where}: {stated}")
     lines += found["notes"]
-    # "Within budget" would be a promise where nothing was compared with anything.
-    asked = bool(limited) or (found["growth"] or {}).get("limit") is not None
-    verdict = "no budget was given, nothing was checked" if not asked else None
-    verdict = verdict or (f"{checked} is within budget" if found["ok"] else f"{checked} is over budget")
-    return [*lines, f"audit: {verdict}", *(f"FAILED: {failure['message']}" for failure in found["failures"])]
+    return [*lines, f"audit: {found['verdict']}", *(f"FAILED: {failure['message']}" for failure in found["failures"])]
 
 
 def _ram_line(size: dict[str, Any], arena: dict[str, Any] | None) -> str:

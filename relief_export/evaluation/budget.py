@@ -30,8 +30,8 @@ from relief_export.formats import onnx_file
 from relief_export.formats.sizes import entropy_bound
 from relief_export.graph.arena import plan_arena
 from relief_export.graph.prepare import with_dimensions
-from relief_export.printing import Prints, TextTable
-from relief_export.schema import did_you_mean, parse_size
+from relief_export.printing import Prints, TextTable, percent
+from relief_export.schema import did_you_mean, parse_share, parse_size
 from relief_export.subjects import artifacts_folder, dense_of, is_single
 from relief_export.targets import TARGETS, Target
 
@@ -74,12 +74,12 @@ class Budget:
         ram: str | None = None,
         target: str | None = None,
         file: str | None = None,
-        accuracy_drop: float = 0.0,
+        accuracy_drop: float | str = 0.0,
     ) -> Budget:
-        """Read sizes such as "256KiB" and a name of ``TARGETS``, whose own sizes the given ones replace.
+        """Read sizes such as "256KiB", a share, and a name of ``TARGETS``, whose sizes the given ones replace.
 
         Raises:
-            InputError: A size or the target's name is wrong.
+            InputError: A size, the share or the target's name is wrong.
         """
         if target is not None and target not in TARGETS:
             raise InputError(f"there is no target {target!r}{did_you_mean(target, TARGETS)}")
@@ -89,7 +89,7 @@ class Budget:
             parse_size(ram) if ram is not None else (board.ram if board else None),
             board,
             file,
-            accuracy_drop,
+            parse_share(accuracy_drop),
         )
 
 
@@ -141,6 +141,11 @@ class Growth:
     ram_change: float | None
     limit: float | None
 
+    @property
+    def where(self) -> str:
+        """The compared file with its folder, or the one path where the baseline is the file itself."""
+        return self.baseline if Path(self.baseline).name == self.file else f"{self.file} of {self.baseline}"
+
 
 @dataclass(frozen=True)
 class Audit(Prints):
@@ -174,6 +179,34 @@ class Audit(Prints):
         return not self.failures
 
     @property
+    def asked(self) -> bool:
+        """Whether there was anything to check: a budget, or a limit to the growth."""
+        return self._limited or self._growth_limited
+
+    @property
+    def _limited(self) -> bool:
+        return self.budget.flash is not None or self.budget.ram is not None
+
+    @property
+    def _growth_limited(self) -> bool:
+        return self.growth is not None and self.growth.limit is not None
+
+    @property
+    def verdict(self) -> str:
+        """The answer in words, which name what was asked for and nothing else."""
+        # "Within budget" would be a promise where nothing was compared with anything.
+        if not self.asked:
+            return f"{self.checked}: no budget was given, nothing was checked"
+        codes = {failure.code for failure in self.failures}
+        parts = []
+        if self._limited:
+            parts.append("over budget" if codes & {"flash", "ram"} else "within budget")
+        if self._growth_limited:
+            grown = codes & {"flash_growth", "ram_growth"}
+            parts.append("grown by more than is allowed" if grown else "grown by no more than is allowed")
+        return f"{self.checked}: {', '.join(parts)}"
+
+    @property
     def size(self) -> FileSize:
         """The row of the checked file."""
         return next(row for row in self.files if row.file == self.checked)
@@ -182,15 +215,15 @@ class Audit(Prints):
         """Return what every file takes; the one that the budget is about is marked."""
         rows = [
             (
-                f"{row.file}{' <- checked' if row.file == self.checked and len(self.files) > 1 else ''}",
+                f"{row.file}{' <- checked' if self.asked and row.file == self.checked and len(self.files) > 1 else ''}",
                 row.format,
                 *("unknown" if size is None else f"{size:,}" for size in (row.flash_bytes, row.ram_bytes)),
             )
             for row in self.files
         ]
-        limited = not (self.budget.flash is self.budget.ram is None) or (self.growth and self.growth.limit is not None)
-        answer = "no budget was given" if not limited else "within budget" if self.ok else "over budget"
-        return TextTable(f"{self.checked}: {answer}", ("file", "format", "flash, bytes", "RAM, bytes"), rows)
+        # With the reasons, since who prints an answer of no wants to know by how much.
+        title = "; ".join((self.verdict, *(failure.message for failure in self.failures)))
+        return TextTable(title, ("file", "format", "flash, bytes", "RAM, bytes"), rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON, ``ok`` first; of the arena, the tensors at its peak."""
@@ -207,6 +240,7 @@ class Audit(Prints):
                 "accuracy_drop": budget.accuracy_drop,
             },
             "checked": self.checked,
+            "verdict": self.verdict,
             "files": [asdict(row) for row in self.files],
             "weights_gzip_bytes": self.weights_gzip_bytes,
             "weights_bound_bytes": self.weights_bound_bytes,
@@ -222,7 +256,7 @@ def audit(
     *,
     dimensions: Mapping[str, int] | None = None,
     baseline: Path | None = None,
-    max_growth: float | None = None,
+    max_growth: float | str | None = None,
 ) -> Audit:
     """Measure a model, or every file of an artifacts or build folder, and check one of them against a budget.
 
@@ -231,13 +265,18 @@ def audit(
         budget: What has to fit where.
         dimensions: Symbolic lengths of the inputs -> numbers, as in ``{"H": 224}``; see ``with_dimensions``.
         baseline: An older model or folder, of which the same file is compared.
-        max_growth: Largest growth over the baseline that is allowed, a fraction.
+        max_growth: Largest growth over the baseline that is allowed, a fraction or a percentage such as "2%".
 
     Raises:
-        InputError: There is no such file or folder, a listed file is missing, or no file may be chosen.
+        InputError: There is no such file or folder, a listed file is missing, no file may be chosen, or the growth is
+            no share or has no baseline.
         IntegrityError: A file differs from the manifest.
         UnsupportedModelError: RAM is limited and the size of an activation is unknown.
     """
+    if max_growth is not None and baseline is None:
+        # A limit without effect is refused, since its user believes that it had one.
+        raise InputError("the largest growth (max_growth) needs something to compare with: give a baseline")
+    limit = None if max_growth is None else parse_share(max_growth)
     # Bytes of source code are no bytes of flash.
     if formats.c.is_program(subject):
         raise InputError(f"{subject} {_UNCOMPILED}")
@@ -255,7 +294,7 @@ def audit(
         older = _measure(baseline, dimensions or {})
         # The same file where the older folder has it: a change of format is no growth of the network.
         named = chosen if chosen in older else _choose(baseline, older, replace(budget, file=None))
-        growth = _growth(baseline, row, older[named].size, max_growth)
+        growth = _growth(baseline, row, older[named].size, limit)
         failures += _grown(row, growth)
     squeezed, bound = _compressed(found[chosen].network)
     rows = tuple(each.size for each in found.values())
@@ -410,8 +449,9 @@ def _grown(row: FileSize, growth: Growth) -> list[Failure]:
     ):
         if growth.limit is not None and change is not None and change > growth.limit:
             message = (
-                f"{'RAM' if code == 'ram' else code}: {row.file} needs {now:,} bytes, {change:+.2%} against "
-                f"{then:,} of {growth.file} in {growth.baseline}; {growth.limit:.2%} more is allowed"
+                f"{'RAM' if code == 'ram' else code}: {row.file} needs {now:,} bytes, "
+                f"{percent(change, sign=True)} against {then:,} of {growth.where}; "
+                f"{percent(growth.limit)} more is allowed"
             )
             found.append(Failure(f"{code}_growth", row.file, change, growth.limit, "fraction", message))
     return found

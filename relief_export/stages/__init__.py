@@ -191,7 +191,7 @@ def audit(
     *,
     dimensions: Mapping[str, int] | None = None,
     baseline: Path | None = None,
-    max_growth: float | None = None,
+    max_growth: float | str | None = None,
     **given: str | float | None,
 ) -> dict[str, Any]:
     """Check what a model or a folder takes of flash and RAM, and return the audit as plain data.
@@ -203,7 +203,7 @@ def audit(
         subject: A model file, a csr folder, an artifacts folder, or a build folder.
         dimensions: Symbolic lengths of the inputs -> numbers.
         baseline: An older model or folder to compare with.
-        max_growth: Largest growth over it that is allowed, a fraction.
+        max_growth: Largest growth over it that is allowed, a fraction or a percentage such as "2%".
         given: Keys of [audit] over the recipe's: flash, ram, target, file, accuracy_drop.
     """
     from relief_export import evaluation

@@ -18,7 +18,7 @@ from relief_export.errors import InputError, IntegrityError, UnsupportedModelErr
 from relief_export.evaluation import TARGETS, Budget, audit
 from relief_export.formats import FORMATS, Options
 from relief_export.graph.cost import cost
-from relief_export.schema import parse_size
+from relief_export.schema import parse_share, parse_size
 from relief_export.targets import CORES
 
 
@@ -40,10 +40,36 @@ def test_sizes(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "many", "256", "9" * 400, "-1k", "1KiBs", "1e3", "0x10", "5 Mbit"])
+@pytest.mark.parametrize(
+    "text", ["", "many", "256", "9" * 400, "-1k", "1KiBs", "1e3", "0x10", "5 Mbit", 45, 4.5, b"45k"]
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(InputError, match="is no size: write a number with"):
         parse_size(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("2%", 0.02),
+        ("0.02", 0.02),
+        (0.02, 0.02),
+        ("150 %", 1.5),
+        ("0", 0),
+        (0, 0),
+        (1.0, 1),
+        (1e-7, 1e-7),
+        (0.1 + 0.2, 0.3),
+    ],
+)
+def test_shares(text, share):
+    assert parse_share(text) == pytest.approx(share, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["2", 2, "1", 1, 1.5, "1.5", "two", "", -0.1, float("nan"), float("inf"), True, None])
+def test_what_is_no_share_or_may_be_a_percentage_is_refused(text):
+    with pytest.raises(InputError, match=r'write a percentage such as "2%", or a fraction such as 0\.02'):
+        parse_share(text)
 
 
 def test_targets_have_sizes_and_sources():
@@ -86,8 +112,12 @@ def test_real_bytes_and_the_arena_decide(export):
     ]
     over = audit(folder, Budget(size - 1, ARENA - 1))
     assert not over.ok
-    assert str(over).startswith("model.onnx: over budget")
     flash, ram = over.failures
+    # With what it has and what it may have: the answer alone helps nobody.
+    assert str(over).splitlines()[0] == f"model.onnx: over budget; {flash.message}; {ram.message}"
+    bare = audit(folder, Budget())
+    assert str(bare).startswith("model.onnx: no budget was given, nothing was checked\n")
+    assert "<- checked" not in str(bare)
     assert (flash.code, flash.file, flash.actual, flash.limit) == ("flash", "model.onnx", size, size - 1)
     assert flash.message == f"flash: model.onnx has {size:,} bytes; the budget is {size - 1:,}"
     assert (ram.code, ram.actual, ram.limit, ram.unit) == ("ram", ARENA, ARENA - 1, "bytes")
@@ -202,6 +232,12 @@ def test_sizes_are_compared_with_the_same_file_of_the_baseline(export, tmp_path)
     folder = export("dense", "packed")
     old = shutil.copytree(folder, tmp_path / "old")
     same = audit(folder, Budget(), baseline=old, max_growth=0.0)
+    assert same.verdict == f"{same.checked}: grown by no more than is allowed"
+    both = audit(folder, Budget(flash=1), baseline=old, max_growth="2%")
+    assert (both.verdict, both.growth.limit) == (f"{both.checked}: over budget, grown by no more than is allowed", 0.02)
+    assert both.growth.where == f"{both.checked} of {old}"
+    with pytest.raises(InputError, match="needs something to compare with: give a baseline"):
+        audit(folder, Budget(), max_growth=0.02)
     assert (same.ok, same.growth.file, same.growth.flash_change, same.growth.ram_change) == (True, same.checked, 0, 0)
     smaller = audit(folder, Budget(file="model.packed.onnx"), baseline=old / "model.onnx", max_growth=0.0)
     packed, dense = ((old / name).stat().st_size for name in ("model.packed.onnx", "model.onnx"))
