@@ -13,6 +13,7 @@ import numpy as np
 from relief_export.errors import InputError, MissingExtraError
 from relief_export.formats import Manifest, from_proto, read_manifest
 from relief_export.formats import read as read_model
+from relief_export.printing import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -491,7 +492,8 @@ def _tensors(network: nn.Module, example: Inputs, inputs: Inputs) -> list[Tensor
     wanted, found = (list(input_leaves(given)) for given in (example, inputs))
     if [name for name, _ in wanted] != [name for name, _ in found] or not found:
         raise InputError(
-            f"the samples hold {len(found)} tensors and the example {len(wanted)}: give both in the same form"
+            f"the samples hold {counted(len(found), 'tensor')} and the example {len(wanted)}: "
+            "give both in the same form"
         )
     if len({len(tensor) for _, tensor in found}) > 1:
         raise InputError(f"the samples of the inputs of {type(network).__name__} are of different numbers")
@@ -523,7 +525,8 @@ def _reference(
     flat = Flat(network, example, forward=forward, output=output).eval()
     tensors = _tensors(network, example, inputs)
     cut = [[tensor[start : start + _BATCH] for tensor in tensors] for start in range(0, len(tensors[0]), _BATCH)]
-    with torch.no_grad(), network_errors(network, inputs):
+    batch = [tensor[None] for tensor in tensors]
+    with torch.no_grad(), network_errors(network, inputs, as_batch=lambda: flat(*batch)):
         parts = [[out.numpy() for out in flat(*given)] for given in cut]
     outputs = [np.concatenate(pieces) for pieces in zip(*parts, strict=True)]
     names = [str(value.name) for value in graph.graph.outputs]
@@ -568,7 +571,9 @@ def _arrays(values: Any, names: Sequence[str], what: str) -> ByName | None:  # n
         return {str(name): _array(value) for name, value in values.items() if value is not None}
     if isinstance(values, (tuple, list)):
         if len(values) != len(names):
-            raise InputError(f"{what} holds {len(values)} arrays, and the model has {len(names)}: {', '.join(names)}")
+            raise InputError(
+                f"{what} holds {counted(len(values), 'array')}, and the model has {len(names)}: {', '.join(names)}"
+            )
         named = dict(zip(names, map(_array, values), strict=True))
         return next(iter(named.values())) if len(named) == 1 else named
     return _array(values)

@@ -104,10 +104,16 @@ def call(model: nn.Module, inputs: Inputs) -> Any:  # noqa: ANN401  whatever the
     Raises:
         InputError: The network raised something.
     """
-    with network_errors(model, inputs):
-        if isinstance(inputs, Tensor):
-            return model(inputs)
-        return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+    # Not in training, in which a call leaves its traces in the statistics of norms.
+    as_batch = None if model.training else lambda: _called(model, map_tensors(inputs, lambda tensor: tensor[None]))
+    with network_errors(model, inputs, as_batch=as_batch):
+        return _called(model, inputs)
+
+
+def _called(model: nn.Module, inputs: Inputs) -> Any:  # noqa: ANN401  whatever the network gives
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
 
 
 def run_batch(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:  # noqa: ANN401

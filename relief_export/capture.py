@@ -103,7 +103,8 @@ def capture(
     plain = plain.float()
     inputs = _example(example_input)
     flat = Flat(plain, inputs, forward=forward, output=output).eval()
-    with torch.no_grad(), network_errors(plain, inputs):
+    batch = [tensor[None] for tensor in flat.example]
+    with torch.no_grad(), network_errors(plain, inputs, as_batch=lambda: flat.outputs(*batch)):
         given = flat.outputs(*flat.example)
     _check_batch(flat, given)
     model = _export(flat)

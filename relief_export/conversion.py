@@ -66,6 +66,12 @@ def shrink_file(
     after = cost(result.model, baseline=before)
     gc.collect()  # what the analysis knew refers to itself in circles, and the runtime is about to need the room
     artifact = _write(result.model, source, target, "dense", formats.Options(verify=verify))
+    if (form := formats.compact_form(source)) is not None:
+        note = (
+            f"the input was {form} ({stored:,} bytes), what was written is not ({artifact.bytes:,} bytes): "
+            f"convert --to {form} makes {target.name} {form} again"
+        )
+        artifact = replace(artifact, notes=(*artifact.notes, note))
     return Shrunk(result, before, after, stored, artifact)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from relief_export.errors import InputError, IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -37,6 +37,20 @@ def read_npz(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> dict
         # NumPy takes any foreign file for a pickle, and advises to load it.
         why = "another kind of file" if "pickle" in str(error) else " ".join(str(error).split())[:120]
         raise IntegrityError(f"{path} is no readable .npz file ({why}): write it with numpy.savez") from None
+
+
+def of_inputs(arrays: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+    """Return the samples of the inputs ``names``, as far as there are any, whichever way the arrays are called.
+
+    ``x.NAME`` or ``NAME`` is that of an input; of a model's one input so is ``x``.
+    """
+    found = {}
+    for name in names:
+        # The surest first: an input may be called x, or y like the labels.
+        keys = (f"x.{name}", name, *(("x",) if len(names) == 1 else ()))
+        if key := next((key for key in keys if key in arrays), None):
+            found[name] = arrays[key]
+    return found
 
 
 def _opened(path: Path) -> np.lib.npyio.NpzFile:

@@ -48,11 +48,16 @@ class Round(TypedDict):
 
 
 class Rounds(TypedDict):
-    """The relief loop: its rounds, the one that was chosen, and the loss of accuracy that was allowed."""
+    """The relief loop: its rounds, the one that was chosen, and the loss of accuracy that was allowed.
+
+    Attributes:
+        note: Why the dense network was chosen although there were rounds; empty otherwise.
+    """
 
     chosen: int
     accuracy_drop: float
     history: list[Round]
+    note: NotRequired[str]
 
 
 class Relieve(TypedDict):

@@ -62,6 +62,13 @@ def percent(share: float | None, *, sign: bool = False) -> str:
     return "-" if share is None else f"{100 * share:{'+' if sign else ''}.2f} %"
 
 
+def points(share: float) -> str:
+    """Write a difference of two percentages, given as a fraction, in points."""
+    size = 100 * share
+    # A change too small for two digits is still one.
+    return f"{size:{'.2f' if not size or abs(size) >= 0.01 else '.2g'}} points"
+
+
 def counted(count: int, what: str) -> str:
     """Write a number with what it counts, "1 file" and "2 files"; ``what`` is the singular of a regular noun."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -11,10 +11,11 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from relief_export.errors import InputError
 from relief_export.format_names import FormatName  # noqa: TC001 - its annotations are read to check a recipe
+from relief_export.printing import counted
 from relief_export.schema import OWN, Checked, Rule, build, convert, did_you_mean, fields_of, is_size, plain
 
 if TYPE_CHECKING:
@@ -134,6 +135,9 @@ class TrainConfig(Checked):
 class ReliefConfig(Checked):
     """The relief loop: how it prunes, retrains and chooses."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"iterations": "rounds"}
+    """What keys were called in earlier versions -> what they are called now."""
+
     rounds: CountOrZero
     alpha_conv: Share = 0.95
     alpha_fc: Share = 0.95
@@ -166,7 +170,7 @@ class ReliefConfig(Checked):
         if self.score in ("magnitude-global", "random") and not self.keep:
             raise InputError(f'score = "{self.score}" has no α: say with keep what share each round keeps')
         if self.keep and self.rounds > len(self.keep):
-            raise InputError(f"keep gives shares for {len(self.keep)} rounds, but there are {self.rounds}")
+            raise InputError(f"keep gives shares for {counted(len(self.keep), 'round')}, but there are {self.rounds}")
         if self.measure == "layerwise" and (self.keep or self.score != "activity"):
             raise InputError('measure = "layerwise" belongs to score = "activity" without keep')
 

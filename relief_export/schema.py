@@ -143,6 +143,8 @@ def build(cls: type[T], content: object, key: str) -> T:
     # Before what is missing: of a misspelt key both are true, and its spelling is the cause.
     for name in content:
         if name not in hints:
+            if name in (renamed := getattr(cls, "RENAMED", {})):
+                raise InputError(f"{prefix}{name} is now {prefix}{renamed[name]}")
             raise InputError(f"{prefix}{name} is not a key{did_you_mean(name, hints)}")
     for item in dataclasses.fields(cls):  # type: ignore[arg-type]  # T is a dataclass
         required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING

@@ -142,8 +142,16 @@ def _fitting(masks: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Iter
 
 
 @contextmanager
-def network_errors(model: nn.Module, inputs: object = None) -> Iterator[None]:
+def network_errors(
+    model: nn.Module, inputs: object = None, *, as_batch: Callable[[], object] | None = None
+) -> Iterator[None]:
     """Turn whatever a user's network raises when it is called into one sentence that names it and its inputs.
+
+    Args:
+        model: The network.
+        inputs: What it is called on.
+        as_batch: Calls it on the same inputs with one more axis in front. Where the network takes these, a missing
+            batch axis is the cause, and the sentence says so.
 
     Raises:
         InputError: The network raised something; what it was is the cause.
@@ -154,7 +162,17 @@ def network_errors(model: nn.Module, inputs: object = None) -> Iterator[None]:
         raise
     except Exception as error:
         shown = "" if inputs is None else f" on inputs {describe(inputs)}"
-        raise InputError(f"{type(bare(model)).__name__} fails{shown}: {first_line(error)}") from error
+        hint = "; it takes them with a batch axis in front: give a batch, as x[:1] is one and x[0] is none"
+        hint = hint if as_batch is not None and _works(as_batch) else ""
+        raise InputError(f"{type(bare(model)).__name__} fails{shown}: {first_line(error)}{hint}") from error
+
+
+def _works(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except Exception:  # noqa: BLE001  whatever a user's network raises, it is the first error that is reported
+        return False
+    return True
 
 
 def describe(inputs: object) -> str:

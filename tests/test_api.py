@@ -187,6 +187,7 @@ def scripted():
     [
         (lambda: rx.relieve(small(), pair(X[:, :9])), r"Sequential fails on inputs \(2, 9\) float32: mat1 and mat2"),
         (lambda: rx.relieve(small(), pair(X), alpha_linear=0.9), 'alpha_linear is not a key; did you mean "alpha'),
+        (lambda: rx.relieve(small(), pair(X), iterations=1), "^iterations is now rounds$"),
         (lambda: rx.relieve(small(), pair(X), train={"epoch": 1}), 'train.epoch is not a key; did you mean "epochs"'),
         (lambda: rx.relieve(small(), pair(X), train=3), "train must be a table, not 3"),
         (lambda: rx.relieve(small(), pair(X, tst=(X, Y))), "data has no split 'tst'; did you mean \"test\""),

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+import relief_export as rx
 from relief_export.capture import OPSET, capture
 from relief_export.errors import InputError, MissingExtraError
 from relief_export.graph.prepare import fold
 from relief_export.graph.shrink import shrink
 from relief_export.recipe import ModelConfig
+from relief_export.relief.activity import measure_activity
 from relief_export.relief.masks import Masks
 from relief_export.training.models import build_model
 
@@ -283,6 +285,23 @@ class Item(nn.Module):
 class Fixed(nn.Module):
     def forward(self, x):
         return x.reshape(2, 3).sum(0)
+
+
+def test_an_example_without_a_batch_axis_is_said_to_have_none(tmp_path):
+    net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(108, 4)).eval()
+    x = torch.randn(5, 2, 8, 8)
+    hint = r"it takes them with a batch axis in front: give a batch, as x\[:1\] is one"
+    with pytest.raises(InputError, match=rf"fails on inputs \(2, 8, 8\) float32: .*; {hint}"):
+        rx.export(net, x[0], tmp_path / "out")
+    # The samples of the reference likewise, and what calibrates.
+    with pytest.raises(InputError, match=hint):
+        rx.export(net, x[:1], tmp_path / "out", samples=x[0])
+    with pytest.raises(InputError, match=hint):
+        measure_activity(net, [x[0]], samples=8)
+    # Of another mistake nothing is said of a batch.
+    with pytest.raises(InputError, match="fails on inputs") as caught:
+        rx.export(net, x[:, :1], tmp_path / "out")
+    assert "batch" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -220,6 +220,57 @@ def test_compare_says_no_with_exit_1(capsys: pytest.CaptureFixture[str]):
     assert {failure["file"] for failure in answer["failures"]} == {"other.onnx"}
 
 
+def test_compare_closes_with_its_verdict(capsys: pytest.CaptureFixture[str]):
+    assert run(["compare", "good.onnx", "good.onnx", "--data", "data.npz"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "compare: good.onnx against good.onnx, 3 samples: within the tolerance"
+    )
+
+
+def test_samples_may_be_called_like_the_input(capsys: pytest.CaptureFixture[str]):
+    named = onnx.parser.parse_model(MODEL.replace("batch, 3] x)", "batch, 3] img)").replace("(x, w", "(img, w"))
+    onnx.save(named, "named.onnx")
+    x = np.eye(3, dtype=np.float32)
+    np.savez("img.npz", img=x)
+    assert run(["compare", "named.onnx", "named.onnx", "--data", "img.npz"]) == 0
+    # The other model may call it otherwise: one input is one input.
+    assert run(["compare", "named.onnx", "good.onnx", "--data", "img.npz"]) == 0
+    np.savez("more.npz", img=x, other=np.float32(1))
+    assert run(["compare", "named.onnx", "named.onnx", "--data", "more.npz"]) == 0
+    for name, key in (("plain", "x"), ("dotted", "x.img")):
+        np.savez(f"{name}.npz", **{key: x})
+        assert run(["compare", "named.onnx", "named.onnx", "--data", f"{name}.npz"]) == 0
+        assert run(["convert", "named.onnx", f"{name}.int8.onnx", "--to", "int8", "--calibration", f"{name}.npz"]) == 0
+    written = {Path(f"{name}.int8.onnx").read_bytes() for name in ("plain", "dotted")}
+    assert len(written) == 1
+    capsys.readouterr()
+    np.savez("foreign.npz", images=x)
+    assert run(["compare", "named.onnx", "named.onnx", "--data", "foreign.npz"]) == 2
+    expected = "foreign.npz has no array 'x': save the samples under that name, or that of the model's input: img"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_packed_input_of_shrink_is_said_to_be_packed_no_more(capsys: pytest.CaptureFixture[str]):
+    model = onnx.parser.parse_model(MODEL.replace("3]", "300]").replace("2]", "200]").replace("{0.5, -1}", "{0}"))
+    rng = np.random.default_rng(0)
+    weight = np.where(rng.random((200, 300)) < 0.02, rng.random((200, 300)), 0).astype(np.float32)
+    for tensor, array in zip(model.graph.initializer, (weight, np.ones(200, np.float32)), strict=True):
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, "large.onnx")
+    for kind, source in (("packed", "large.packed.onnx"), ("sparse", "large.sparse.onnx"), ("csr", "large-csr")):
+        assert run(["convert", "large.onnx", source, "--to", kind]) == 0
+        capsys.readouterr()
+        assert run(["shrink", source, "small.onnx"]) == 0
+        note = capsys.readouterr().out.splitlines()[-1]
+        assert note.startswith(f"the input was {kind} (")
+        assert note.endswith(f"convert --to {kind} makes small.onnx {kind} again")
+        assert run(["shrink", source, "small.onnx", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["result"]["notes"] == [note]
+        # What was written is plain, and is not taken for anything else.
+        assert run(["shrink", "small.onnx", "again.onnx"]) == 0
+        assert "the input was" not in capsys.readouterr().out
+
+
 def test_every_command_answers_in_one_envelope(capsys: pytest.CaptureFixture[str]):
     assert run(["audit", "good.onnx", "--flash", "1MiB", "--ram", "1KiB"]) == 0
     assert run(["audit", "good.onnx", "--flash", "16B"]) == 1

@@ -107,6 +107,7 @@ def test_any_text_is_read_back_from_the_resolved_recipe(small, tmp_path, text):
     ("key", "value", "message"),
     [
         ("train.optimizer", "sdg", r'train\.optimizer cannot be "sdg"; did you mean "sgd"\?'),
+        ("relief.iterations", "2", r"relief\.iterations is now relief\.rounds$"),
         ("train.epohcs", "2", r'train\.epohcs is not a key; did you mean "epochs"\?'),
         ("zzz", "2", r"zzz is not a key; known: audit, data"),
         ("train.epochs", "-1", r"train\.epochs must be 0 or more, not -1"),
@@ -139,7 +140,7 @@ def test_any_text_is_read_back_from_the_resolved_recipe(small, tmp_path, text):
         ("relief.alpha_fc", "1.5", r"relief\.alpha_fc must be in \(0, 1\], not 1\.5"),
         ("relief.alpha.fc1", "2", r"relief\.alpha\.fc1 must be in \(0, 1\], not 2\.0"),
         ("relief.keep", "[0.5, 0.5]", r"relief\.keep must be falling shares, not \(0\.5, 0\.5\)"),
-        ("relief.keep", "[0.5]", r"relief: keep gives shares for 1 rounds, but there are 2"),
+        ("relief.keep", "[0.5]", r"relief: keep gives shares for 1 round, but there are 2"),
         ("relief.score", "random", r'relief: score = "random" has no α: say with keep what share each round keeps'),
         ("relief.skip", "[1]", r"relief\.skip\[0\] must be a string, not 1"),
         ("export.formats", '["dnese"]', r'export\.formats\[0\] cannot be "dnese"; did you mean "dense"\?'),

@@ -48,6 +48,7 @@ from relief_export.graph.prepare import (
     with_static_shapes,
 )
 from relief_export.graph.shrink import shrink
+from relief_export.printing import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -102,7 +103,7 @@ def _prepared(model: ir.Model, dims: Mapping[str, int], *, remove: bool) -> ir.M
     inputs = data_inputs(model)
     if len(inputs) != 1 or len(model.graph.outputs) != 1:
         raise UnsupportedModelError(
-            f"the model has {len(inputs)} inputs and {len(model.graph.outputs)} outputs: "
+            f"the model has {counted(len(inputs), 'input')} and {counted(len(model.graph.outputs), 'output')}: "
             "the c format takes models of one input and one output"
         )
     bound = with_dimensions(model, dims) if dims else model

@@ -50,22 +50,14 @@ progress_option = click.option(
 PATH = click.Path(path_type=Path)
 
 
-class Share(click.ParamType):
-    """A fraction, written as one or as a percentage; see ``schema.parse_share``."""
+def share(_context: click.Context, _parameter: click.Parameter, text: str | None) -> float | None:
+    """Read an option that is a fraction, written as one or as a percentage; see ``schema.parse_share``."""
+    from relief_export.schema import parse_share
 
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:  # noqa: ANN401
-        """Return the fraction."""
-        from relief_export.schema import parse_share
-
-        try:
-            return parse_share(value)
-        except InputError as error:
-            self.fail(str(error), param, ctx)
-
-
-SHARE = Share()
+    try:
+        return None if text is None else parse_share(text)
+    except InputError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def _dimensions(_context: click.Context, _parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, int]:

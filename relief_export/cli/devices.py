@@ -74,8 +74,11 @@ def run_on(
     from relief_export.device import verdicts
     from relief_export.formats import Tolerance
     from relief_export.formats.artifact import check_listed
+    from relief_export.formats.c import is_program
 
-    arrays = evaluation.load_arrays(data)
+    # A folder of several projects' files has no program of its own, and then only the reference tells the names.
+    named = reference or (folder if is_program(folder) else None)
+    arrays = evaluation.load_arrays(data, named)
     x = arrays.one_input[:samples]
     y = None if arrays.y is None else arrays.y[:samples]
     logits = None if arrays.logits is None else evaluation.part(arrays.logits, 0, len(x))

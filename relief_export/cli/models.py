@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from relief_export.cli.common import PATH, SHARE, dimension_option, echo, json_option, table
+from relief_export.cli.common import PATH, dimension_option, echo, json_option, share, table
 from relief_export.cli.devices import OPTIMISE, fit_lines
 from relief_export.format_names import FORMAT_NAMES, LAYOUTS
-from relief_export.printing import percent
+from relief_export.printing import counted, percent
 
 if TYPE_CHECKING:
     from relief_export.conversion import Shrunk
@@ -53,7 +53,7 @@ def at_least(count: int, unknown: int) -> str:
     """Write a total, as the lower bound that it is where the operations of some operators are in none."""
     if not unknown:
         return f"{count:,}"
-    return f"at least {count:,} ({unknown} operator{'s' * (unknown > 1)} unknown)"
+    return f"at least {count:,} ({counted(unknown, 'operator')} unknown)"
 
 
 def _shrunk_lines(done: Shrunk) -> list[str]:
@@ -66,7 +66,10 @@ def _shrunk_lines(done: Shrunk) -> list[str]:
     rows.append(("MACs", old(was.structural), new(now.structural), new(now.nonzero)))
     rows.append(("bytes", f"{done.bytes_before:,}", f"{done.artifact.bytes:,}", ""))
     lines = table(("", "before", "after", "non-zero"), rows)
-    lines += [f"{row.layer}: {row.count} dead {row.side} channels stay: {row.reason}" for row in done.result.stayed]
+    lines += [
+        f"{row.layer}: {counted(row.count, f'dead {row.side} channel')} stay{'s' * (row.count == 1)}: {row.reason}"
+        for row in done.result.stayed
+    ]
     unknown = done.result.unknown.items()
     lines += [f"no rule for {op} ({count}): what it touches stays" for op, count in unknown]
     return [*lines, *done.artifact.notes]
@@ -76,7 +79,7 @@ def _shrunk_lines(done: Shrunk) -> list[str]:
 @click.argument("source", metavar="IN.onnx", type=PATH)
 @click.argument("target", metavar="OUT", type=PATH)
 @click.option("--to", "kind", type=click.Choice(FORMAT_NAMES), required=True, help="Format to write.")
-@click.option("--calibration", type=PATH, help="An .npz with samples x of the model's input, for int8 and packed-int8.")
+@click.option("--calibration", type=PATH, help="An .npz with samples x of the input, for int8 and packed-int8.")
 @click.option("--name", default="net", show_default=True, help="What generated C is called: NAME.c, NAME_run.")
 @click.option("--onnxruntime", is_flag=True, help="Add to generated C what makes it one operator of ONNX Runtime.")
 @click.option("--layout", type=click.Choice(LAYOUTS), help="Arrange C for microcontrollers as a project expects it.")
@@ -137,7 +140,12 @@ def convert(
 @click.command(short_help="Compare two models on the same inputs.")
 @click.argument("first", metavar="A", type=PATH)
 @click.argument("second", metavar="B", type=PATH)
-@click.option("--data", type=PATH, required=True, help="An .npz with array x and, for accuracies, y.")
+@click.option(
+    "--data",
+    type=PATH,
+    required=True,
+    help="An .npz with x, or samples named as the inputs, and y.",
+)
 @click.option(
     "--relative-error",
     type=float,
@@ -145,7 +153,8 @@ def convert(
 )
 @click.option(
     "--accuracy-drop",
-    type=SHARE,
+    metavar="SHARE",
+    callback=share,
     help="Accuracy, as in 1% or 0.01, that B may lose against A; without it B must predict what A does.",
 )
 @json_option
@@ -169,8 +178,9 @@ def compare(
     # Whoever allows accuracy to fall expects other outputs: no bound on them is meant then.
     default = 1e-4 if accuracy_drop is None else None
     limits = Tolerance(default if relative_error is None else relative_error, accuracy_drop or 0.0)
-    samples = evaluation.load_arrays(data)
-    done = evaluation.compare(model_path(first), model_path(second), samples.x, y=samples.y, tolerance=limits)
+    a, b = model_path(first), model_path(second)
+    samples = evaluation.load_arrays(data, a)
+    done = evaluation.compare(a, b, samples.x, y=samples.y, tolerance=limits)
     echo(done.to_dict(), as_json=as_json, lines=_comparison_lines(done))
     return 0 if done.ok else 1
 
@@ -178,7 +188,8 @@ def compare(
 def _comparison_lines(done: Comparison) -> list[str]:
     """Lay out how far two models are from each other, output by output."""
     found = done.table()
-    return [*table(found.columns, found.rows), *(f"FAILED: {failure.message}" for failure in done.failures)]
+    verdict = [f"compare: {found.title}"] if done.ok else [f"FAILED: {failure.message}" for failure in done.failures]
+    return [*table(found.columns, found.rows), "", *verdict]
 
 
 @click.command(short_help="Count parameters, MACs, FLOPs and RAM.")
@@ -240,9 +251,9 @@ def _cost_lines(found: Cost, arena: dict[str, Any] | None, unplanned: str | None
 @click.option("--target", metavar="NAME", help="A well-known board whose memories are the budget.")
 @click.option("--file", metavar="NAME", help="Check this file of a folder.  [default: the smallest that fits]")
 @click.option("--exact", is_flag=True, help="Choose among the exact files, whatever the recipe allows.")
-@click.option("--accuracy-drop", type=SHARE, help="Choose lossy files too whose tolerance is within this, as in 1%.")
+@click.option("--accuracy-drop", metavar="SHARE", callback=share, help="Choose lossy files within this too, as in 1%.")
 @click.option("--baseline", type=PATH, help="An older model or folder to compare sizes with.")
-@click.option("--max-growth", type=SHARE, help="Largest growth over the baseline, as in 2%.")
+@click.option("--max-growth", metavar="SHARE", callback=share, help="Largest growth over the baseline, as in 2%.")
 @click.option("--annotate", type=click.Choice(["github"]), help="Print the failures as annotations of GitHub's CI.")
 @click.option("--measure", is_flag=True, help="Compile the C artifacts for the target and read what they really take.")
 @click.option("--cc", metavar="COMMAND", help="With --measure: a compiler with its flags in place of the target's.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from relief_export.cli.common import PATH, echo, json_option, progress_option, recipe_options, table
-from relief_export.printing import percent
+from relief_export.printing import counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -318,7 +318,9 @@ def _stage_lines(done: Done) -> list[str]:
 
 def _pruned(outcome: dict[str, Any]) -> str:
     kept, dense = outcome["connections"]["kept"], outcome["connections"]["dense"]
-    return f"density {percent(kept / dense)} ({kept:,} of {dense:,}), test accuracy {percent(outcome['test'])}"
+    # Records of earlier versions have none.
+    note = f"; {said}" if (said := outcome["relief"].get("note")) else ""
+    return f"density {percent(kept / dense)} ({kept:,} of {dense:,}), test accuracy {percent(outcome['test'])}{note}"
 
 
 def _quantised(outcome: dict[str, Any]) -> str:
@@ -331,7 +333,7 @@ def _quantised(outcome: dict[str, Any]) -> str:
 def _validated(outcome: dict[str, Any]) -> str:
     files = {entry["file"] for entry in outcome["checks"]}
     verdict = "passed" if outcome["ok"] else "FAILED"
-    return f"{verdict}: {len(files)} files, {outcome['samples']:,} samples of {outcome['source']}"
+    return f"{verdict}: {counted(len(files), 'file')}, {counted(outcome['samples'], 'sample')} of {outcome['source']}"
 
 
 _STAGE_LINES: dict[str, Callable[[dict[str, Any]], str]] = {

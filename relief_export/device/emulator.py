@@ -12,6 +12,7 @@ import numpy as np
 
 from relief_export.device.toolchain import FIRMWARE, Program, Toolchain, require, run
 from relief_export.errors import InputError, UnsupportedModelError
+from relief_export.printing import counted
 from relief_export.targets import core_of
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def emulate(folder: Path, target: str, x: Array, *, optimise: str = "s", defines
     if samples.dtype != kind or samples.shape[1] != int(macros["NET_INPUT_SIZE"], 0) or not len(samples):
         raise InputError(
             f"{folder} takes {macros['NET_INPUT_SIZE']} {np.dtype(kind)} a sample: the data have {samples.shape[1]} "
-            f"{samples.dtype} for each of {len(samples)} samples"
+            f"{samples.dtype} for each of {counted(len(samples), 'sample')}"
         )
     with tempfile.TemporaryDirectory() as scratch:
         job = _Job(core, toolchain, program, Path(scratch), optimise, tuple(defines), macros)

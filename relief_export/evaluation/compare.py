@@ -27,7 +27,7 @@ from relief_export.evaluation.samples import check_labels, size
 from relief_export.evaluation.sessions import open_session
 from relief_export.formats import Tolerance
 from relief_export.formats.artifact import check_listed
-from relief_export.printing import Prints, TextTable, percent
+from relief_export.printing import Prints, TextTable, counted, percent, points
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -188,13 +188,15 @@ def judge(found: Agreement, tolerance: Tolerance, file: str, *, optimised: bool)
     elif exact or found.accuracy is None:
         # Without labels: no more accuracy can be lost than predictions differ.
         share, limit = 1 - found.same_predictions, tolerance.accuracy_drop
-        message = f"{found.disagreeing} predictions ({share:.4%}) differ, {limit:.4%} allowed"
+        predictions = counted(found.disagreeing, "prediction")
+        differ = "differs" if found.disagreeing == 1 else "differ"
+        message = f"{predictions} ({percent(share)}) {differ}, {percent(limit)} allowed"
         message += "" if first is None else f", the first at sample {first}"
         checks.append(check("predictions", share, limit, message, ok=share <= limit, sample=first))
     if found.accuracy_change is not None:
         change, limit = found.accuracy_change, tolerance.accuracy_drop
-        moved = f"{abs(change):.4%} {'below' if change < 0 else 'above'}" if change else "equal to"
-        message = f"accuracy {found.accuracy:.4%} is {moved} the reference's, a loss of {limit:.4%} is allowed"
+        moved = f"{points(abs(change))} {'below' if change < 0 else 'above'}" if change else "equal to"
+        message = f"accuracy {percent(found.accuracy)} is {moved} the reference's, a loss of {points(limit)} is allowed"
         message += f", worst at sample {worst}"
         # A gain is never a failure.
         checks.append(check("accuracy", change, -limit, message, ok=change >= -limit - _ROUNDING, sample=worst))
@@ -252,7 +254,8 @@ class Comparison(Judged):
         ]
         heads = ("output", "relative error", "same prediction", "accuracy of the second", "points against the first")
         answer = "within the tolerance" if self.ok else f"FAILED: {self.failures[0].message}"
-        return TextTable(f"{self.second} against {self.first}, {self.samples:,} samples: {answer}", heads, rows)
+        samples = counted(self.samples, "sample")
+        return TextTable(f"{self.second} against {self.first}, {samples}: {answer}", heads, rows)
 
 
 def compare(

@@ -1,6 +1,7 @@
 """Test sets: arrays x, y and logits, and the check that they fit each other.
 
 Of a model with several inputs the file holds an array ``x.NAME`` for each, of one with several outputs ``logits.NAME``.
+Where the model is known, arrays that are called like its inputs will do as well.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import numpy as np
 
 from relief_export.errors import InputError
 from relief_export.formats.artifact import check_listed
-from relief_export.npz import read_npz
+from relief_export.npz import of_inputs, read_npz
+from relief_export.printing import counted
 
 Array: TypeAlias = np.ndarray[Any, Any]
 ByName: TypeAlias = Array | Mapping[str, Array]
@@ -37,7 +39,9 @@ class Arrays:
             InputError: They are of several.
         """
         if isinstance(self.x, Mapping):
-            raise InputError(f"the samples are of {len(self.x)} inputs ({', '.join(self.x)}): give a model of one")
+            raise InputError(
+                f"the samples are of {counted(len(self.x), 'input')} ({', '.join(self.x)}): give a model of one"
+            )
         return self.x
 
 
@@ -60,11 +64,16 @@ def named(what: str, arrays: ByName) -> dict[str, Array]:
     )
 
 
-def load_arrays(path: str | Path) -> Arrays:
+def load_arrays(path: str | Path, model: Path | None = None) -> Arrays:
     """Read ``x``, and where they are there ``y`` and ``logits``, from an ``.npz`` file; nothing in it is executed.
 
+    Args:
+        path: The file.
+        model: What the samples are for: where there is no ``x``, arrays with the names of its inputs are taken, but for
+            ``y`` and ``logits``.
+
     Raises:
-        InputError: There is no such file, no array ``x``, or an array of pickled objects.
+        InputError: There is no such file, no array ``x`` or of an input, or an array of pickled objects.
         IntegrityError: The file is damaged, or differs from the manifest beside it that lists it.
     """
     path = Path(path)
@@ -73,7 +82,7 @@ def load_arrays(path: str | Path) -> Arrays:
     check_listed(path)
     x, logits = (_by_name(found, what) for what in ("x", "logits"))
     if x is None:
-        raise InputError(f"{path} has no array 'x': save the samples under that name")
+        x = _by_inputs(path, model)
     for name, array in named("x", x).items():
         if not array.ndim:
             raise InputError(f"{path}: array {name!r} is a single number: give samples along its first axis")
@@ -82,6 +91,20 @@ def load_arrays(path: str | Path) -> Arrays:
         if len(array) != size(x):
             raise InputError(f"{path}: array {name!r} holds {len(array)} samples, another one {size(x)}")
     return Arrays(x, found.get("y"), logits)
+
+
+def _by_inputs(path: Path, model: Path | None) -> ByName:
+    """Read the arrays that are called like the inputs of ``model``."""
+    from relief_export.evaluation.sessions import input_names  # noqa: PLC0415  sessions are fed with samples
+
+    # Only now, since a model has to be loaded for its names.
+    names = () if model is None else input_names(model)
+    free = [name for name in names if name.partition(".")[0] not in {"y", "logits"}]
+    found = of_inputs(read_npz(path, lambda key: key in free), names)
+    if not found:
+        own = f", or that of the model's input: {', '.join(names)}" if names else ""
+        raise InputError(f"{path} has no array 'x': save the samples under that name{own}")
+    return found if len(names) > 1 else next(iter(found.values()))
 
 
 def _by_name(found: Mapping[str, Array], what: str) -> ByName | None:

@@ -18,6 +18,7 @@ from relief_export.evaluation import samples
 from relief_export.evaluation.programs import ProgramSession
 from relief_export.formats import c
 from relief_export.formats.runtime import load, reason
+from relief_export.printing import counted
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -120,7 +121,9 @@ class Session:
         fixed = next((axis for axis in first if isinstance(axis, int)), None)
         size, count = batch if fixed is None else fixed, samples.size(x)
         if not count or not size or (fixed is not None and count % fixed):
-            raise InputError(f"{self.name}: {count} samples cannot be run in batches of {size}: give a multiple of it")
+            raise InputError(
+                f"{self.name}: {counted(count, 'sample')} cannot be run in batches of {size}: give a multiple of it"
+            )
         parts = []
         for start in range(0, count, size):
             parts.append(self._step(samples.part(x, start, start + size)))
@@ -134,7 +137,8 @@ class Session:
             results: list[Array] = self.inner.run(None, self.feed(x))
         except _RUNTIME_ERRORS as error:
             raise UnsupportedModelError(
-                f"{self.name} does not run with {count} samples ({reason(error)}): export it with a batch axis"
+                f"{self.name} does not run with {counted(count, 'sample')} ({reason(error)}): "
+                "export it with a batch axis"
             ) from None
         for output, result in zip(self.outputs, results, strict=True):
             # Outputs of batches are joined along this axis: another one would be joined into nonsense without an error.
@@ -174,6 +178,12 @@ def open_session(source: str | Path | ir.Model, *, name: str = "", optimised: bo
         if not _NUMBERS.fullmatch(output.type):
             raise UnsupportedModelError(f"{name}: output {output.name!r} is {output.type}: give one of numbers")
     return Session(name, inner, threads, optimised)
+
+
+def input_names(model: Path) -> tuple[str, ...]:
+    """Return the names of a model's inputs; see ``open_session`` for what it may be and what is raised."""
+    # Known without a compiler.
+    return (c.about(model).input,) if c.is_program(model) else open_session(model, optimised=False).inputs
 
 
 def _loadable(source: Path | ir.Model) -> Path | bytes:

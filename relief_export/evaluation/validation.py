@@ -15,7 +15,7 @@ from relief_export.errors import InputError, IntegrityError, MissingCompilerErro
 from relief_export.evaluation.compare import Agreement, Array, Check, Judged, classes, judge, measure
 from relief_export.evaluation.samples import check_labels, named, size
 from relief_export.evaluation.sessions import open_session
-from relief_export.printing import TextTable, percent
+from relief_export.printing import TextTable, counted, percent
 from relief_export.subjects import artifacts_folder
 
 if TYPE_CHECKING:
@@ -83,7 +83,9 @@ class Validation(Judged):
             size = f"{found[0].file_bytes:,}" if found else "-"
             rows.append((file, size, error, percent(same), percent(accuracy), "passed" if ok else "FAILED"))
         heads = ("file", "bytes", "relative error", "same predictions", "accuracy", "answer")
-        title = f"{'passed' if self.ok else 'FAILED'}: {len(answers)} files, {self.samples:,} samples"
+        title = (
+            f"{'passed' if self.ok else 'FAILED'}: {counted(len(answers), 'file')}, {counted(self.samples, 'sample')}"
+        )
         if self.reference_accuracy is not None:
             title += f", accuracy of the pruned network {percent(self.reference_accuracy)}"
         return TextTable(title, heads, rows)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+import onnx
+
 from relief_export.format_names import FORMAT_NAMES, FormatName
 from relief_export.formats import c, csr, dense, int8, ort, packed, sparse
 from relief_export.formats.artifact import (
@@ -137,6 +139,16 @@ FORMATS: dict[str, Format] = {
         _mcu("c-mcu-q8", "q8", int8.TOLERANCE),
     )
 }  # fmt: skip
+
+
+def compact_form(path: Path) -> FormatName | None:
+    """Return in which form a sound model leaves the zeros of its weights out, or None where they are stored."""
+    if path.is_dir():
+        return "csr"
+    proto = onnx.load(path, format="protobuf", load_external_data=False)
+    if packed.is_packed(proto):
+        return "packed"
+    return "sparse" if proto.graph.sparse_initializer else None
 
 
 def read(path: Path) -> ir.Model:

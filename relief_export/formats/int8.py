@@ -25,7 +25,7 @@ from relief_export.formats import packed
 from relief_export.formats.artifact import Artifact, File, Options, Tolerance
 from relief_export.formats.onnx_file import canonical, load_proto, save_model, to_ir
 from relief_export.formats.runtime import reason
-from relief_export.npz import read_npz
+from relief_export.npz import of_inputs, read_npz
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -181,9 +181,9 @@ def _samples(names: list[str], source: Array | Mapping[str, Array] | Path | None
         arrays = dict(source)
     else:
         arrays = read_npz(source)
-    if len(names) == 1 and names[0] not in arrays:
-        only = arrays.get("x", next(iter(arrays.values())) if len(arrays) == 1 else None)
-        arrays = {names[0]: only} if only is not None else {}
+    # One array for one input needs no name.
+    only = dict(zip(names, arrays.values(), strict=True)) if len(names) == len(arrays) == 1 else {}
+    arrays = of_inputs(arrays, names) or only
     empty = [name for name in names if name in arrays and not arrays[name].size]
     if empty:
         raise InputError(f"calibration samples of input {empty[0]!r} are none: save some")

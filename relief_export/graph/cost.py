@@ -43,7 +43,7 @@ import onnx
 import onnx_ir as ir
 
 from relief_export.graph.prepare import data_inputs, elements, static_shape, with_static_shapes
-from relief_export.printing import Prints, TextTable
+from relief_export.printing import Prints, TextTable, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
@@ -425,7 +425,7 @@ class Cost(Prints):
             (name, *("-" if one is None else f"{one:,}" for one in (each.dense, each.structural, each.nonzero)))
             for name, each in counts.items()
         ]
-        unknown = f", {len(self.unknown)} operators unknown" if self.unknown else ""
+        unknown = f", {counted(len(self.unknown), 'operator')} unknown" if self.unknown else ""
         return TextTable(f"cost at batch {self.batch}{unknown}", ("", "dense", "structural", "non-zero"), rows)
 
     def to_dict(self) -> dict[str, Any]:

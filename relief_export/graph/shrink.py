@@ -21,7 +21,7 @@ from relief_export.graph.rewrite import mark_shuffles, narrow_layers, replace_sh
 from relief_export.graph.rules.base import PINNED, LayerFacts, NodeContext
 from relief_export.graph.rules.linear import Linear, LinearFacts
 from relief_export.graph.rules.recurrent import Cell
-from relief_export.printing import Prints, TextTable
+from relief_export.printing import Prints, TextTable, counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +60,8 @@ class ShrinkResult(Prints):
         ]
         lost = sum(row.weights_before - row.weights_after for row in self.removed)
         stay = sum(row.count for row in self.stayed)
-        title = f"{lost:,} weights removed from {len(rows)} layers, {stay:,} dead inputs and outputs stay"
+        title = f"{counted(lost, 'weight')} removed from {counted(len(rows), 'layer')}, "
+        title += f"{stay:,} dead inputs and outputs stay"
         return TextTable(title, ("layer", *sides), rows)
 
     def to_dict(self) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch import distributed as dist
 
 from relief_export import records
 from relief_export.errors import InputError, IntegrityError
+from relief_export.printing import counted
 from relief_export.recipe import ReliefConfig
 from relief_export.relief.masks import Masks
 from relief_export.state import restore
@@ -157,7 +158,7 @@ def _open(folder: Path, key: dict[str, Any], *, force: bool) -> list[Round]:
     # Round 0 is the dense network alone, measured in moments: nothing of worth is lost with it.
     if rows[1:] and not force:
         raise InputError(
-            f"{folder} holds {len(rows) - 1} finished rounds of other settings ({difference}): "
+            f"{folder} holds {counted(len(rows) - 1, 'finished round')} of other settings ({difference}): "
             "name another folder, or give force=True to lose them"
         )
     _clear(folder)

@@ -24,7 +24,7 @@ from relief_export.layers import (
     outputs_first,
     tensor_name,
 )
-from relief_export.printing import Prints, TextTable, percent
+from relief_export.printing import Prints, TextTable, percent, points
 from relief_export.records import as_read
 from relief_export.relief.activity import measure_activity
 from relief_export.relief.disconnection import Disconnector
@@ -102,8 +102,20 @@ class Relieved(Prints):
         columns += ["test"] if self.history[0].test_accuracy is not None else []
         chosen = self.chosen
         whole = f"; left whole: {', '.join(self.left_whole)}" if self.left_whole else ""
-        title = f"{chosen.kept:,} of {chosen.dense:,} weights kept, accuracy {percent(chosen.accuracy)}{whole}"
+        density = f"density {percent(chosen.kept / chosen.dense)} ({chosen.kept:,} of {chosen.dense:,} weights)"
+        note = f"; {self.note}" if self.note else ""
+        title = f"{density}, accuracy {percent(chosen.accuracy)}{note}{whole}"
         return TextTable(title, columns, rows)
+
+    @property
+    def note(self) -> str:
+        """Why the dense network is the result although there were rounds; empty where one of them was acceptable."""
+        if len(self.history) == 1 or any(row.eligible for row in self.history[1:]):
+            return ""
+        return (
+            f"no round stayed within {points(self.accuracy_drop)} of the dense network: give more epochs, smaller "
+            "steps (larger alpha_conv and alpha_fc, or larger shares in keep) or a larger accuracy_drop"
+        )
 
     def plot(self, axes: Any = None) -> Any:  # noqa: ANN401  matplotlib's axes, which are untyped here
         """Draw accuracy over density, one point a round, and return the axes.
@@ -134,6 +146,7 @@ class Relieved(Prints):
             "accuracy_drop": self.accuracy_drop,
             "history": [asdict(row) for row in self.history],
             "left_whole": self.left_whole,
+            "note": self.note,
         }
 
 
@@ -520,7 +533,7 @@ class _Run:
     def _tell(self, rows: Sequence[Round]) -> None:
         if self.progress is not None and distributed.is_main():
             last = rows[-1]
-            note = f"{last.kept / last.dense:.1%} of connections kept, validation accuracy {last.accuracy:.2%}"
+            note = f"density {percent(last.kept / last.dense)}, validation accuracy {percent(last.accuracy)}"
             self.progress("relief", len(rows) - 1, self.config.rounds, note)
 
 

@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, PercentFormatter
 
+from relief_export.printing import counted, percent
 from relief_export.report.numbers import format_bytes, format_count
 
 if TYPE_CHECKING:
@@ -158,9 +159,10 @@ def rounds_chart(
 
     last = len(density) - 1 if chosen is None else chosen
     words = (
-        f"Accuracy through {len(density)} pruning rounds: from {accuracy[0]:.2%} at a density of {density[0]:.2%} to"
+        f"Accuracy through {counted(len(density), 'pruning round')}: from {percent(accuracy[0])} at a density of "
+        f"{percent(density[0])} to"
     )
-    return _draw(f"{words} {accuracy[last]:.2%} at {density[last]:.2%}.", 300, plot)
+    return _draw(f"{words} {percent(accuracy[last])} at {percent(density[last])}.", 300, plot)
 
 
 def bytes_chart(sizes: Sequence[tuple[str, int]], marks: Sequence[tuple[str, int]]) -> Markup:
@@ -245,7 +247,9 @@ def pareto_chart(runs: Sequence[tuple[str, Sequence[tuple[str, int, float]]]]) -
         axes.set_ylabel("test accuracy")
         axes.figure.legend(loc="outside lower center", ncols=2)
 
-    words = "; ".join(f"{name}: {', '.join(f'{f} {format_bytes(b)} {a:.2%}' for f, b, a in fs)}" for name, fs in runs)
+    words = "; ".join(
+        f"{name}: {', '.join(f'{f} {format_bytes(b)} {percent(a)}' for f, b, a in fs)}" for name, fs in runs
+    )
     return _draw(f"Test accuracy against bytes. {words}.", 260 + 16 * math.ceil(len(runs) / 2), plot)
 
 

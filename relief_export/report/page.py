@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from relief_export.errors import InputError
+from relief_export.printing import counted
 from relief_export.records import write_bytes
 from relief_export.report import charts, sections
 from relief_export.report.numbers import NONE, format_bytes, format_percent, format_points, format_ratio, percent
@@ -102,7 +103,9 @@ def verdict(run: Run) -> tuple[str, str]:
     )
     if validation is None:
         return "Not validated yet.", f"{smaller}, as far as bytes go: run relief-export validate on this folder."
-    on = f"{len(validation['checks'])} checks in ONNX Runtime, {validation['samples']:,} samples of "
+    on = (
+        f"{counted(len(validation['checks']), 'check')} in ONNX Runtime, {counted(validation['samples'], 'sample')} of "
+    )
     on += _source(validation)
     if not run.ok:
         wrong = [file.name for file in run.files if file.ok is False]

@@ -18,6 +18,7 @@ from relief_export.graph.arena import UnknownSizeError, plan_arena
 from relief_export.graph.cost import cost
 from relief_export.graph.shrink import ShrinkResult, shrink
 from relief_export.records import RECORDS, Record, atomic_folder, atomic_path
+from relief_export.subjects import model_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -221,7 +222,8 @@ def _samples(job: Job) -> Samples:
 
 def stored_samples(folder: Path, data: Path | None) -> Samples:
     """Return the samples of ``data``, or the reference sample that the export left in ``folder``."""
-    found = evaluation.load_arrays(data or folder / "reference.npz")
+    stored = folder / "reference.npz"
+    found = evaluation.load_arrays(stored) if data is None else evaluation.load_arrays(data, model_path(folder))
     if data is None and found.logits is None:
         raise InputError(f"{folder / 'reference.npz'} has no array 'logits': export again")
     return Samples(found.x, found.y, None if data else found.logits, str(data or "reference.npz"))

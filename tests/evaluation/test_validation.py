@@ -68,7 +68,7 @@ def test_a_changed_weight_fails_by_its_numbers(kind, export, samples, weights, t
     assert {failure.file for failure in found.failures} == {name}
     assert "accuracy" in {failure.code for failure in found.failures}
     title, _, row = str(found).splitlines()
-    assert title.startswith("FAILED: 1 files, 64 samples, accuracy of the pruned network 90.62 %")
+    assert title.startswith("FAILED: 1 file, 64 samples, accuracy of the pruned network 90.62 %")
     assert (row.split()[0], row.split()[-1]) == (name, "FAILED")
     for check in (check for check in found.checks if not check.ok):
         assert check.actual < check.limit if check.code == "accuracy" else check.actual > check.limit
@@ -417,6 +417,9 @@ def test_samples_of_several_inputs_go_by_name(tmp_path):
         session.run({"a": a})
     with pytest.raises(InputError, match=r"the samples are of 2 inputs \(a, b\): give a model of one"):
         _ = arrays.one_input
+    # Under the inputs' own names, and among other arrays.
+    np.savez(tmp_path / "own.npz", a=a, b=b, y=np.zeros(7, dtype=int), more=np.float32(1))
+    assert compare(path, path, load_arrays(tmp_path / "own.npz", path).x, tolerance=0.0).ok
     np.savez(tmp_path / "odd.npz", **{"x.a": a, "x.b": b[:3]})
     with pytest.raises(InputError, match=r"odd.npz: array 'x.b' holds 3 samples, another one 7"):
         load_arrays(tmp_path / "odd.npz")

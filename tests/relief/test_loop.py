@@ -623,12 +623,23 @@ def test_a_result_prints_its_rounds_and_draws_them():
     ]
     found = Relieved(1, Masks(), tuple(rows), 0.01, {"rnn": "LSTM, whose connections are not scored"})
     assert str(found).splitlines() == [
-        "250 of 1,000 weights kept, accuracy 89.00 %; left whole: rnn",
+        "density 25.00 % (250 of 1,000 weights), accuracy 89.00 %; left whole: rnn",
         "round        weights   density  before retraining  accuracy",
         "0              1,000  100.00 %                  -   90.00 %",
         "1 <- chosen      250   25.00 %            50.00 %   89.00 %",
         "2                100   10.00 %            40.00 %   60.00 %",
     ]
+    # The dense network as the result of three rounds is no success: what to change is said.
+    whole = Relieved(0, Masks(), (rows[0], rows[2]), 0.01)
+    assert str(whole).splitlines()[0] == (
+        "density 100.00 % (1,000 of 1,000 weights), accuracy 90.00 %; no round stayed within 1.00 points of the dense "
+        "network: give more epochs, smaller steps (larger alpha_conv and alpha_fc, or larger shares in keep) or a "
+        "larger accuracy_drop"
+    )
+    assert whole.to_dict()["note"].startswith("no round stayed within")
+    # Nor was there a round to fail, or did one fail that removed nothing.
+    assert "no round" not in str(Relieved(0, Masks(), (rows[0],), 0.01))
+    assert "no round" not in str(Relieved(0, Masks(), (rows[0], rows[1]), 0.01))
     assert "<td>1 &lt;- chosen</td><td>250</td>" in found._repr_html_()
     axes = found.plot(Figure().subplots())
     line, limit, chosen = axes.get_lines()

@@ -37,7 +37,7 @@ def test_a_chart_is_deterministic_says_itself_in_words_and_takes_the_colours_of_
 
 
 def test_what_is_said_in_words_has_the_numbers():
-    assert "95.00% at a density of 100.00% to 95.00% at 4.00%" in CHARTS["rounds"]()
+    assert "95.00 % at a density of 100.00 % to 95.00 % at 4.00 %" in CHARTS["rounds"]()
     assert "a.onnx 1.70 MB; b.onnx 1.20 kB; gzip 90.0 kB; bound 900 B" in CHARTS["bytes"]()
     assert "fc1 400 to 80 to 20; gone 90 to 0 to 0" in CHARTS["layers"]()
     assert "a 0.2 ms (0.1 to 0.4)" in CHARTS["latency"]()

@@ -44,6 +44,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 MARK, VERSION = "packed", 2
 OPSET = 13
+_PLAIN = "network"
+"""What the graph of an unpacked model is called: its first name is not stored."""
 TOLERANCES: dict[Values, Tolerance] = {
     "f32": EXACT,
     "f16": Tolerance(relative_error=1e-2, accuracy_drop=0.005),
@@ -225,3 +227,5 @@ def unpack(proto: onnx.ModelProto, path: Path) -> None:
     kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
+    # The mark goes with what it marks: a plain file under it would be taken for a packed one.
+    proto.graph.name = _PLAIN
