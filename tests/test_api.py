@@ -15,6 +15,7 @@ from torch import nn
 import relief_export as rx
 from relief_export.errors import InputError, UnsupportedModelError
 from relief_export.relief.masks import read_masks
+from relief_export.stages.export_stages import stored_samples
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +122,15 @@ def test_shrink_takes_paths_and_protos_and_leaves_them_alone(model, digits, tmp_
     assert lost == 10 * (128 + 1 + 10)
     assert rx.cost(second.model) == rx.cost(first.model)
     assert not rx.shrink(first.model).modified
+
+
+def test_the_samples_of_an_exported_folder_may_be_called_like_its_input(model, digits, tmp_path):
+    x, y = digits[0][:20], digits[1][:20]
+    rx.export(model, x[:4], tmp_path / "out", formats=("dense",), input_names=["img"])
+    np.savez(tmp_path / "own.npz", img=x, y=y)
+    found = stored_samples(tmp_path / "out", tmp_path / "own.npz")
+    np.testing.assert_array_equal(found.x, x)
+    assert rx.validate(tmp_path / "out", found.x, found.y).ok
 
 
 def test_files_are_converted_compared_and_audited_by_path(model, digits, tmp_path):

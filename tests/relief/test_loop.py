@@ -214,7 +214,7 @@ def test_other_settings_are_refused_and_lose_what_is_there_only_by_force(tmp_pat
     Loop([X], nothing, lambda _: 0.9).run(net(), config(rounds=1), folder=tmp_path)
     (tmp_path / "rounds/thesis.txt").write_text("mine")
     loop = Loop([X], nothing, lambda _: 0.8)
-    with pytest.raises(InputError, match=r"holds 1 finished rounds of other settings \(alpha_fc was 0.8 and is 0.7"):
+    with pytest.raises(InputError, match=r"holds 1 finished round of other settings \(alpha_fc was 0.8 and is 0.7"):
         loop.run(net(), config(alpha_fc=0.7, rounds=0), folder=tmp_path)
     other = net()
     with torch.no_grad():
