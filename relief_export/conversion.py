@@ -56,6 +56,8 @@ def shrink_file(
         InputError: ``source`` is absent, no ONNX model, or has a file that ``target`` would replace.
         UnsupportedModelError: The model has something the rewrite must not guess about.
     """
+    # Before the model is there: to look into a file takes twice its size for a moment.
+    form = formats.compact_form(source) if source.exists() else None
     model, stored = _read(source, target)
     if dimensions:
         model = with_dimensions(model, dimensions)
@@ -66,7 +68,7 @@ def shrink_file(
     after = cost(result.model, baseline=before)
     gc.collect()  # what the analysis knew refers to itself in circles, and the runtime is about to need the room
     artifact = _write(result.model, source, target, "dense", formats.Options(verify=verify))
-    if (form := formats.compact_form(source)) is not None:
+    if form is not None:
         note = (
             f"the input was {form} ({stored:,} bytes), what was written is not ({artifact.bytes:,} bytes): "
             f"convert --to {form} makes {target.name} {form} again"

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import onnx
+from google.protobuf.message import DecodeError
 
 from relief_export.format_names import FORMAT_NAMES, FormatName
 from relief_export.formats import c, csr, dense, int8, ort, packed, sparse
@@ -142,10 +143,13 @@ FORMATS: dict[str, Format] = {
 
 
 def compact_form(path: Path) -> FormatName | None:
-    """Return in which form a sound model leaves the zeros of its weights out, or None where they are stored."""
+    """Return in which form a model leaves the zeros of its weights out, or None where they are stored or it is none."""
     if path.is_dir():
         return "csr"
-    proto = onnx.load(path, format="protobuf", load_external_data=False)
+    try:
+        proto = onnx.load(path, format="protobuf", load_external_data=False)
+    except DecodeError:  # reading it says what is wrong
+        return None
     if packed.is_packed(proto):
         return "packed"
     return "sparse" if proto.graph.sparse_initializer else None
